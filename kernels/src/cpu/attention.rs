@@ -1,0 +1,246 @@
+//! Causal attention on the CPU: a block of queries at a time, its scores never leave the cache.
+//!
+//! Per (batch row, key-value head) one task packs K and V once, then takes [`QUERIES`] queries at a time through
+//! S = Q K^T, softmax and P V with the tiles of [`super::tile`]. Columns of S start at the first key that a query block may
+//! see, so a left-padded row runs exactly the arithmetic of the row alone.
+
+use super::pack::View;
+use super::tile::{MR, NR, Out, Panel, tile};
+use super::{Isa, Scratch, SendPtr, isa, math, parallel};
+
+/// Queries whose scores are held at once.
+const QUERIES: usize = 4 * MR;
+
+/// Sizes of one call. Query `i` stands at position `offset + i` among the keys.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Width of queries and keys.
+    pub d: usize,
+    /// Width of values.
+    pub dv: usize,
+    pub scale: f32,
+    /// First real key of each batch row: what stands before is padding.
+    pub start: Vec<usize>,
+    /// Keys a query sees at most, itself included.
+    pub window: usize,
+}
+
+impl Shape {
+    fn offset(&self) -> usize {
+        self.keys - self.queries
+    }
+
+    /// Keys that query `i` of batch row `b` sees; empty for padding.
+    fn seen(&self, b: usize, i: usize) -> std::ops::Range<usize> {
+        let end = self.offset() + i + 1;
+        let first = self.start[b].max(end.saturating_sub(self.window));
+        first.min(end)..end
+    }
+
+    /// Blocks of queries of batch row `b`, aligned to its first real query so that padding does not shift them.
+    fn blocks(&self, b: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let first = self.start[b].saturating_sub(self.offset()).min(self.queries);
+        let queries = self.queries;
+        (first..queries).step_by(QUERIES).map(move |i| (i, QUERIES.min(queries - i)))
+    }
+
+    fn worth(&self) -> bool {
+        self.batch * self.heads * self.queries * self.keys * self.d > 1 << 16
+    }
+
+    /// Rows of `t` tokens, `heads` heads and `width` values: head `h` of batch row `b` as a matrix `[t, width]`.
+    fn head<'a>(data: &'a [f32], b: usize, t: usize, heads: usize, h: usize, width: usize) -> View<'a, f32> {
+        View { data, offset: (b * t * heads + h) * width, rs: heads * width, cs: 1, gather: None }
+    }
+}
+
+/// All panels of a `[k, n]` matrix, packed.
+struct Panels {
+    data: Scratch,
+    k: usize,
+}
+
+impl Panels {
+    fn new(view: View<'_, f32>, k: usize, n: usize) -> Self {
+        let panels = n.div_ceil(NR);
+        let mut data = Scratch::new(panels * k * NR);
+        for j in 0..panels {
+            view.pack_panel(j * NR, n, k, &mut data[j * k * NR..][..k * NR]);
+        }
+        Self { data, k }
+    }
+
+    /// `C (+)= A[rows, range of k] · B[range of k, range of n]` for packed blocks of A made by [`pack`]. `n` must start at a
+    /// multiple of `NR`.
+    fn product(&self, isa: Isa, a: &Packed, depth: std::ops::Range<usize>, n: std::ops::Range<usize>, c: &mut [f32], ld: usize, accumulate: bool) {
+        let columns = n.len();
+        if columns == 0 || a.rows == 0 {
+            return;
+        }
+        assert!(ld >= columns && (a.rows - 1) * ld + columns <= c.len() && a.k == depth.len() && n.start % NR == 0);
+        for j in 0..columns.div_ceil(NR) {
+            let panel = &self.data[(n.start / NR + j) * self.k * NR..][depth.start * NR..depth.end * NR];
+            let mut row = 0;
+            while row < a.rows {
+                let mr = MR.min(a.rows - row);
+                let out = Out { ptr: c[row * ld + j * NR..].as_mut_ptr(), ld, n: NR.min(columns - j * NR), accumulate };
+                // SAFETY: the assertion above covers the last row and column of `c`.
+                unsafe { tile(isa, a.k, mr, &a.data[row * a.k..][..mr * a.k], Panel::F32(panel), out) };
+                row += mr;
+            }
+        }
+    }
+}
+
+/// Rows packed in blocks of `MR`.
+struct Packed {
+    data: Scratch,
+    rows: usize,
+    k: usize,
+}
+
+/// Rows `i0..i0 + rows` of a view, columns `0..k`.
+fn pack(view: View<'_, f32>, i0: usize, rows: usize, k: usize) -> Packed {
+    let mut data = Scratch::new(rows * k);
+    let mut row = 0;
+    while row < rows {
+        let mr = MR.min(rows - row);
+        view.pack_rows(i0 + row, mr, k, &mut data[row * k..][..mr * k]);
+        row += mr;
+    }
+    Packed { data, rows, k }
+}
+
+/// Scores of a block of queries, softmaxed: row `i` holds the probabilities of keys `first..last`, zero where not seen.
+struct Block {
+    p: Scratch,
+    first: usize,
+    last: usize,
+    ld: usize,
+}
+
+fn probabilities(isa: Isa, s: &Shape, b: usize, q: &Packed, i0: usize, keys: &Panels, base: usize) -> Block {
+    let rows = q.rows;
+    // Columns start at a whole panel counted from `base`, the first real key of the row.
+    let lowest = (0..rows).map(|i| s.seen(b, i0 + i).start).min().unwrap_or(base).max(base);
+    let first = base + (lowest - base) / NR * NR;
+    let last = s.seen(b, i0 + rows - 1).end;
+    let ld = (last - first).next_multiple_of(16);
+    let mut p = Scratch::new(rows * ld);
+    keys.product(isa, q, 0..q.k, first - base..last - base, &mut p, ld, false);
+    for i in 0..rows {
+        let seen = s.seen(b, i0 + i);
+        let row = &mut p[i * ld..][..ld];
+        row[..seen.start.max(first) - first].fill(0.0);
+        row[seen.end - first..].fill(0.0);
+        math::softmax(isa, &mut row[seen.start.max(first) - first..seen.end - first], s.scale);
+    }
+    Block { p, first, last, ld }
+}
+
+/// `out [b, t, heads, dv]`
+pub(crate) fn forward(s: &Shape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    let (isa, group) = (isa(), s.heads / s.kv_heads);
+    let shared = SendPtr::new(out);
+    parallel(s.batch * s.kv_heads, s.worth(), |task| {
+        let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
+        let base = s.start[b].min(s.keys);
+        let real = s.keys - base;
+        let keys = Shape::head(k, b, s.keys, s.kv_heads, kv, s.d).skip(base);
+        let keys = Panels::new(keys.transposed(), s.d, real);
+        let values = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv).skip(base);
+        let values = Panels::new(values, real, s.dv);
+        let mut rows = Scratch::new(QUERIES * s.dv);
+        for head in kv * group..(kv + 1) * group {
+            let queries = Shape::head(q, b, s.queries, s.heads, head, s.d);
+            // SAFETY (both): head `head` of batch row `b` is written by this task alone.
+            let write = |i: usize| unsafe { shared.slice(((b * s.queries + i) * s.heads + head) * s.dv, s.dv) };
+            let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
+            (0..first_real).for_each(|i| write(i).fill(0.0));
+            for (i0, n) in s.blocks(b) {
+                let block = probabilities(isa, s, b, &pack(queries, i0, n, s.d), i0, &keys, base);
+                let width = block.last - block.first;
+                let p = pack(View::rows(&block.p, 0, block.ld), 0, n, width);
+                let depth = block.first - base..block.last - base;
+                values.product(isa, &p, depth, 0..s.dv, &mut rows, s.dv, false);
+                (0..n).for_each(|i| write(i0 + i).copy_from_slice(&rows[i * s.dv..][..s.dv]));
+            }
+        }
+    });
+}
+
+/// Gradients of [`forward`], given its output and the gradient of that.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn backward(
+    s: &Shape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    dout: &[f32],
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    let (isa, group) = (isa(), s.heads / s.kv_heads);
+    let (dq_out, dk_out, dv_out) = (SendPtr::new(dq), SendPtr::new(dk), SendPtr::new(dv));
+    parallel(s.batch * s.kv_heads, s.worth(), |task| {
+        let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
+        let base = s.start[b].min(s.keys);
+        let real = s.keys - base;
+        let key_rows = Shape::head(k, b, s.keys, s.kv_heads, kv, s.d).skip(base);
+        let value_rows = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv).skip(base);
+        let keys_t = Panels::new(key_rows.transposed(), s.d, real); // (d, keys): scores
+        let keys = Panels::new(key_rows, real, s.d); // (keys, d): dq
+        let values_t = Panels::new(value_rows.transposed(), s.dv, real); // (dv, keys): dP
+        // Gradients of this key-value head, summed over its query heads and blocks in order.
+        let (mut dk_sum, mut dv_sum) = (Scratch::zeroed(real * s.d), Scratch::zeroed(real * s.dv));
+        let mut rows = Scratch::new(QUERIES * s.d);
+        for head in kv * group..(kv + 1) * group {
+            let queries = Shape::head(q, b, s.queries, s.heads, head, s.d);
+            let outs = Shape::head(out, b, s.queries, s.heads, head, s.dv);
+            let douts = Shape::head(dout, b, s.queries, s.heads, head, s.dv);
+            for (i0, n) in s.blocks(b) {
+                let block = probabilities(isa, s, b, &pack(queries, i0, n, s.d), i0, &keys_t, base);
+                let (first, last, ld) = (block.first - base, block.last - base, block.ld);
+                let width = last - first;
+                let mut ds = Scratch::new(n * ld);
+                let dout_rows = pack(douts, i0, n, s.dv);
+                values_t.product(isa, &dout_rows, 0..s.dv, first..last, &mut ds, ld, false);
+                for i in 0..n {
+                    let at = |view: &View<'_, f32>| view.offset + (i0 + i) * view.rs;
+                    let inner =
+                        math::dot(isa, &out[at(&outs)..][..s.dv], &dout[at(&douts)..][..s.dv]);
+                    math::softmax_grad(isa, &block.p[i * ld..][..width], &mut ds[i * ld..][..width], inner, s.scale);
+                }
+                // dq = dS · K
+                let ds_rows = pack(View::rows(&ds, 0, ld), 0, n, width);
+                keys.product(isa, &ds_rows, first..last, 0..s.d, &mut rows, s.d, false);
+                for i in 0..n {
+                    // SAFETY: head `head` of batch row `b` is written by this task alone.
+                    let dq = unsafe { dq_out.slice(((b * s.queries + i0 + i) * s.heads + head) * s.d, s.d) };
+                    dq.copy_from_slice(&rows[i * s.d..][..s.d]);
+                }
+                // dk += dS^T · Q and dv += P^T · dO
+                let queries = Panels::new(queries.skip(i0), n, s.d);
+                let ds_t = pack(View::rows(&ds, 0, ld).transposed(), 0, width, n);
+                queries.product(isa, &ds_t, 0..n, 0..s.d, &mut dk_sum[first * s.d..], s.d, true);
+                let douts = Panels::new(douts.skip(i0), n, s.dv);
+                let p_t = pack(View::rows(&block.p, 0, ld).transposed(), 0, width, n);
+                douts.product(isa, &p_t, 0..n, 0..s.dv, &mut dv_sum[first * s.dv..], s.dv, true);
+            }
+        }
+        for t in 0..real {
+            let at = (b * s.keys + base + t) * s.kv_heads + kv;
+            // SAFETY: key-value head `kv` of batch row `b` is written by this task alone.
+            let (dk, dv) = unsafe { (dk_out.slice(at * s.d, s.d), dv_out.slice(at * s.dv, s.dv)) };
+            dk.copy_from_slice(&dk_sum[t * s.d..][..s.d]);
+            dv.copy_from_slice(&dv_sum[t * s.dv..][..s.dv]);
+        }
+    });
+}

@@ -1,0 +1,193 @@
+//! The driver: a list of independent products, packed and computed in two parallel regions.
+//!
+//! A grouped linear, its gradients and a plain linear are all such lists, so there is one driver.
+
+use super::pack::{Elem, Packed, View};
+use super::tile::{MR, NR, Out, Panel, tile};
+use super::{Scratch, SendPtr, isa, parallel};
+
+/// The right-hand side of a product, `[k, n]`.
+pub(crate) enum Rhs<'a, T> {
+    /// Packed by the driver on each call.
+    Plain(View<'a, T>),
+    /// Expert `1` of weights that were packed at load.
+    Packed(&'a Packed, usize),
+}
+
+/// `C = A · B (+ bias)`: `A` is `[m, k]`, `B` is `[k, n]`, and row `i` of `C` starts at `c + i * ld` of the output buffer.
+pub(crate) struct Product<'a, A, B> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: View<'a, A>,
+    pub b: Rhs<'a, B>,
+    pub bias: Option<&'a [f32]>,
+    pub c: usize,
+    pub ld: usize,
+}
+
+/// Rows of `A` that a task keeps a panel of `B` for.
+const CHUNK: usize = 36 * MR;
+/// Multiply-adds below which threads do not pay.
+const WORTH: usize = 1 << 15;
+
+/// Splits `m` rows evenly into tiles: block `i` of `blocks` is `(start, rows)`.
+fn block(m: usize, blocks: usize, i: usize) -> (usize, usize) {
+    let (base, extra) = (m / blocks, m % blocks);
+    (i * base + i.min(extra), base + usize::from(i < extra))
+}
+
+/// Computes every product into `c`. Outputs of different products must not overlap; each range is checked.
+pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32]) {
+    // Offsets of each product's packed operands, and the tasks: (product, block of A to pack) or (product, panel of B).
+    let mut a_at = Vec::with_capacity(products.len());
+    let mut b_at = Vec::with_capacity(products.len());
+    let (mut a_len, mut b_len, mut work) = (0, 0, 0usize);
+    let mut packing = Vec::new();
+    let mut tasks = Vec::new();
+    for (index, p) in products.iter().enumerate() {
+        a_at.push(a_len);
+        b_at.push(b_len);
+        if p.m == 0 || p.n == 0 {
+            continue;
+        }
+        assert!(p.ld >= p.n && p.c + (p.m - 1) * p.ld + p.n <= c.len(), "product {index} writes beyond its output");
+        work = work.saturating_add(p.m * p.n * p.k);
+        let (blocks, panels) = (p.m.div_ceil(MR), p.n.div_ceil(NR));
+        a_len += p.m * p.k;
+        // Without depth (an expert without tokens, in a weight gradient) there is nothing to pack, and C is zero.
+        if p.k > 0 {
+            packing.extend((0..blocks).map(|i| (index, i, false)));
+        }
+        if let Rhs::Plain(_) = p.b {
+            b_len += panels * p.k * NR;
+            packing.extend((0..if p.k > 0 { panels } else { 0 }).map(|j| (index, j, true)));
+        }
+        for first in (0..blocks).step_by(CHUNK / MR) {
+            let last = (first + CHUNK / MR).min(blocks);
+            tasks.extend((0..panels).map(|j| (index, first..last, j)));
+        }
+    }
+    let mut a_packed = Scratch::new(a_len);
+    let mut b_packed = Scratch::new(b_len);
+    let isa = isa();
+
+    let (a_out, b_out) = (SendPtr::new(&mut a_packed), SendPtr::new(&mut b_packed));
+    parallel(packing.len(), work > WORTH, |t| {
+        let (index, i, is_panel) = packing[t];
+        let p = &products[index];
+        if is_panel {
+            if let Rhs::Plain(view) = &p.b {
+                // SAFETY: panel `i` of product `index` is written by this task alone.
+                let dst = unsafe { b_out.slice(b_at[index] + i * p.k * NR, p.k * NR) };
+                view.pack_panel(i * NR, p.n, p.k, dst);
+            }
+        } else {
+            let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
+            // SAFETY: the blocks of a product are disjoint, and each is written by one task.
+            let dst = unsafe { a_out.slice(a_at[index] + start * p.k, rows * p.k) };
+            p.a.pack_rows(start, rows, p.k, dst);
+        }
+    });
+
+    let c_out = SendPtr::new(c);
+    let (a_packed, b_packed) = (&*a_packed, &*b_packed);
+    parallel(tasks.len(), work > WORTH, |t| {
+        let (index, blocks, j) = &tasks[t];
+        let p = &products[*index];
+        let panel = match &p.b {
+            Rhs::Plain(_) => Panel::F32(&b_packed[b_at[*index] + j * p.k * NR..][..p.k * NR]),
+            Rhs::Packed(packed, expert) => packed.panel(*expert, *j),
+        };
+        let cols = (p.n - j * NR).min(NR);
+        for i in blocks.clone() {
+            let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
+            let a = &a_packed[a_at[*index] + start * p.k..][..rows * p.k];
+            let at = p.c + start * p.ld + j * NR;
+            // SAFETY: `at + (rows - 1) * ld + cols` lies inside `c` (asserted above for the whole product), and this
+            // task alone writes these rows and columns. Only single rows become references below.
+            unsafe {
+                let out = Out { ptr: c_out.at(at), ld: p.ld, n: cols, accumulate: false };
+                tile(isa, p.k, rows, a, panel, out);
+            }
+            if let Some(bias) = p.bias {
+                for row in 0..rows {
+                    // SAFETY: as above.
+                    let c = unsafe { c_out.slice(at + row * p.ld, cols) };
+                    for (c, b) in c.iter_mut().zip(&bias[j * NR..]) {
+                        *c += b;
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Isa, with_isa, with_threads};
+    use crate::rng::Rng;
+    use candle_core::{Device, Tensor};
+    use half::bf16;
+
+    fn random(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::new(seed);
+        // Values that bf16 holds exactly, so that bf16 weights have the same reference.
+        (0..n).map(|_| bf16::from_f64(rng.normal()).to_f32()).collect()
+    }
+
+    fn product(m: usize, n: usize, k: usize, packed: Option<&Packed>, threads: usize) -> Vec<f32> {
+        let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
+        let mut c = vec![f32::NAN; m * n];
+        let b = match packed {
+            Some(packed) => Rhs::Packed(packed, 0),
+            None => Rhs::Plain(View::rows(&b, 0, k).transposed()),
+        };
+        let p = Product { m, n, k, a: View::rows(&a, 0, k), b, bias: Some(&bias), c: 0, ld: n };
+        with_threads(threads, || run(&[p], &mut c));
+        c
+    }
+
+    #[test]
+    fn products_agree_with_f64_on_every_instruction_set() {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+            for (m, n, k) in [(1, 1, 1), (3, 33, 7), (14, 32, 16), (15, 31, 5), (29, 70, 33), (40, 17, 64), (5, 40, 0)] {
+                let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
+                let weight = Tensor::from_vec(b.clone(), (n, k), &Device::Cpu).unwrap();
+                for packed in [
+                    None,
+                    Some(Packed::new(&weight).unwrap()),
+                    Some(Packed::new(&weight.to_dtype(candle_core::DType::BF16).unwrap()).unwrap()),
+                ] {
+                    let c = with_isa(isa, || product(m, n, k, packed.as_ref(), 2));
+                    for i in 0..m {
+                        for j in 0..n {
+                            let exact: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[j * k + p])).sum();
+                            let got = f64::from(c[i * n + j]);
+                            let want = exact + f64::from(bias[j]);
+                            assert!((got - want).abs() < 1e-4, "{isa:?} {m}x{n}x{k} at {i},{j}: {got} {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_in_a_batch_on_any_number_of_threads() {
+        let (m, n, k) = (37, 65, 130);
+        let weight = Tensor::from_vec(random(n * k, 2), (n, k), &Device::Cpu).unwrap();
+        let packed = Packed::new(&weight).unwrap();
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+            with_isa(isa, || {
+                let all = product(m, n, k, None, 1);
+                assert_eq!(all, product(m, n, k, None, 2));
+                assert_eq!(all, product(m, n, k, Some(&packed), 2));
+                for rows in [1, 2, 13, 15] {
+                    assert_eq!(all[..rows * n], product(rows, n, k, None, 2)[..], "{isa:?} {rows} rows");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! [`ExpertBank`]: `E` networks of one shape.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
+use super::fused;
+use crate::cpu::pack::Packed;
+use crate::host::tracked;
+use crate::ops::silu_glu;
+use crate::routes::Routes;
+
+/// The non-linearity inside an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU with the tanh approximation (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU with the error function (`gelu`).
+    Gelu,
+    /// `max(x, 0)`
+    Relu,
+}
+
+impl Activation {
+    /// The activation that a `config.json` calls `hidden_act` or alike.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Ok(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
+            "gelu" => Self::Gelu,
+            "relu" => Self::Relu,
+            other => bail!("activation {other:?} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu"),
+        })
+    }
+
+    /// Elementwise, with gradients.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => x.silu(),
+            Self::GeluTanh => x.gelu(),
+            Self::Gelu => x.gelu_erf(),
+            Self::Relu => x.relu(),
+        }
+    }
+}
+
+/// What one expert computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BankKind {
+    /// `down(act(gate x) * up x)`, with gate and up stacked as `[E, 2I, H]`.
+    Gated,
+    /// `down(act(up x))`
+    Mlp,
+    /// `up x`
+    Linear,
+}
+
+/// Weights of one layer of all experts.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// `[E, out, in]`; a variable in training.
+    Dense(Tensor),
+    /// Tiles made at load for the CPU; forward only.
+    Packed(Packed),
+}
+
+impl Storage {
+    /// `(experts, out, in)`
+    pub fn dims(&self) -> Result<(usize, usize, usize)> {
+        match self {
+            Self::Dense(t) => t.dims3(),
+            Self::Packed(p) => Ok(p.dims()),
+        }
+    }
+
+    /// The plain tensor `[E, out, in]`.
+    pub fn dense(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => Ok(t.clone()),
+            Self::Packed(_) => bail!("packed weights have no plain tensor; load the checkpoint unpacked to train or save it"),
+        }
+    }
+
+    /// The same weights in tiles for the CPU.
+    pub fn pack(&self) -> Result<Self> {
+        match self {
+            Self::Dense(t) => Ok(Self::Packed(Packed::new(t)?)),
+            packed => Ok(packed.clone()),
+        }
+    }
+
+    fn is_tracked(&self) -> bool {
+        matches!(self, Self::Dense(t) if tracked(t))
+    }
+
+    fn grouped(&self, x: &Tensor, bias: Option<&Tensor>, routes: &Routes) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => grouped_linear(x, w, bias, routes),
+            Self::Packed(w) => {
+                let bias = bias.map(|b| b.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).transpose()?;
+                let offsets: Arc<[usize]> = routes.offsets().into();
+                x.contiguous()?.apply_op1_no_bwd(&PackedLinear { weight: w.clone(), bias, offsets })
+            }
+        }
+    }
+}
+
+/// A LayerNorm of each expert's output, before weighting (Llama-SMoP, arXiv 2505.14336).
+#[derive(Clone, Debug)]
+pub struct OutputNorm {
+    /// `[E, O]`
+    pub weight: Tensor,
+    /// `[E, O]`
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// `E` feed-forward networks of one shape. `E = 1` is the dense layer: dense and sparse share one code path.
+#[derive(Clone, Debug)]
+pub struct ExpertBank {
+    pub(super) kind: BankKind,
+    pub(super) activation: Activation,
+    pub(super) up: Storage,
+    pub(super) down: Option<Storage>,
+    pub(super) up_bias: Option<Tensor>,
+    pub(super) down_bias: Option<Tensor>,
+    pub(super) output_norm: Option<OutputNorm>,
+}
+
+impl ExpertBank {
+    /// Gated experts: `gate_up [E, 2I, H]` (gate first), `down [E, O, I]`.
+    pub fn gated(gate_up: Tensor, down: Tensor, activation: Activation) -> Result<Self> {
+        let (e, wide, _) = gate_up.dims3()?;
+        let (e2, _, i) = down.dims3()?;
+        if e != e2 || wide != 2 * i {
+            bail!("gated experts: gate_up {:?} and down {:?} do not fit", gate_up.dims(), down.dims());
+        }
+        Ok(Self::new(BankKind::Gated, gate_up, Some(down), activation))
+    }
+
+    /// Two-layer experts: `up [E, I, H]`, `down [E, O, I]`.
+    pub fn mlp(up: Tensor, down: Tensor, activation: Activation) -> Result<Self> {
+        let (e, i, _) = up.dims3()?;
+        let (e2, _, i2) = down.dims3()?;
+        if e != e2 || i != i2 {
+            bail!("two-layer experts: up {:?} and down {:?} do not fit", up.dims(), down.dims());
+        }
+        Ok(Self::new(BankKind::Mlp, up, Some(down), activation))
+    }
+
+    /// One linear map per expert: `weight [E, O, H]`.
+    pub fn linear(weight: Tensor) -> Result<Self> {
+        weight.dims3()?;
+        Ok(Self::new(BankKind::Linear, weight, None, Activation::Relu))
+    }
+
+    fn new(kind: BankKind, up: Tensor, down: Option<Tensor>, activation: Activation) -> Self {
+        let (up, down) = (Storage::Dense(up), down.map(Storage::Dense));
+        Self { kind, activation, up, down, up_bias: None, down_bias: None, output_norm: None }
+    }
+
+    /// Adds biases: of the first layer `[E, 2I]` or `[E, I]`, of the second `[E, O]`.
+    pub fn with_biases(mut self, up: Option<Tensor>, down: Option<Tensor>) -> Result<Self> {
+        let (e, n, _) = self.up.dims()?;
+        if up.as_ref().is_some_and(|b| b.dims() != [e, n]) {
+            bail!("first bias of the experts: expected shape [{e}, {n}]");
+        }
+        let out = self.output_width();
+        if down.as_ref().is_some_and(|b| b.dims() != [e, out]) || (down.is_some() && self.down.is_none()) {
+            bail!("second bias of the experts: expected shape [{e}, {out}] and a second layer");
+        }
+        (self.up_bias, self.down_bias) = (up, down);
+        Ok(self)
+    }
+
+    /// Adds a norm of each expert's output.
+    pub fn with_output_norm(mut self, norm: OutputNorm) -> Result<Self> {
+        let (e, _, _) = self.up.dims()?;
+        let expected = [e, self.output_width()];
+        if norm.weight.dims() != expected || norm.bias.dims() != expected {
+            bail!("output norm of the experts: expected weight and bias of shape {expected:?}");
+        }
+        self.output_norm = Some(norm);
+        Ok(self)
+    }
+
+    /// The same bank with its weights in tiles for the CPU: faster, forward only.
+    pub fn pack(mut self) -> Result<Self> {
+        self.up = self.up.pack()?;
+        self.down = self.down.map(|d| d.pack()).transpose()?;
+        Ok(self)
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.up.dims().map_or(0, |(e, _, _)| e)
+    }
+
+    /// Width of a token after the bank.
+    pub fn output_width(&self) -> usize {
+        self.down.as_ref().unwrap_or(&self.up).dims().map_or(0, |(_, o, _)| o)
+    }
+
+    /// True if a gradient will be asked for any weight.
+    fn is_tracked(&self) -> bool {
+        let norm = self.output_norm.iter().flat_map(|n| [&n.weight, &n.bias]);
+        self.up.is_tracked()
+            || self.down.as_ref().is_some_and(Storage::is_tracked)
+            || self.up_bias.iter().chain(&self.down_bias).chain(norm).any(tracked)
+    }
+
+    /// The weighted sum of each token's experts. Takes the fused path unless a gradient is wanted.
+    ///
+    /// # Shapes
+    /// `x [T, H]` to `[T, O]`
+    pub fn forward(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if routes.experts() != self.experts() || x.dims2()?.0 != routes.tokens() {
+            bail!(
+                "routes of {} tokens to {} experts do not fit input {:?} and {} experts",
+                routes.tokens(),
+                routes.experts(),
+                x.dims(),
+                self.experts()
+            );
+        }
+        if self.is_tracked() || tracked(x) || tracked(routes.weight()) {
+            self.forward_stages(x, routes)
+        } else {
+            fused::forward(self, x, routes)
+        }
+    }
+
+    /// [`forward`](Self::forward) by the differentiable stages.
+    pub fn forward_stages(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if routes.is_empty() {
+            return Tensor::zeros((routes.tokens(), self.output_width()), x.dtype(), x.device());
+        }
+        let x = dispatch(x, routes)?; // (R, H)
+        let mut h = self.up.grouped(&x, self.up_bias.as_ref(), routes)?;
+        if let Some(down) = &self.down {
+            h = match (self.kind, self.activation) {
+                (BankKind::Gated, Activation::Silu) => silu_glu(&h)?,
+                (BankKind::Gated, activation) => {
+                    let i = h.dim(D::Minus1)? / 2;
+                    (activation.apply(&h.narrow(D::Minus1, 0, i)?)? * h.narrow(D::Minus1, i, i)?)?
+                }
+                (_, activation) => activation.apply(&h)?,
+            };
+            h = down.grouped(&h, self.down_bias.as_ref(), routes)?;
+        }
+        if let Some(norm) = &self.output_norm {
+            h = norm.forward(&h, routes)?;
+        }
+        combine(&h, routes)
+    }
+}
+
+impl OutputNorm {
+    /// `y [R, O]`, each row by its expert's norm.
+    fn forward(&self, y: &Tensor, routes: &Routes) -> Result<Tensor> {
+        let mut expert = vec![0u32; routes.len()];
+        for e in 0..routes.experts() {
+            expert[routes.offsets()[e]..routes.offsets()[e + 1]].fill(e as u32);
+        }
+        let expert = Tensor::from_vec(expert, routes.len(), y.device())?;
+        let dtype = y.dtype();
+        let y = y.to_dtype(DType::F32)?;
+        let y = y.broadcast_sub(&y.mean_keepdim(D::Minus1)?)?;
+        let var = y.sqr()?.mean_keepdim(D::Minus1)?;
+        let y = y.broadcast_div(&(var + self.eps)?.sqrt()?)?;
+        let weight = self.weight.to_dtype(DType::F32)?.index_select(&expert, 0)?; // (R, O)
+        let bias = self.bias.to_dtype(DType::F32)?.index_select(&expert, 0)?; // (R, O)
+        ((y * weight)? + bias)?.to_dtype(dtype)
+    }
+}

@@ -1,0 +1,13 @@
+//! Expert compute: a stack of feed-forward networks, each applied to the tokens routed to it.
+//!
+//! [`stages`] holds the differentiable operations, [`ExpertBank`] the networks made of them, [`fused`] the inference path
+//! that keeps intermediate values out of tensors, and [`naive()`] the oracle for both.
+
+mod bank;
+mod fused;
+mod naive;
+pub mod stages;
+
+pub use bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
+pub use naive::naive;
+pub use stages::{combine, dispatch, grouped_linear, linear};

@@ -1,0 +1,40 @@
+//! Routers, expert kernels, attention, norms and checkpoints for sparse mixture-of-experts models on candle.
+//!
+//! A sparse layer is three stages around a router:
+//!
+//! ```text
+//! x [T, H] ── Router ──▶ Routes { token [R], offsets [E+1], slot [R], weight [R], scores [T, E] }
+//!     │                     │
+//!     └── dispatch ──▶ grouped_linear, activation, grouped_linear ──▶ combine ──▶ [T, O]
+//!             [R, H]                  [R, O]
+//! ```
+//!
+//! [`ExpertBank`] runs the stages with gradients, or a fused path without; [`MoeLayer`] adds the router and shared
+//! experts. Given the same routes, results have the same bits for any number of threads, for a row alone or in a batch,
+//! and for any order of experts.
+
+mod attention;
+pub mod checkpoint;
+pub mod cpu;
+pub mod experts;
+mod host;
+mod layer;
+pub mod losses;
+pub mod ops;
+mod params;
+mod probe;
+pub mod rng;
+pub mod rotary;
+pub mod routers;
+mod routes;
+mod tokens;
+
+pub use attention::CausalAttention;
+pub use cpu::pack::Packed;
+pub use experts::{Activation, BankKind, ExpertBank, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
+pub use layer::{MoeLayer, SharedExpert};
+pub use params::{Init, Params};
+pub use probe::Probe;
+pub use routers::Router;
+pub use routes::{RouteInput, Routes};
+pub use tokens::{Modality, Tokens};

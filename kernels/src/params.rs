@@ -1,0 +1,250 @@
+//! Where a model's tensors come from, and, in training, the variables made of them.
+//!
+//! A model has one constructor, `new(config, params)`. It asks for each tensor by its published name; behind the name
+//! stands a checkpoint, or a seeded initialiser, or a checkpoint whose tensors become variables. A stack of experts is
+//! asked for by the published names of its slices, and the same table writes it back under those names.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use half::{bf16, f16};
+
+use crate::checkpoint::{Checkpoint, Float};
+use crate::rng::Rng;
+
+/// Initial values of a tensor that no checkpoint gives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zero: biases.
+    Zeros,
+    /// All one: norms.
+    Ones,
+    /// Normal with this standard deviation: `initializer_range`.
+    Normal(f64),
+}
+
+/// A slice of a stack: one published tensor.
+#[derive(Clone, Debug)]
+struct Part {
+    name: String,
+    shape: Vec<usize>,
+    /// First element in the stack.
+    start: usize,
+}
+
+/// A variable and the published tensors that it holds, one after the other.
+#[derive(Debug)]
+struct Trained {
+    var: Var,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: BTreeSet<String>,
+    trained: Vec<Trained>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    checkpoint: Option<Checkpoint>,
+    /// Seed of tensors that no checkpoint gives; without it they are errors.
+    seed: Option<u64>,
+    train: bool,
+    dtype: DType,
+    device: Device,
+    state: Mutex<State>,
+}
+
+/// A source of tensors under a name prefix. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Params {
+    inner: Arc<Inner>,
+    prefix: String,
+}
+
+impl Params {
+    /// Tensors of a checkpoint, converted to `dtype`, for inference.
+    pub fn load(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Self {
+        Self::make(Some(checkpoint.clone()), None, false, dtype, device)
+    }
+
+    /// Variables in f32 with seeded initial values, for training from nothing. A tensor's values depend on the seed and
+    /// its name only.
+    pub fn init(seed: u64, device: &Device) -> Self {
+        Self::make(None, Some(seed), true, DType::F32, device)
+    }
+
+    /// Variables in f32 with a checkpoint's values, for going on with training.
+    pub fn resume(checkpoint: &Checkpoint, device: &Device) -> Self {
+        Self::make(Some(checkpoint.clone()), None, true, DType::F32, device)
+    }
+
+    fn make(checkpoint: Option<Checkpoint>, seed: Option<u64>, train: bool, dtype: DType, device: &Device) -> Self {
+        let (device, state) = (device.clone(), Mutex::default());
+        Self { inner: Arc::new(Inner { checkpoint, seed, train, dtype, device, state }), prefix: String::new() }
+    }
+
+    /// The same source with `name` appended to the prefix.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { inner: self.inner.clone(), prefix: self.full(&name.to_string()) }
+    }
+
+    /// The dtype that tensors come in.
+    pub fn dtype(&self) -> DType {
+        self.inner.dtype
+    }
+
+    /// The device that tensors come on.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// True if tensors come as variables.
+    pub fn trains(&self) -> bool {
+        self.inner.train
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held leaves a list that is still valid.
+        self.inner.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// One published tensor.
+    pub fn tensor(&self, name: &str, shape: impl Into<Vec<usize>>, init: Init) -> Result<Tensor> {
+        let shape = shape.into();
+        self.stack(&shape, &[(name.to_string(), shape.clone())], init)
+    }
+
+    /// Published tensors laid one after the other into a tensor of `shape`: a stack of experts.
+    pub fn stack(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
+        let count = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let (Some(total), Some(sum)) = (
+            count(shape),
+            parts.iter().try_fold(0usize, |n, (_, dims)| n.checked_add(count(dims)?)),
+        ) else {
+            bail!("{}: a tensor of shape {shape:?} is too large", self.prefix);
+        };
+        if total != sum {
+            bail!("{}: parts with {sum} values do not fill a stack of shape {shape:?}", self.prefix);
+        }
+        let mut start = 0;
+        let parts: Vec<Part> = parts
+            .iter()
+            .map(|(name, shape)| {
+                let part = Part { name: self.full(name), shape: shape.clone(), start };
+                start += shape.iter().product::<usize>();
+                part
+            })
+            .collect();
+        let tensor = match self.inner.dtype {
+            DType::F32 => self.fill::<f32>(total, shape, &parts, init)?,
+            DType::BF16 => self.fill::<bf16>(total, shape, &parts, init)?,
+            DType::F16 => self.fill::<f16>(total, shape, &parts, init)?,
+            other => bail!("weights cannot be loaded as {other:?}; choose f32, bf16 or f16"),
+        };
+        let mut state = self.state();
+        state.used.extend(parts.iter().map(|p| p.name.clone()));
+        if !self.inner.train {
+            return Ok(tensor);
+        }
+        let var = Var::from_tensor(&tensor)?;
+        let tensor = var.as_tensor().clone();
+        state.trained.push(Trained { var, parts });
+        Ok(tensor)
+    }
+
+    fn fill<T: Float>(&self, total: usize, shape: &[usize], parts: &[Part], init: Init) -> Result<Tensor> {
+        // Shapes are checked against the file before the memory for them is taken.
+        if let Some(checkpoint) = &self.inner.checkpoint {
+            for part in parts {
+                if checkpoint.info(&part.name).is_none_or(|info| info.shape != part.shape) {
+                    checkpoint.read(&part.name, &part.shape, self.inner.dtype, &Device::Cpu)?;
+                }
+            }
+        }
+        let mut values = vec![T::zero(); total];
+        for part in parts {
+            let len = part.shape.iter().product::<usize>();
+            let dst = &mut values[part.start..part.start + len];
+            match (&self.inner.checkpoint, self.inner.seed) {
+                (Some(checkpoint), _) => checkpoint.read_into(&part.name, &part.shape, dst)?,
+                (None, Some(seed)) => {
+                    let mut rng = Rng::named(seed, &part.name);
+                    dst.fill_with(|| {
+                        T::from_f64(match init {
+                            Init::Zeros => 0.0,
+                            Init::Ones => 1.0,
+                            Init::Normal(std) => std * rng.normal(),
+                        })
+                    });
+                }
+                (None, None) => bail!("{}: no checkpoint and no seed to make it from", part.name),
+            }
+        }
+        Tensor::from_vec(values, shape, &self.inner.device)
+    }
+
+    /// Tensors of the checkpoint that nobody asked for.
+    pub fn unused(&self) -> Vec<String> {
+        let state = self.state();
+        self.inner.checkpoint.iter().flat_map(|c| c.unused(&state.used)).map(str::to_string).collect()
+    }
+
+    /// The variables, each under the name of its first published tensor, sorted by name.
+    pub fn variables(&self) -> Vec<(String, Var)> {
+        let state = self.state();
+        let mut all: Vec<_> =
+            state.trained.iter().filter_map(|t| Some((t.parts.first()?.name.clone(), t.var.clone()))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Splits values shaped like the variables (themselves, their gradients, an optimiser's moments) into published
+    /// tensors, sorted by name. `of` maps a variable to its values; those without are left out.
+    pub fn published(&self, of: impl Fn(&Var) -> Option<Tensor>) -> Result<Vec<(String, Tensor)>> {
+        let state = self.state();
+        let mut all = Vec::new();
+        for trained in &state.trained {
+            let Some(values) = of(&trained.var) else { continue };
+            let flat = values.flatten_all()?;
+            for part in &trained.parts {
+                let len = part.shape.iter().product::<usize>();
+                all.push((part.name.clone(), flat.narrow(0, part.start, len)?.reshape(part.shape.as_slice())?));
+            }
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_written_back_under_the_published_names() -> Result<()> {
+        let parts = [("a.w".to_string(), vec![2, 3]), ("b.w".to_string(), vec![2, 3])];
+        let params = Params::init(3, &Device::Cpu);
+        let stack = params.pp("layer").stack(&[2, 2, 3], &parts, Init::Normal(0.1))?;
+        params.tensor("norm", [4], Init::Ones)?;
+        let out = params.published(|v| Some(v.as_tensor().clone()))?;
+        assert_eq!(out.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["layer.a.w", "layer.b.w", "norm"]);
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("model.safetensors");
+        crate::checkpoint::save(&path, &out, &[("format", "pt")])?;
+        let loaded = Params::load(&Checkpoint::open(&path)?, DType::F32, &Device::Cpu);
+        let again = loaded.pp("layer").stack(&[2, 2, 3], &parts, Init::Zeros)?;
+        assert_eq!(stack.flatten_all()?.to_vec1::<f32>()?, again.flatten_all()?.to_vec1::<f32>()?);
+        assert_eq!(loaded.unused(), ["norm"]);
+        // A mis-shaped part names the tensor.
+        let error = loaded.tensor("norm", [5], Init::Ones).unwrap_err().to_string();
+        assert!(error.contains("norm") && error.contains('5') && error.contains('4'), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! Rotary position embedding (RoFormer, arXiv 2104.09864), with gradients.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+
+use crate::cpu::{SendPtr, parallel};
+use crate::host::{as_f32, storage_of};
+
+/// Which dimensions of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryStyle {
+    /// Dimension `j` with `j + d/2` (Llama, Time-MoE).
+    Half,
+    /// Dimension `2j` with `2j + 1` (DeepSeek, Moirai-MoE).
+    Interleaved,
+}
+
+/// Angles of rotary embedding: `position * inverse_frequency`.
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    inverse_frequencies: Vec<f64>,
+    style: RotaryStyle,
+}
+
+impl Rotary {
+    /// The usual frequencies `theta^(-2j/d)` over the first `dims` dimensions of a head.
+    pub fn new(dims: usize, theta: f64, style: RotaryStyle) -> Result<Self> {
+        if dims == 0 || dims % 2 != 0 {
+            bail!("rotary embedding over {dims} dimensions; the number must be even and at least 2");
+        }
+        let inverse_frequencies = (0..dims / 2).map(|j| theta.powf(-2.0 * j as f64 / dims as f64)).collect();
+        Ok(Self { inverse_frequencies, style })
+    }
+
+    /// Cosines and sines, `[b, t, d/2]` each in f32, of positions `[b, t]`. Angles are products of f32 values, as the
+    /// references compute them.
+    pub fn tables(&self, positions: &[u32], b: usize, t: usize) -> Result<RotaryTables> {
+        if positions.len() != b * t {
+            bail!("{} positions for {b} rows of {t} tokens", positions.len());
+        }
+        let half = self.inverse_frequencies.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(b * t * half), Vec::with_capacity(b * t * half));
+        for &p in positions {
+            for &f in &self.inverse_frequencies {
+                let angle = p as f32 * f as f32;
+                cos.push(angle.cos());
+                sin.push(angle.sin());
+            }
+        }
+        let shape = (b, t, half);
+        Ok(RotaryTables {
+            cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
+            sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
+            style: self.style,
+        })
+    }
+}
+
+/// Cosines and sines of one batch, shared by its layers.
+#[derive(Clone, Debug)]
+pub struct RotaryTables {
+    cos: Tensor,
+    sin: Tensor,
+    style: RotaryStyle,
+}
+
+impl RotaryTables {
+    /// Turns the first dimensions of every head.
+    ///
+    /// # Shapes
+    /// `x [b, t, heads, d]` to the same
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op3(&self.cos, &self.sin, Rotate { style: self.style, sign: 1.0 })
+    }
+}
+
+struct Rotate {
+    style: RotaryStyle,
+    /// -1 turns back: the gradient.
+    sign: f32,
+}
+
+impl CustomOp3 for Rotate {
+    fn name(&self) -> &'static str {
+        "moesaic-rotary"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (b, t, heads, d) = l1.shape().dims4()?;
+        let half = match *l2.dims() {
+            [rows, steps, half] if (rows, steps) == (b, t) && 2 * half <= d && l3.dims() == l2.dims() => half,
+            ref dims => bail!("rotary: tables of shape {dims:?} for input [{b}, {t}, {heads}, {d}]"),
+        };
+        let mut y = as_f32(s1, l1, self.name())?.into_owned();
+        let (cos, sin) = (as_f32(s2, l2, self.name())?, as_f32(s3, l3, self.name())?);
+        let out = SendPtr::new(&mut y);
+        let token = heads * d;
+        parallel((b * t).div_ceil(32), b * t * token > 1 << 14, |block| {
+            for i in block * 32..(block * 32 + 32).min(b * t) {
+                let (cos, sin) = (&cos[i * half..][..half], &sin[i * half..][..half]);
+                // SAFETY: each token's heads belong to one task.
+                for head in unsafe { out.slice(i * token, token) }.chunks_exact_mut(d) {
+                    match self.style {
+                        RotaryStyle::Half => {
+                            let (first, second) = head[..2 * half].split_at_mut(half);
+                            for j in 0..half {
+                                let (a, b, s) = (first[j], second[j], self.sign * sin[j]);
+                                first[j] = a * cos[j] - b * s;
+                                second[j] = b * cos[j] + a * s;
+                            }
+                        }
+                        RotaryStyle::Interleaved => {
+                            for (j, pair) in head[..2 * half].chunks_exact_mut(2).enumerate() {
+                                let (a, b, s) = (pair[0], pair[1], self.sign * sin[j]);
+                                pair[0] = a * cos[j] - b * s;
+                                pair[1] = b * cos[j] + a * s;
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Ok((storage_of(y, s1.dtype(), self.name())?, l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let back = Rotate { style: self.style, sign: -self.sign };
+        Ok((Some(dy.contiguous()?.apply_op3_no_bwd(cos, sin, &back)?), None, None))
+    }
+}
+
+/// Positions 0, 1, 2, ... of real tokens in a left-padded `mask [b, t]`: `cumsum(mask) - 1`, and 1 at padding, as
+/// `transformers` derives them for generation.
+pub fn positions_from_mask(mask: &Tensor) -> Result<Vec<u32>> {
+    let rows = mask.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let mut positions = Vec::with_capacity(mask.elem_count());
+    for row in rows {
+        let mut next = 0;
+        for m in row {
+            if m == 0.0 {
+                positions.push(1);
+            } else {
+                positions.push(next);
+                next += 1;
+            }
+        }
+    }
+    Ok(positions)
+}

@@ -1,0 +1,357 @@
+//! Routers: one small struct per published equation.
+//!
+//! Choosing experts happens on values; the weights of the chosen carry gradients to the router through softmax, sigmoid or
+//! distance. Scores are computed in f32 whatever the tokens' dtype, as the references do.
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use crate::experts::linear;
+use crate::host::with_f32;
+use crate::ops::softmax;
+use crate::routes::{RouteInput, Routes};
+
+/// Decides which experts see which token.
+pub trait Router: Send + Sync + std::fmt::Debug {
+    /// Number of experts that the router chooses from.
+    fn experts(&self) -> usize;
+
+    /// Routes the tokens of `input`.
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes>;
+}
+
+/// Groups of neighbouring experts of which only the best take part (DeepSeek-V2, arXiv 2405.04434, section 2.1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupLimit {
+    /// Number of groups, `n_group`; divides the number of experts.
+    pub groups: usize,
+    /// Groups that take part, `topk_group`.
+    pub keep: usize,
+}
+
+/// Softmax over all experts, then top-k.
+///
+/// `p = softmax(W x)`; the weights of the k largest are `p * scale`, or divided by their sum if `renormalise`. Time-MoE
+/// (arXiv 2409.16040, eq. 6: not renormalised), Mixtral (arXiv 2401.04088: renormalised), Qwen2-MoE and OLMoE
+/// (`norm_topk_prob`), DeepSeek-V2 (`routed_scaling_factor`, optional groups scored by their best expert).
+#[derive(Clone, Debug)]
+pub struct SoftmaxTopK {
+    /// `[E, H]`
+    pub weight: Tensor,
+    /// Experts per token, k.
+    pub k: usize,
+    /// Divide the k weights by their sum.
+    pub renormalise: bool,
+    /// Multiplies the weights, `routed_scaling_factor`.
+    pub scale: f64,
+    /// Restricts the choice to the best groups.
+    pub groups: Option<GroupLimit>,
+}
+
+/// Top-k of the logits, then softmax over those k (GraniteMoE, JetMoE). Equal to the renormalised [`SoftmaxTopK`], but
+/// computed as the references do.
+#[derive(Clone, Debug)]
+pub struct TopKSoftmax {
+    /// `[E, H]`
+    pub weight: Tensor,
+    /// Experts per token, k.
+    pub k: usize,
+}
+
+/// Sigmoid scores with a selection bias (DeepSeek-V3, arXiv 2412.19437, eqs. 12-16).
+///
+/// `s = sigmoid(W x)`; experts are chosen by `s + bias`, groups by the sum of their two best; weights are `s` of the
+/// chosen, divided by their sum + 1e-20 if `renormalise`, times `scale`.
+#[derive(Clone, Debug)]
+pub struct SigmoidTopK {
+    /// `[E, H]`
+    pub weight: Tensor,
+    /// `[E]`, `e_score_correction_bias`: steers the choice, not the weights; carries no gradient.
+    pub bias: Option<Tensor>,
+    /// Experts per token, k.
+    pub k: usize,
+    /// Divide the k weights by their sum.
+    pub renormalise: bool,
+    /// Multiplies the weights, `routed_scaling_factor`.
+    pub scale: f64,
+    /// Restricts the choice to the best groups.
+    pub groups: Option<GroupLimit>,
+}
+
+/// Distance to fixed centroids (Moirai-MoE, arXiv 2410.10469).
+///
+/// `d_e = ||x - c_e||`; the k **largest** distances are chosen, as the released code does, and weighted by the softmax of
+/// those k distances.
+#[derive(Clone, Debug)]
+pub struct CentroidTopK {
+    /// `[E, H]`
+    pub centroids: Tensor,
+    /// Experts per token, k.
+    pub k: usize,
+}
+
+/// The `k` largest entries of a row that `allowed` admits, best first; the lower index wins ties.
+fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<u32> {
+    let mut best: Vec<u32> = Vec::with_capacity(k + 1);
+    for (e, v) in row.iter().enumerate().filter(|&(e, _)| allowed(e)) {
+        // NaN compares as smaller than everything, so that a broken score never hides a sound one.
+        let beats = |other: u32| *v > row[other as usize] || (row[other as usize].is_nan() && !v.is_nan());
+        let at = best.iter().position(|&o| beats(o)).unwrap_or(best.len());
+        if at < k {
+            best.insert(at, e as u32);
+            best.truncate(k);
+        }
+    }
+    best
+}
+
+/// The experts of each token by `scores [T, E]`; `group_score` rates a group by its members' scores. Padding gets none.
+fn choose(
+    scores: &Tensor,
+    k: usize,
+    groups: Option<GroupLimit>,
+    group_score: impl Fn(&[f32]) -> f32,
+    mask: Option<&Tensor>,
+) -> Result<Vec<Vec<u32>>> {
+    let (tokens, experts) = scores.dims2()?;
+    if k == 0 || k > experts {
+        bail!("routing to {k} of {experts} experts; the number of experts per token must be in 1..={experts}");
+    }
+    if let Some(g) = groups
+        && (g.groups == 0 || experts % g.groups != 0 || g.keep == 0 || g.keep > g.groups || g.keep * (experts / g.groups) < k)
+    {
+        bail!("{experts} experts cannot be routed as {k} of {} out of {} groups", g.keep, g.groups);
+    }
+    let mask = match mask {
+        Some(mask) if mask.elem_count() != tokens => bail!("a mask of shape {:?} for {tokens} tokens", mask.dims()),
+        Some(mask) => Some(mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),
+        None => None,
+    };
+    with_f32(scores, "router", |scores| {
+        Ok((0..tokens)
+            .map(|t| {
+                if mask.as_ref().is_some_and(|m| m[t] == 0.0) {
+                    return Vec::new();
+                }
+                let row = &scores[t * experts..][..experts];
+                match groups {
+                    None => top_k(row, k, |_| true),
+                    Some(g) => {
+                        let size = experts / g.groups;
+                        let rated: Vec<f32> = row.chunks_exact(size).map(&group_score).collect();
+                        let kept = top_k(&rated, g.keep, |_| true);
+                        top_k(row, k, |e| kept.contains(&((e / size) as u32)))
+                    }
+                }
+            })
+            .collect())
+    })
+}
+
+/// `values [T, E]` of the chosen experts: `[R, 1]` in token order, or `[T, k]` when every token has k.
+fn gather(values: &Tensor, choices: &[Vec<u32>], k: usize) -> Result<Tensor> {
+    let experts = values.dim(1)?;
+    let index: Vec<u32> =
+        choices.iter().enumerate().flat_map(|(t, c)| c.iter().map(move |&e| (t * experts) as u32 + e)).collect();
+    if u32::try_from(values.elem_count()).is_err() {
+        bail!("{} router scores are more than one call takes; split the batch", values.elem_count());
+    }
+    let rows = index.len() / k;
+    if rows == 0 {
+        return Tensor::zeros((0, k), DType::F32, values.device());
+    }
+    let index = Tensor::from_vec(index, rows * k, values.device())?;
+    values.flatten_all()?.index_select(&index, 0)?.reshape((rows, k)) // (tokens that are routed, k)
+}
+
+/// Weights `[rows, k]`, optionally divided by their sum, times `scale`, flattened to `[R]`.
+fn finish(mut weights: Tensor, renormalise: bool, epsilon: f64, scale: f64) -> Result<Tensor> {
+    if renormalise {
+        weights = weights.broadcast_div(&(weights.sum_keepdim(D::Minus1)? + epsilon)?)?;
+    }
+    if scale != 1.0 {
+        weights = (weights * scale)?;
+    }
+    weights.flatten_all()
+}
+
+fn logits(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    linear(&x.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, None)
+}
+
+fn max(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+fn two_best(values: &[f32]) -> f32 {
+    top_k(values, 2, |_| true).iter().map(|&i| values[i as usize]).sum()
+}
+
+fn float_mask(input: &RouteInput<'_>) -> Result<Option<Tensor>> {
+    input.mask.map(|m| m.to_dtype(DType::F32)?.flatten_all()).transpose()
+}
+
+impl Router for SoftmaxTopK {
+    fn experts(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let logits = logits(input.x, &self.weight)?;
+        let p = softmax(&logits)?;
+        let choices = choose(&p, self.k, self.groups, max, input.mask)?;
+        let weights = finish(gather(&p, &choices, self.k)?, self.renormalise, 0.0, self.scale)?;
+        Ok(Routes::new(self.experts(), &choices, &weights, p)?.with_logits(logits).with_mask(float_mask(input)?))
+    }
+}
+
+impl Router for TopKSoftmax {
+    fn experts(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let logits = logits(input.x, &self.weight)?;
+        let choices = choose(&logits, self.k, None, max, input.mask)?;
+        let chosen = gather(&logits, &choices, self.k)?;
+        let weights = if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()?;
+        let scores = softmax(&logits)?;
+        Ok(Routes::new(self.experts(), &choices, &weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
+    }
+}
+
+impl Router for SigmoidTopK {
+    fn experts(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let logits = logits(input.x, &self.weight)?;
+        let scores = candle_sigmoid(&logits)?;
+        let selection = match &self.bias {
+            Some(bias) => scores.detach().broadcast_add(&bias.to_dtype(DType::F32)?.detach())?,
+            None => scores.detach(),
+        };
+        let choices = choose(&selection, self.k, self.groups, two_best, input.mask)?;
+        let weights = finish(gather(&scores, &choices, self.k)?, self.renormalise, 1e-20, self.scale)?;
+        Ok(Routes::new(self.experts(), &choices, &weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
+    }
+}
+
+/// `1 / (1 + e^-x)`, with gradients.
+fn candle_sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+impl Router for CentroidTopK {
+    fn experts(&self) -> usize {
+        self.centroids.dims()[0]
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let x = input.x.to_dtype(DType::F32)?;
+        let centroids = self.centroids.to_dtype(DType::F32)?;
+        // One expert at a time keeps the differences at [T, H] instead of [T, E, H].
+        let distances = (0..self.experts())
+            .map(|e| x.broadcast_sub(&centroids.narrow(0, e, 1)?)?.sqr()?.sum_keepdim(1)?.sqrt())
+            .collect::<Result<Vec<_>>>()?;
+        let distances = Tensor::cat(&distances, 1)?; // (T, E)
+        let choices = choose(&distances, self.k, None, max, input.mask)?;
+        let chosen = gather(&distances, &choices, self.k)?;
+        let weights = if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()?;
+        let routes = Routes::new(self.experts(), &choices, &weights, distances)?;
+        Ok(routes.with_mask(float_mask(input)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn two(choices: &Routes) -> (Vec<Vec<u32>>, Vec<Vec<f32>>) {
+        let (experts, weights) = choices.top_k().unwrap();
+        (experts.to_vec2().unwrap(), weights.to_vec2().unwrap())
+    }
+
+    /// With an identity weight the logits are the tokens themselves.
+    fn identity(n: usize) -> Tensor {
+        Tensor::eye(n, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    fn close(a: &[f32], b: &[f64]) {
+        assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn softmax_top_k_by_hand() -> Result<()> {
+        let x = Tensor::new(&[[1f32, 3., 2., 0.], [0., 0., 0., 1.]], &Device::Cpu)?;
+        let mut router = SoftmaxTopK { weight: identity(4), k: 2, renormalise: false, scale: 1.0, groups: None };
+        let z: f64 = [1f64, 3., 2., 0.].iter().map(|v| v.exp()).sum();
+        let (experts, weights) = two(&router.route(&RouteInput::new(&x))?);
+        assert_eq!(experts, [[1, 2], [3, 0]]); // ties go to the lower index
+        close(&weights[0], &[3f64.exp() / z, 2f64.exp() / z]);
+        router.renormalise = true;
+        router.scale = 2.5;
+        let (_, weights) = two(&router.route(&RouteInput::new(&x))?);
+        let pair = 3f64.exp() + 2f64.exp();
+        close(&weights[0], &[2.5 * 3f64.exp() / pair, 2.5 * 2f64.exp() / pair]);
+        let other = TopKSoftmax { weight: identity(4), k: 2 };
+        let (experts, weights) = two(&other.route(&RouteInput::new(&x))?);
+        assert_eq!(experts[0], [1, 2]);
+        close(&weights[0], &[3f64.exp() / pair, 2f64.exp() / pair]);
+        Ok(())
+    }
+
+    #[test]
+    fn groups_limit_the_choice() -> Result<()> {
+        // Three groups of two. By the best member group 0 wins (5.0), then group 2 (4.0): expert 3 (3.9) is out.
+        let x = Tensor::new(&[[5f32, 0., 1., 3.9, 4., 0.5]], &Device::Cpu)?;
+        let groups = Some(GroupLimit { groups: 3, keep: 2 });
+        let router = SoftmaxTopK { weight: identity(6), k: 3, renormalise: false, scale: 1.0, groups };
+        assert_eq!(two(&router.route(&RouteInput::new(&x))?).0, [[0, 4, 5]]);
+        Ok(())
+    }
+
+    #[test]
+    fn sigmoid_bias_steers_the_choice_but_not_the_weights() -> Result<()> {
+        let x = Tensor::new(&[[1f32, 2., 0., -1.]], &Device::Cpu)?;
+        let s = |v: f64| 1.0 / (1.0 + (-v).exp());
+        let bias = Tensor::new(&[0f32, 0., 0., 1.], &Device::Cpu)?;
+        let mut router =
+            SigmoidTopK { weight: identity(4), bias: Some(bias), k: 2, renormalise: true, scale: 2.0, groups: None };
+        let (experts, weights) = two(&router.route(&RouteInput::new(&x))?);
+        assert_eq!(experts, [[3, 1]]);
+        close(&weights[0], &[2.0 * s(-1.0) / (s(-1.0) + s(2.0)), 2.0 * s(2.0) / (s(-1.0) + s(2.0))]);
+        // The two best of group 0 sum higher, though the best single expert is in group 1.
+        let x = Tensor::new(&[[1f32, 1., 2., -5.]], &Device::Cpu)?;
+        (router.bias, router.groups) = (None, Some(GroupLimit { groups: 2, keep: 1 }));
+        assert_eq!(two(&router.route(&RouteInput::new(&x))?).0, [[0, 1]]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_farthest_centroids_are_chosen() -> Result<()> {
+        let centroids = Tensor::new(&[[0f32, 0.], [3., 4.], [1., 0.]], &Device::Cpu)?;
+        let x = Tensor::new(&[[0f32, 0.]], &Device::Cpu)?;
+        let (experts, weights) = two(&CentroidTopK { centroids, k: 2 }.route(&RouteInput::new(&x))?);
+        assert_eq!(experts, [[1, 2]]);
+        let z = 5f64.exp() + 1f64.exp();
+        close(&weights[0], &[5f64.exp() / z, 1f64.exp() / z]);
+        Ok(())
+    }
+
+    #[test]
+    fn padding_gets_no_routes_and_bad_settings_are_errors() -> Result<()> {
+        let x = Tensor::new(&[[1f32, 3.], [0., 1.]], &Device::Cpu)?;
+        let mask = Tensor::new(&[0u8, 1], &Device::Cpu)?;
+        let mut router = SoftmaxTopK { weight: identity(2), k: 1, renormalise: false, scale: 1.0, groups: None };
+        let routes = router.route(&RouteInput::new(&x).with_mask(Some(&mask)))?;
+        assert_eq!(routes.token()?.to_vec1::<u32>()?, [1]);
+        router.k = 3;
+        assert!(router.route(&RouteInput::new(&x)).is_err());
+        router.k = 1;
+        router.groups = Some(GroupLimit { groups: 3, keep: 1 });
+        assert!(router.route(&RouteInput::new(&x)).is_err());
+        Ok(())
+    }
+}

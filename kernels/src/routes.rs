@@ -1,0 +1,268 @@
+//! Which token goes to which expert, with which weight.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::Modality;
+use crate::host;
+
+/// What a router may look at.
+#[derive(Clone, Copy)]
+pub struct RouteInput<'a> {
+    /// The tokens, `[t, h]`.
+    pub x: &'a Tensor,
+    /// What the routing is conditioned on besides the token, `[t, c]` or `[1, c]`: U-SAM's prompt.
+    pub condition: Option<&'a Tensor>,
+    /// The modality of each token: MoMa and SMoP restrict experts by it.
+    pub modality: Option<&'a [Modality]>,
+    /// `[t]`, 0 for padding: such tokens get no routes and do not count in losses.
+    pub mask: Option<&'a Tensor>,
+    /// The scores of the sparse layer before, `[t, e]`: MoE++'s gating residual.
+    pub previous: Option<&'a Tensor>,
+}
+
+impl<'a> RouteInput<'a> {
+    /// Tokens alone.
+    pub fn new(x: &'a Tensor) -> Self {
+        Self { x, condition: None, modality: None, mask: None, previous: None }
+    }
+
+    /// The same with a padding mask `[t]`.
+    pub fn with_mask(self, mask: Option<&'a Tensor>) -> Self {
+        Self { mask, ..self }
+    }
+}
+
+/// The index side of [`Routes`], on the host, shared with the operations of a backward pass.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub tokens: usize,
+    /// `[R]`: the token of each route; routes are sorted by expert, then token.
+    pub token: Vec<u32>,
+    /// `[E + 1]`: the routes of expert `e` are `offsets[e]..offsets[e + 1]`.
+    pub offsets: Vec<usize>,
+    /// `[R]`: the rank of the route among those of its token.
+    pub slot: Vec<u32>,
+    /// `[R]`: routes sorted by token, then slot.
+    pub by_token: Vec<u32>,
+    /// `[T + 1]`: the part of `by_token` that belongs to each token.
+    pub token_offsets: Vec<usize>,
+}
+
+impl Plan {
+    /// Sorts `(expert, slot)` lists per token. The order of sums over a token's routes is that of its slots, so results do
+    /// not depend on how experts are numbered.
+    fn new(experts: usize, choices: &[Vec<u32>]) -> Result<Self> {
+        let total: usize = choices.iter().map(Vec::len).sum();
+        if u32::try_from(total).is_err() || u32::try_from(choices.len()).is_err() {
+            bail!("{total} routes of {} tokens are more than one call takes; split the batch", choices.len());
+        }
+        let mut offsets = vec![0usize; experts + 1];
+        for &expert in choices.iter().flatten() {
+            let Some(count) = offsets.get_mut(expert as usize + 1) else {
+                bail!("a route to expert {expert}, but there are {experts}");
+            };
+            *count += 1;
+        }
+        for e in 0..experts {
+            offsets[e + 1] += offsets[e];
+        }
+        let mut next = offsets.clone();
+        let (mut token, mut slot, mut by_token) = (vec![0; total], vec![0; total], Vec::with_capacity(total));
+        let mut token_offsets = Vec::with_capacity(choices.len() + 1);
+        token_offsets.push(0);
+        for (t, experts) in choices.iter().enumerate() {
+            for (s, &expert) in experts.iter().enumerate() {
+                let r = next[expert as usize];
+                next[expert as usize] += 1;
+                (token[r], slot[r]) = (t as u32, s as u32);
+                by_token.push(r as u32);
+            }
+            token_offsets.push(by_token.len());
+        }
+        Ok(Self { tokens: choices.len(), token, offsets, slot, by_token, token_offsets })
+    }
+
+    pub fn routes(&self) -> usize {
+        self.token.len()
+    }
+
+    pub fn experts(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// The routes of one token, in slot order.
+    pub fn of_token(&self, t: usize) -> &[u32] {
+        &self.by_token[self.token_offsets[t]..self.token_offsets[t + 1]]
+    }
+}
+
+/// The result of a router: any number of weighted routes per token (none, k, many), sorted by expert.
+///
+/// `R` is the number of routes, `T` of tokens, `E` of experts. Weights and scores carry gradients to the router.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    pub(crate) plan: Arc<Plan>,
+    /// `[R]` f32: the weight that the route's expert output is multiplied with.
+    weight: Tensor,
+    /// `[T, E]` f32: the router's full distribution or scores, for losses.
+    scores: Tensor,
+    /// `[T, E]` f32: what the scores were made from, where the router has logits.
+    logits: Option<Tensor>,
+    /// `[T]` f32: 0 for padding.
+    mask: Option<Tensor>,
+}
+
+impl Routes {
+    /// Routes from each token's experts, best first, and their weights.
+    ///
+    /// `choices[t]` lists the experts of token `t`; `weights` holds one weight per choice, `[R]` in token order (the
+    /// flattened `[T, k]` where every token has k choices), and may carry gradients.
+    pub fn new(experts: usize, choices: &[Vec<u32>], weights: &Tensor, scores: Tensor) -> Result<Self> {
+        let plan = Plan::new(experts, choices)?;
+        if weights.dims() != [plan.routes()] {
+            bail!("{} routes, but weights of shape {:?}", plan.routes(), weights.dims());
+        }
+        if scores.dims() != [choices.len(), experts] {
+            bail!("{} tokens and {experts} experts, but scores of shape {:?}", choices.len(), scores.dims());
+        }
+        // `by_token[i]` is where choice `i` went; its inverse brings weights into route order.
+        let mut inverse = vec![0u32; plan.routes()];
+        for (i, &r) in plan.by_token.iter().enumerate() {
+            inverse[r as usize] = i as u32;
+        }
+        let weight = if inverse.is_empty() {
+            weights.clone()
+        } else {
+            weights.index_select(&Tensor::from_vec(inverse, plan.routes(), weights.device())?, 0)?
+        };
+        Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: None })
+    }
+
+    /// Adds the logits that the scores were made from.
+    pub fn with_logits(mut self, logits: Tensor) -> Self {
+        self.logits = Some(logits);
+        self
+    }
+
+    /// Adds the padding mask `[T]`.
+    pub fn with_mask(mut self, mask: Option<Tensor>) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Number of routes, R.
+    pub fn len(&self) -> usize {
+        self.plan.routes()
+    }
+
+    /// True if no token goes anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of tokens, T.
+    pub fn tokens(&self) -> usize {
+        self.plan.tokens
+    }
+
+    /// Number of experts, E.
+    pub fn experts(&self) -> usize {
+        self.plan.experts()
+    }
+
+    /// `[R]` u32: the token of each route.
+    pub fn token(&self) -> Result<Tensor> {
+        Tensor::from_slice(&self.plan.token, self.len(), self.weight.device())
+    }
+
+    /// `[R]` u32: the rank of each route among those of its token.
+    pub fn slot(&self) -> Result<Tensor> {
+        Tensor::from_slice(&self.plan.slot, self.len(), self.weight.device())
+    }
+
+    /// `[E + 1]`: the routes of expert `e` are `offsets[e]..offsets[e + 1]`.
+    pub fn offsets(&self) -> &[usize] {
+        &self.plan.offsets
+    }
+
+    /// `[R]` f32, with gradients to the router.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[T, E]` f32, with gradients to the router.
+    pub fn scores(&self) -> &Tensor {
+        &self.scores
+    }
+
+    /// `[T, E]` f32, with gradients to the router.
+    pub fn logits(&self) -> Option<&Tensor> {
+        self.logits.as_ref()
+    }
+
+    /// `[T]` f32, 0 for padding.
+    pub fn mask(&self) -> Option<&Tensor> {
+        self.mask.as_ref()
+    }
+
+    /// The view with a fixed k: experts `[T, k]` (u32, best first) and their weights `[T, k]`. Tokens with fewer routes
+    /// (padding) hold expert 0 with weight 0; `k` is the largest number of routes of a token.
+    pub fn top_k(&self) -> Result<(Tensor, Tensor)> {
+        let k = (0..self.tokens()).map(|t| self.plan.of_token(t).len()).max().unwrap_or(0);
+        let expert_of = {
+            let mut of = vec![0u32; self.len()];
+            for e in 0..self.experts() {
+                of[self.plan.offsets[e]..self.plan.offsets[e + 1]].fill(e as u32);
+            }
+            of
+        };
+        let (mut experts, mut weights) = (vec![0u32; self.tokens() * k], vec![0f32; self.tokens() * k]);
+        host::with_f32(&self.weight, "top_k", |w| {
+            for t in 0..self.tokens() {
+                for (s, &r) in self.plan.of_token(t).iter().enumerate() {
+                    experts[t * k + s] = expert_of[r as usize];
+                    weights[t * k + s] = w[r as usize];
+                }
+            }
+            Ok(())
+        })?;
+        let shape = (self.tokens(), k);
+        Ok((Tensor::from_vec(experts, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, &Device::Cpu)?))
+    }
+
+    /// Routes of every token to the experts with weight `weight`, `[T, E]`: dense mixing.
+    pub fn dense(weight: &Tensor, scores: Tensor) -> Result<Self> {
+        let (tokens, experts) = weight.dims2()?;
+        let all: Vec<u32> = (0..experts as u32).collect();
+        Self::new(experts, &vec![all; tokens], &weight.flatten_all()?, scores)
+    }
+
+    /// All tokens to the one expert of a dense layer, with weight 1.
+    pub fn single(tokens: usize, device: &Device) -> Result<Self> {
+        let ones = Tensor::ones((tokens, 1), DType::F32, device)?;
+        Self::dense(&ones, ones.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_sorted_by_expert_and_keep_their_weights() -> Result<()> {
+        let choices = [vec![2, 0], vec![], vec![0], vec![1, 2, 0]];
+        let weights = Tensor::new(&[0.1f32, 0.2, 0.3, 0.4, 0.5, 0.6], &Device::Cpu)?;
+        let routes = Routes::new(4, &choices, &weights, Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?)?;
+        assert_eq!(routes.offsets(), [0, 3, 4, 6, 6]);
+        assert_eq!(routes.token()?.to_vec1::<u32>()?, [0, 2, 3, 3, 0, 3]);
+        assert_eq!(routes.slot()?.to_vec1::<u32>()?, [1, 0, 2, 0, 0, 1]);
+        assert_eq!(routes.weight().to_vec1::<f32>()?, [0.2, 0.3, 0.6, 0.4, 0.1, 0.5]);
+        let (experts, weights) = routes.top_k()?;
+        assert_eq!(experts.to_vec2::<u32>()?, [[2, 0, 0], [0, 0, 0], [0, 0, 0], [1, 2, 0]]);
+        assert_eq!(weights.to_vec2::<f32>()?, [[0.1, 0.2, 0.], [0., 0., 0.], [0.3, 0., 0.], [0.4, 0.5, 0.6]]);
+        assert!(Routes::new(2, &choices, &Tensor::zeros(6, DType::F32, &Device::Cpu)?, routes.scores().clone()).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,6 @@
+//! Models of the moesaic workspace: forecasters, backbones, and the trainer for all of them.
+//!
+//! One model, one file, in the order of its paper. Sparse layers come from [`moesaic_kernels`]; none is written here.
+
+pub mod time_moe;
+pub mod train;

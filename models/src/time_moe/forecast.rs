@@ -1,0 +1,117 @@
+//! Generation by horizon scheduling, and forecasts of raw series.
+
+use candle_core::{DType, IndexOp, Result, Tensor, bail};
+
+use super::{Cache, Context, TimeMoe};
+
+/// Mean and standard deviation of a series, guarded: the reference divides a constant series by zero.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalisation {
+    /// Mean of the series.
+    pub mean: f64,
+    /// Unbiased standard deviation (n - 1), as the reference's usage has it; 1 where that is zero or undefined.
+    pub std: f64,
+}
+
+impl Normalisation {
+    /// The normalisation of finite values.
+    pub fn of(values: &[f32]) -> Self {
+        let n = values.len().max(1) as f64;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
+        let std = (squares / (n - 1.0).max(1.0)).sqrt();
+        // Below f32's resolution around the mean the deviation is rounding noise, not signal.
+        let floor = mean.abs() * f64::from(f32::EPSILON);
+        Self { mean, std: if std > floor && std.is_finite() { std } else { 1.0 } }
+    }
+
+    /// `(v - mean) / std`
+    pub fn apply(&self, v: f32) -> f32 {
+        ((f64::from(v) - self.mean) / self.std) as f32
+    }
+
+    /// `v * std + mean`
+    pub fn invert(&self, v: f32) -> f32 {
+        (f64::from(v) * self.std + self.mean) as f32
+    }
+}
+
+impl TimeMoe {
+    /// The head that the greedy schedule (Algorithm 1 of the paper) uses with `remaining` values to go: the largest horizon
+    /// that does not exceed them, or the first head.
+    pub fn scheduled_head(&self, remaining: usize) -> usize {
+        let horizons = &self.config().horizon_lengths;
+        horizons.iter().rposition(|&h| h <= remaining).unwrap_or(0)
+    }
+
+    /// Continues normalised series by `horizon` values. All emitted values are fed back in one cached pass per step.
+    ///
+    /// # Shapes
+    /// `context [b, t]`, left-padded; `mask [b, t]`, 1 = real, absent if all are, to `[b, horizon]` in f32
+    pub fn generate(&self, context: &Tensor, mask: Option<&Tensor>, horizon: usize) -> Result<Tensor> {
+        let (b, t) = context.dims2()?;
+        if self.config().input_size != 1 {
+            bail!("generation needs one value per token, this model has {}", self.config().input_size);
+        }
+        if horizon == 0 {
+            bail!("a horizon of 0 asks for nothing");
+        }
+        let start = match mask {
+            Some(mask) if mask.dims() != [b, t] => bail!("a mask of shape {:?} for input [{b}, {t}]", mask.dims()),
+            Some(mask) => Context::left_padded(mask)?,
+            None => Context::default(),
+        };
+        let mut cache = Cache::default();
+        let mut step = context.clone();
+        let mut ctx = start.clone();
+        let mut emitted: Vec<Tensor> = Vec::new();
+        let mut done = 0;
+        while done < horizon {
+            let hidden = self.forward(&step, &ctx, Some(&mut cache), None)?.hidden;
+            let last = hidden.i((.., hidden.dim(1)? - 1, ..))?.contiguous()?; // (b, h)
+            let head = self.scheduled_head(horizon - done);
+            let values = self.head(head, &last)?.to_dtype(DType::F32)?; // (b, horizon of the head)
+            let take = values.dim(1)?.min(horizon - done);
+            step = values.narrow(1, 0, take)?;
+            emitted.push(step.clone());
+            done += take;
+            // Positions of the emitted values follow each row's real tokens.
+            let past = cache.tokens as u32;
+            let positions = (0..b).flat_map(|row| {
+                let padding = start.padding.get(row).copied().unwrap_or(0) as u32;
+                (0..take as u32).map(move |i| past - padding + i)
+            });
+            ctx = Context { padding: start.padding.clone(), positions: Some(positions.collect()) };
+        }
+        Tensor::cat(&emitted, 1)
+    }
+
+    /// Forecasts raw series: each is standardised by its own mean and deviation, the batch padded at the left, continued,
+    /// and mapped back. A row's forecast has the same bits whatever it is batched with.
+    ///
+    /// # Errors
+    /// An empty series, or a value that is not finite.
+    pub fn forecast(&self, series: &[&[f32]], horizon: usize) -> Result<Vec<Vec<f32>>> {
+        for (i, values) in series.iter().enumerate() {
+            if values.is_empty() {
+                bail!("series {i} is empty; a forecast needs at least one value");
+            }
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                bail!("series {i} has {} at index {at}; fill or drop values that are not finite", values[at]);
+            }
+        }
+        let Some(longest) = series.iter().map(|s| s.len()).max() else { return Ok(Vec::new()) };
+        let norms: Vec<_> = series.iter().map(|s| Normalisation::of(s)).collect();
+        let (mut context, mut mask) = (Vec::new(), Vec::new());
+        for (values, norm) in series.iter().zip(&norms) {
+            let padding = longest - values.len();
+            context.extend(std::iter::repeat_n(0.0, padding).chain(values.iter().map(|&v| norm.apply(v))));
+            mask.extend((0..longest).map(|i| if i < padding { 0f32 } else { 1.0 }));
+        }
+        let shape = (series.len(), longest);
+        let context = Tensor::from_vec(context, shape, &self.device)?;
+        let mask = Tensor::from_vec(mask, shape, &self.device)?;
+        let rows = self.generate(&context, Some(&mask), horizon)?.to_vec2::<f32>()?;
+        Ok(rows.iter().zip(&norms).map(|(row, norm)| row.iter().map(|&v| norm.invert(v)).collect()).collect())
+    }
+}

@@ -1,0 +1,207 @@
+//! Training a Time-MoE from a TOML file: `moesaic train forecast CONFIG.toml`.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{Device, Error, Result, Tensor, bail};
+use moesaic_kernels::Params;
+use moesaic_kernels::checkpoint::Checkpoint;
+use serde::{Deserialize, Serialize};
+
+use super::data::csv::{CsvFolder, CsvOptions, read_csv};
+use super::data::synthetic::Synthetic;
+use super::data::{Batch, Mixture, Source, contamination};
+use super::{AdamWConfig, Ended, Plan, Report, StepLoss, Trainable, Trainer, checkpoints};
+use crate::time_moe::{Config, Context, Targets, TimeMoe};
+
+/// The TOML file of a training run. Paths are relative to the working directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Seed of initial weights and data.
+    pub seed: u64,
+    /// The model, as in its `config.json`.
+    pub model: Config,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimiser: AdamWConfig,
+    /// Length of the run, reports and checkpoints.
+    #[serde(default)]
+    pub plan: Plan,
+}
+
+/// What a forecaster is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Context lengths; each batch has one of them in turn, so short contexts are learnt without padding.
+    pub context: Vec<usize>,
+    /// Values in one batch, context only: a batch of shorter contexts has more rows.
+    pub tokens: usize,
+    /// Threshold of the Huber loss, in standard deviations of the context.
+    #[serde(default = "reference_delta")]
+    pub huber_delta: f64,
+    /// Relative share of synthetic series.
+    pub synthetic: f64,
+    /// Folders of CSV files.
+    #[serde(default)]
+    pub folders: Vec<FolderConfig>,
+    /// Folders of series that the model will be evaluated on: a training series that shares a window with one of them is
+    /// refused.
+    #[serde(default)]
+    pub evaluation: Vec<PathBuf>,
+}
+
+fn reference_delta() -> f64 {
+    2.0
+}
+
+/// One folder of training series.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderConfig {
+    /// The folder.
+    pub path: PathBuf,
+    /// Relative share of its series.
+    pub weight: f64,
+}
+
+impl TrainConfig {
+    /// Checks the settings.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.optimiser.validate()?;
+        let longest = self.data.context.iter().max().copied().unwrap_or(0);
+        if longest == 0 || self.data.context.iter().any(|&c| !(16..=1 << 16).contains(&c)) {
+            bail!("data.context is {:?}, expected lengths in 16 to 65536", self.data.context);
+        }
+        if self.data.tokens < longest || self.data.tokens > 1 << 24 {
+            bail!("data.tokens is {}, expected at least the longest context and at most {}", self.data.tokens, 1 << 24);
+        }
+        Ok(())
+    }
+}
+
+/// A Time-MoE and its data.
+struct Forecaster {
+    model: TimeMoe,
+    source: Mixture,
+    data: DataConfig,
+    seed: u64,
+    accumulation: u64,
+}
+
+impl Trainable for Forecaster {
+    type Batch = Batch;
+
+    fn batch(&self, step: u64, part: usize) -> Result<Batch> {
+        let index = step * self.accumulation + part as u64;
+        let context = self.data.context[(index % self.data.context.len() as u64) as usize];
+        let future = self.model.config().horizon_lengths.last().copied().unwrap_or(1);
+        self.source.batch(self.seed, index, self.data.tokens / context, context + future)
+    }
+
+    fn loss(&self, batch: &Batch) -> Result<StepLoss> {
+        let future = self.model.config().horizon_lengths.last().copied().unwrap_or(1);
+        let context = batch.length - future;
+        let (mut x, mut labels, mut mask, mut padding) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for row in 0..batch.rows {
+            let values = &batch.values[row * batch.length..][..batch.length];
+            let observed = &batch.mask[row * batch.length..][..batch.length];
+            // What is missing at the start is padding; the last position stays, as a row must have one.
+            padding.push(observed[..context - 1].iter().take_while(|&&m| m == 0.0).count());
+            x.extend_from_slice(&values[..context]);
+            labels.extend_from_slice(&values[1..]);
+            mask.extend_from_slice(&observed[1..]);
+            // Positions inside the padding predict nothing.
+            let start = mask.len() - (batch.length - 1);
+            let last = padding.last().copied().unwrap_or(0);
+            mask[start..start + last].fill(0.0);
+        }
+        let x = Tensor::from_vec(x, (batch.rows, context), &Device::Cpu)?;
+        let positions =
+            padding.iter().flat_map(|&p| (0..context).map(move |i| i.saturating_sub(p) as u32)).collect();
+        let ctx = Context { padding, positions: Some(positions) };
+        let targets = Targets::new(labels, Some(mask), batch.rows)?.with_delta(self.data.huber_delta)?;
+        let (losses, _) = self.model.loss(&x, &ctx, &targets)?;
+        let value = |t: &Tensor| Ok::<_, Error>(f64::from(t.to_scalar::<f32>()?));
+        let mut parts = Vec::new();
+        for (loss, horizon) in losses.heads.iter().zip(&self.model.config().horizon_lengths) {
+            parts.push((format!("huber.{horizon}"), value(loss)?));
+        }
+        if let Some(aux) = &losses.aux {
+            parts.push(("balance".to_string(), value(aux)?));
+        }
+        Ok(StepLoss { total: losses.total, parts, tokens: batch.rows * context })
+    }
+
+    fn config_json(&self) -> Result<String> {
+        let config = self.model.config();
+        Ok(serde_json::to_string_pretty(config).map_err(|e| Error::Msg(e.to_string()))? + "\n")
+    }
+}
+
+/// Sources in the shares of the config, after the check against evaluation series.
+fn sources(data: &DataConfig) -> Result<Mixture> {
+    let mut evaluation = Vec::new();
+    for folder in &data.evaluation {
+        let name = folder.display();
+        let entries = std::fs::read_dir(folder).map_err(|e| {
+            Error::Msg(format!("cannot read the evaluation folder {name}: {e}; fetch it with tools/fetch_series.py"))
+        })?;
+        let mut files: Vec<_> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+        files.retain(|f| f.extension().is_some_and(|e| e == "csv"));
+        files.sort();
+        for file in files {
+            evaluation.extend(read_csv(&file)?);
+        }
+    }
+    let mut parts: Vec<(f64, Box<dyn Source>)> = Vec::new();
+    if data.synthetic > 0.0 {
+        parts.push((data.synthetic, Box::new(Synthetic::default())));
+    }
+    for folder in &data.folders {
+        let source = CsvFolder::open(&folder.path, CsvOptions::default())?;
+        contamination::refuse(&source.views(), &evaluation)?;
+        parts.push((folder.weight, Box::new(source)));
+    }
+    Mixture::new(parts)
+}
+
+/// Trains, or goes on from the newest checkpoint in `plan.out` if `resume`. Without `resume`, a folder that holds
+/// checkpoints already is refused rather than overwritten.
+pub fn run(
+    config: &TrainConfig,
+    resume: bool,
+    stop: &AtomicBool,
+    report: &mut dyn FnMut(&Report) -> Result<()>,
+) -> Result<Ended> {
+    config.validate()?;
+    let out: &Path = &config.plan.out;
+    let newest = checkpoints(out)?.pop();
+    let newest = match (resume, newest) {
+        (true, Some(path)) => Some(path),
+        (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
+        (false, Some(path)) => bail!("{} holds a run already; add --resume, or choose another plan.out", path.display()),
+        (false, None) => None,
+    };
+    let source = sources(&config.data)?;
+    let params = match &newest {
+        Some(path) => Params::resume(&Checkpoint::open(&path.join("model.safetensors"))?, &Device::Cpu),
+        None => Params::init(config.seed, &Device::Cpu),
+    };
+    let trainable = Forecaster {
+        model: TimeMoe::new(config.model.clone(), &params)?,
+        source,
+        data: config.data.clone(),
+        seed: config.seed,
+        accumulation: config.plan.accumulation as u64,
+    };
+    let mut trainer = Trainer::new(&trainable, &params, config.plan.clone(), config.optimiser)?;
+    if let Some(path) = &newest {
+        trainer.resume(path)?;
+    }
+    trainer.run(stop, report)
+}

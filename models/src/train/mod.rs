@@ -1,0 +1,262 @@
+//! Training: written once, for every model of the workspace.
+//!
+//! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
+//! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
+//! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file.
+
+pub mod data;
+pub mod forecast;
+mod optimiser;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::{DType, Error, Result, Tensor, bail};
+use moesaic_kernels::Params;
+use moesaic_kernels::checkpoint::{Checkpoint, save};
+use serde::{Deserialize, Serialize};
+
+pub use optimiser::{AdamW, AdamWConfig};
+
+/// The loss of one batch.
+pub struct StepLoss {
+    /// What is minimised; a scalar with gradients.
+    pub total: Tensor,
+    /// Named parts to report.
+    pub parts: Vec<(String, f64)>,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+}
+
+/// A model that can be trained.
+pub trait Trainable {
+    /// What one forward pass takes.
+    type Batch;
+
+    /// The batch of a step; a pure function of its arguments, so that resuming needs no data state. `part` counts the
+    /// batches that are accumulated for one step.
+    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
+
+    /// The loss of a batch.
+    fn loss(&self, batch: &Self::Batch) -> Result<StepLoss>;
+
+    /// The text of the `config.json` that goes beside the weights.
+    fn config_json(&self) -> Result<String>;
+}
+
+/// How long to train and how often to report and save.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plan {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Batches accumulated for one step.
+    pub accumulation: usize,
+    /// Steps between reports.
+    pub log_every: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Where checkpoints and the finished model go.
+    pub out: PathBuf,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { steps: 1000, accumulation: 1, log_every: 20, checkpoint_every: 500, out: "runs/train".into() }
+    }
+}
+
+/// What a report says.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Mean loss since the last report.
+    pub loss: f64,
+    /// Means of its parts since the last report.
+    pub parts: Vec<(String, f64)>,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Norm of the last step's gradients before clipping.
+    pub gradient_norm: f64,
+    /// Tokens per second since the last report.
+    pub tokens_per_second: f64,
+    /// Estimate of the time left, seconds.
+    pub seconds_left: f64,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done; the model is in `{out}/model`.
+    Finished,
+    /// Stopped on request after this many steps; a checkpoint was saved.
+    Stopped(u64),
+}
+
+/// The part of a checkpoint that is not tensors.
+#[derive(Debug, Serialize, Deserialize)]
+struct Progress {
+    step: u64,
+    updates: u64,
+    plan: Plan,
+    optimiser: AdamWConfig,
+}
+
+/// Runs the training loop for one model.
+pub struct Trainer<'a, T> {
+    model: &'a T,
+    params: &'a Params,
+    plan: Plan,
+    config: AdamWConfig,
+    optimiser: AdamW,
+    step: u64,
+}
+
+impl<'a, T: Trainable> Trainer<'a, T> {
+    /// A trainer at step 0.
+    pub fn new(model: &'a T, params: &'a Params, plan: Plan, config: AdamWConfig) -> Result<Self> {
+        if plan.steps == 0 || plan.accumulation == 0 || plan.log_every == 0 || plan.checkpoint_every == 0 {
+            bail!("steps, accumulation, log_every and checkpoint_every must be at least 1");
+        }
+        let optimiser = AdamW::new(config, params)?;
+        Ok(Self { model, params, plan, config, optimiser, step: 0 })
+    }
+
+    /// Takes up a checkpoint: the parameters must have been loaded from it with [`Params::resume`].
+    pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
+        let progress: Progress = read_json(&checkpoint.join("trainer.json"))?;
+        if progress.plan != self.plan || progress.optimiser != self.config {
+            bail!(
+                "{}: the run was started with other settings ({:?}, {:?}); resume with the same, or start anew elsewhere",
+                checkpoint.display(),
+                progress.plan,
+                progress.optimiser
+            );
+        }
+        self.optimiser.restore(&Checkpoint::open(&checkpoint.join("optimiser.safetensors"))?, progress.updates)?;
+        self.step = progress.step;
+        Ok(())
+    }
+
+    /// Trains until done or until `stop` is set, reporting as it goes. The last checkpoint is always that of the last step.
+    pub fn run(&mut self, stop: &AtomicBool, report: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Ended> {
+        let mut since = Instant::now();
+        let (mut loss_sum, mut tokens, mut count) = (0.0, 0usize, 0u32);
+        let mut parts: Vec<(String, f64)> = Vec::new();
+        let started = (Instant::now(), self.step);
+        while self.step < self.plan.steps {
+            for part in 0..self.plan.accumulation {
+                let loss = self.model.loss(&self.model.batch(self.step, part)?)?;
+                let value = f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                self.optimiser.accumulate(&loss.total.backward()?)?;
+                loss_sum += value;
+                tokens += loss.tokens;
+                count += 1;
+                for (i, (name, value)) in loss.parts.into_iter().enumerate() {
+                    match parts.get_mut(i) {
+                        Some((_, sum)) => *sum += value,
+                        None => parts.push((name, value)),
+                    }
+                }
+            }
+            let learning_rate = self.config.rate(self.step, self.plan.steps);
+            let gradient_norm = self.optimiser.step(learning_rate)?;
+            self.step += 1;
+            if self.step % self.plan.log_every == 0 || self.step == self.plan.steps {
+                let each = started.0.elapsed().as_secs_f64() / (self.step - started.1) as f64;
+                parts.iter_mut().for_each(|(_, v)| *v /= f64::from(count));
+                report(&Report {
+                    step: self.step,
+                    steps: self.plan.steps,
+                    loss: loss_sum / f64::from(count),
+                    parts: std::mem::take(&mut parts),
+                    learning_rate,
+                    gradient_norm,
+                    tokens_per_second: tokens as f64 / since.elapsed().as_secs_f64(),
+                    seconds_left: each * (self.plan.steps - self.step) as f64,
+                })?;
+                if !loss_sum.is_finite() {
+                    bail!("the loss is not finite after step {}; lower the learning rate and resume from the last checkpoint", self.step);
+                }
+                (loss_sum, tokens, count, since) = (0.0, 0, 0, Instant::now());
+            }
+            let stopped = stop.load(Ordering::Relaxed) && self.step < self.plan.steps;
+            if stopped || self.step % self.plan.checkpoint_every == 0 || self.step == self.plan.steps {
+                self.save()?;
+            }
+            if stopped {
+                return Ok(Ended::Stopped(self.step));
+            }
+        }
+        self.export(&self.plan.out.join("model"), DType::BF16)?;
+        Ok(Ended::Finished)
+    }
+
+    /// Saves a checkpoint, then drops all but the two newest.
+    fn save(&self) -> Result<()> {
+        let dir = self.plan.out.join(format!("checkpoint-{:08}", self.step));
+        let partial = self.plan.out.join("checkpoint.partial");
+        if partial.exists() {
+            std::fs::remove_dir_all(&partial).map_err(|e| at(&partial, e))?;
+        }
+        self.export(&partial, DType::F32)?;
+        save(&partial.join("optimiser.safetensors"), &self.optimiser.state()?, &[])?;
+        let (plan, optimiser) = (self.plan.clone(), self.config);
+        let progress = Progress { step: self.step, updates: self.optimiser.updates(), plan, optimiser };
+        write_json(&partial.join("trainer.json"), &progress)?;
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).map_err(|e| at(&dir, e))?;
+        }
+        // Renamed when complete, so that a checkpoint is never half-written.
+        std::fs::rename(&partial, &dir).map_err(|e| at(&dir, e))?;
+        let all = checkpoints(&self.plan.out)?;
+        for old in all.iter().rev().skip(2) {
+            std::fs::remove_dir_all(old).map_err(|e| at(old, e))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the model in the Hugging Face layout.
+    fn export(&self, dir: &Path, dtype: DType) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
+        let tensors = self.params.published(|var| var.to_dtype(dtype).ok())?;
+        save(&dir.join("model.safetensors"), &tensors, &[("format", "pt")])?;
+        let path = dir.join("config.json");
+        std::fs::write(&path, self.model.config_json()?).map_err(|e| at(&path, e))
+    }
+}
+
+/// The checkpoints in a run's folder, oldest first.
+pub fn checkpoints(out: &Path) -> Result<Vec<PathBuf>> {
+    if !out.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(out).map_err(|e| at(out, e))? {
+        let path = entry.map_err(|e| at(out, e))?.path();
+        let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("checkpoint-"));
+        if number.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn at(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::Msg(format!("{}: {error}", path.display()))
+}
+
+fn read_json<D: serde::de::DeserializeOwned>(path: &Path) -> Result<D> {
+    let text = std::fs::read_to_string(path).map_err(|e| at(path, e))?;
+    serde_json::from_str(&text).map_err(|e| at(path, e))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| at(path, e))?;
+    std::fs::write(path, text + "\n").map_err(|e| at(path, e))
+}

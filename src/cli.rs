@@ -1,0 +1,170 @@
+//! The command line: reads arguments, calls the library, prints. No model knowledge lives here.
+
+mod eval;
+mod forecast;
+mod info;
+mod output;
+mod tables;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use moesaic::Forecaster;
+
+/// Forecasts time series with sparse mixture-of-experts models, offline.
+#[derive(Debug, Parser)]
+#[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue the series of a CSV file.
+    Forecast(forecast::Args),
+    /// Describe a model: architecture, parameters, experts, files.
+    Info(info::Args),
+    /// Measure a model on series with a known future.
+    #[command(subcommand)]
+    Eval(EvalCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum EvalCommand {
+    /// Score forecasts against naive, seasonal-naive and drift.
+    Forecast(eval::Args),
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version go to standard output and are a success.
+        Err(error) if !error.use_stderr() => return finish(print(&error.render().to_string()).map_err(Into::into)),
+        Err(error) => {
+            complain(&usage(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    finish(match &cli.command {
+        Command::Forecast(args) => forecast::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
+    })
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has seen enough (`moesaic ... | head`).
+        Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// One line on standard error. Nobody is left to tell if that fails.
+fn complain(message: &str) {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(io::stderr().lock(), "error: {line}");
+}
+
+/// What a person should know beside the result.
+fn note(message: &str) {
+    let _ = writeln!(io::stderr().lock(), "note: {message}");
+}
+
+/// Writes to standard output at once, so that a closed pipe is met in one place.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// The parser's message on one line: what is wrong, its hints, and where help is.
+fn usage(rendered: &str) -> String {
+    let body = rendered.trim().strip_prefix("error:").unwrap_or(rendered);
+    let parts: Vec<String> = body
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty() && !part.starts_with("Usage:") && !part.starts_with("For more information"))
+        .collect();
+    format!("{}; see --help", parts.join("; "))
+}
+
+/// The model in this folder, or the built-in one.
+fn open_model(dir: Option<&Path>) -> anyhow::Result<Forecaster> {
+    match dir {
+        Some(dir) => Ok(Forecaster::from_dir(dir)?),
+        None => anyhow::bail!("no built-in model yet: give --model DIR"),
+    }
+}
+
+/// The option that chooses a model, alike in all commands.
+#[derive(Debug, clap::Args)]
+struct ModelArgs {
+    /// Folder of a model (config.json, model.safetensors); the built-in one if left out
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+}
+
+/// Whether standard output takes colours: a terminal, and nobody asked for none (no-color.org).
+fn colour() -> bool {
+    let asked_for_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stdout().is_terminal() && !asked_for_none && !dumb
+}
+
+/// A size as people read it: `2.9 MB`.
+fn bytes(count: u64) -> String {
+    let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.into_iter().find(|(unit, _)| count as f64 >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", count as f64 / unit),
+        None => format!("{count} bytes"),
+    }
+}
+
+/// A count as people read it: `1.24 M`.
+fn count(number: usize) -> String {
+    let units = [(1e9, "B"), (1e6, "M"), (1e3, "k")];
+    match units.into_iter().find(|(unit, _)| number as f64 >= *unit) {
+        Some((unit, name)) => format!("{:.3} {name}", number as f64 / unit).replacen(".000", "", 1),
+        None => number.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_take_one_line() {
+        for arguments in [&["moesaic", "forecast"][..], &["moesaic", "forcast"], &["moesaic", "forecast", "a", "--horizn", "3"]] {
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            let line = usage(&error.render().to_string());
+            assert!(!line.contains('\n') && line.ends_with("see --help"), "{line}");
+            assert!(line.len() > 30, "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!((bytes(2_912_345).as_str(), bytes(12).as_str()), ("2.9 MB", "12 bytes"));
+        assert_eq!((count(113_352_192).as_str(), count(999).as_str()), ("113.352 M", "999"));
+    }
+}

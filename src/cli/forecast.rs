@@ -1,0 +1,165 @@
+//! `moesaic forecast`
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use moesaic::plot::{self, Panel};
+use moesaic::{Forecast, ForecastOptions, Forecaster, ModelInfo, Series, Table, TableOptions};
+use serde::Serialize;
+
+use super::output::Output;
+use super::{ModelArgs, colour, count, note, open_model, print, tables};
+
+/// Continue the series of a CSV file.
+///
+/// Finds the time column and forecasts every column of numbers. Prints the future rows and draws history and forecast;
+/// --json and --csv print for programs instead. Works offline.
+///
+/// Missing values (empty cells, NA, NaN, -, ...) and missing rows are filled by a straight line between their
+/// neighbours; after the last observed value they are forecast, so a forecast starts at the first row after it.
+///
+/// Dates that fit both month/day and day/month are read as month/day; a note says so.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A CSV file, or - for standard input
+    #[arg(value_name = "FILE.csv")]
+    file: PathBuf,
+    /// Column to forecast; may be given several times [default: every column of numbers]
+    #[arg(long, value_name = "NAME")]
+    column: Vec<String>,
+    /// Time column [default: found by its name and content]
+    #[arg(long, value_name = "NAME")]
+    time: Option<String>,
+    /// Ignore times and number the rows 1, 2, 3, ...
+    #[arg(long)]
+    steps: bool,
+    /// Rows to forecast [default: by the step, for example 48 hours, 28 days, 24 months]
+    #[arg(long, value_name = "N")]
+    horizon: Option<usize>,
+    /// Most values of history that the model sees [default: 512]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Raise negative forecasts to zero
+    #[arg(long)]
+    non_negative: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print JSON: the model, remarks, and for each series its stamps and values
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print CSV: the time column and one column for each series
+    #[arg(long)]
+    csv: bool,
+    /// Draw history and forecast into an SVG file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// Panels of one SVG, and pictures in the terminal; more would not be looked at.
+const MOST_PANELS: usize = 24;
+const MOST_PICTURES: usize = 4;
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    // What can fail cheaply fails before the model runs.
+    if args.horizon == Some(0) {
+        bail!("the horizon is 0: ask for at least 1 step");
+    }
+    let picture = args.plot.as_deref().map(open_picture).transpose()?;
+    let table = read(args)?;
+    let model = open_model(args.model.model.as_deref())?;
+    let horizon = args.horizon.unwrap_or_else(|| usual_horizon(&table).min(model.max_horizon()));
+    let mut options = ForecastOptions::default().non_negative(args.non_negative);
+    options.context = args.context;
+    let forecasts = model.forecast(&table.series, horizon, &options)?;
+    let caption = caption(&table, model.info(), horizon, &forecasts);
+
+    let mut notes = table.notes.clone();
+    notes.extend(about_filled(&forecasts));
+    if let Some(picture) = picture {
+        if forecasts.len() > MOST_PANELS {
+            notes.push(format!("the picture shows the first {MOST_PANELS} of {} series", forecasts.len()));
+        }
+        picture.write(&plot::svg(&panels(&table.series, &forecasts, &caption, MOST_PANELS)))?;
+    }
+    if args.json {
+        return json(&table, &model, horizon, &notes, &forecasts);
+    }
+    notes.iter().for_each(|text| note(text));
+    if args.csv {
+        return Ok(print(&tables::csv(table.time.as_deref(), &forecasts)?)?);
+    }
+    let mut text = tables::readable(table.time.as_deref(), &table.series, &forecasts, WIDTH);
+    for panel in panels(&table.series, &forecasts, &caption, MOST_PICTURES) {
+        text.push('\n');
+        text.push_str(&plot::terminal(&panel, WIDTH, 14, colour()));
+    }
+    if forecasts.len() > MOST_PICTURES {
+        text.push_str(&format!("\n{} more series are not drawn; --plot FILE.svg draws them\n", forecasts.len() - MOST_PICTURES));
+    }
+    Ok(print(&text)?)
+}
+
+/// Columns of a terminal that nobody has made narrower.
+const WIDTH: usize = 80;
+
+fn open_picture(path: &Path) -> Result<Output> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some(extension) if extension.eq_ignore_ascii_case("svg") => Output::open(path),
+        _ => bail!("cannot write {}: pictures are SVG; give a name that ends in .svg", path.display()),
+    }
+}
+
+fn read(args: &Args) -> Result<Table> {
+    let mut options = TableOptions::default().columns(args.column.clone());
+    options.time.clone_from(&args.time);
+    options.number_rows = args.steps;
+    if args.file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(Table::parse_csv("standard input", &bytes, &options)?);
+    }
+    Ok(Table::read_csv(&args.file, &options)?)
+}
+
+/// What people usually want to see at this step, but not more than half of what is known.
+fn usual_horizon(table: &Table) -> usize {
+    let known = table.series.iter().map(|series| series.values.len()).max().unwrap_or(0);
+    table.frequency.map_or(24, |frequency| frequency.usual_horizon()).min(known / 2).max(1)
+}
+
+fn caption(table: &Table, model: &ModelInfo, horizon: usize, forecasts: &[Forecast]) -> String {
+    let step = table.frequency.map_or(String::new(), |frequency| format!("{frequency}, "));
+    let context = forecasts.iter().map(|forecast| forecast.context).max().unwrap_or(0);
+    let active = count(model.parameters.active);
+    format!("{step}{horizon} ahead from {context} values by {} ({active} active parameters)", model.architecture)
+}
+
+fn panels<'a>(series: &'a [Series], forecasts: &'a [Forecast], caption: &'a str, most: usize) -> Vec<Panel<'a>> {
+    let pairs = series.iter().zip(forecasts).take(most);
+    pairs.map(|(series, forecast)| Panel { series, forecast, caption }).collect()
+}
+
+/// A remark about forecasts that rest mostly on filled values.
+fn about_filled(forecasts: &[Forecast]) -> Vec<String> {
+    let thin = forecasts.iter().filter(|forecast| 2 * forecast.filled > forecast.context);
+    thin.map(|forecast| {
+        let (name, filled, all) = (&forecast.name, forecast.filled, forecast.context);
+        format!("'{name}' rests on {} observed values, {filled} of {all} are filled: trust it little", all - filled)
+    })
+    .collect()
+}
+
+fn json(table: &Table, model: &Forecaster, horizon: usize, notes: &[String], forecasts: &[Forecast]) -> Result<()> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        model: &'a ModelInfo,
+        frequency: Option<String>,
+        horizon: usize,
+        notes: &'a [String],
+        forecasts: &'a [Forecast],
+    }
+    let frequency = table.frequency.map(|frequency| frequency.to_string());
+    let answer = Answer { model: model.info(), frequency, horizon, notes, forecasts };
+    Ok(print(&(serde_json::to_string_pretty(&answer)? + "\n"))?)
+}

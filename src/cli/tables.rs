@@ -1,0 +1,120 @@
+//! Forecasts as tables: for people and as CSV.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use moesaic::{Forecast, Series};
+
+/// The future rows in at most `width` columns where that is possible: series side by side, or one long series in
+/// several blocks read downwards.
+pub(super) fn readable(time: Option<&str>, series: &[Series], forecasts: &[Forecast], width: usize) -> String {
+    let mut blocks: Vec<Vec<String>> = Vec::new();
+    let mut out = String::new();
+    let mut shown: Option<&[moesaic::Stamp]> = None;
+    for (series, forecast) in series.iter().zip(forecasts) {
+        let decimals = decimals(series, forecast);
+        let values = forecast.values.iter().map(|value| format!("{:.decimals$}", f64::from(*value)));
+        let column = block(std::iter::once(short(&forecast.name)).chain(values), true);
+        let used: usize = blocks.iter().map(|block| width_of(block) + 2).sum();
+        // Series whose forecasts start elsewhere, or that do not fit beside the others, begin a table of their own.
+        if shown != Some(&forecast.timestamps) || used + width_of(&column) > width {
+            out.push_str(&beside(&std::mem::take(&mut blocks), width));
+            let stamps = forecast.timestamps.iter().map(ToString::to_string);
+            blocks.push(block(std::iter::once(short(time.unwrap_or("step"))).chain(stamps), time.is_none()));
+            shown = Some(&forecast.timestamps);
+        }
+        blocks.push(column);
+    }
+    out + &beside(&blocks, width)
+}
+
+/// Rows above which a table of one series is split into blocks.
+const LONG: usize = 16;
+
+/// Between blocks.
+const RULE: &str = "  │ ";
+
+/// Columns of text side by side, in several blocks if there is room and there are many rows.
+fn beside(columns: &[Vec<String>], width: usize) -> String {
+    let (Some(first), gap) = (columns.first(), "  ") else { return String::new() };
+    let rows: Vec<String> = (0..first.len())
+        .map(|row| columns.iter().filter_map(|column| column.get(row)).map(String::as_str).collect::<Vec<_>>().join(gap))
+        .collect();
+    let (head, body) = rows.split_at(1);
+    let one = head[0].chars().count();
+    let fit = ((width + RULE.chars().count()) / (one + RULE.chars().count())).max(1);
+    let split = body.len().div_ceil(LONG).clamp(1, fit);
+    let height = body.len().div_ceil(split).max(1);
+    let split = body.len().div_ceil(height).max(1);
+    let mut out = String::from("\n");
+    let mut line = |parts: Vec<&str>| {
+        out.push_str(parts.join(RULE).trim_end());
+        out.push('\n');
+    };
+    line(vec![head[0].as_str(); split]);
+    for row in 0..height {
+        line((0..split).filter_map(|block| body.get(block * height + row)).map(String::as_str).collect());
+    }
+    out
+}
+
+/// Pads cells to one width, on the left if `right`.
+fn block(cells: impl Iterator<Item = String>, right: bool) -> Vec<String> {
+    let cells: Vec<String> = cells.collect();
+    let width = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
+    cells.into_iter().map(|cell| if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }).collect()
+}
+
+fn width_of(block: &[String]) -> usize {
+    block.first().map_or(0, |cell| cell.chars().count())
+}
+
+/// A name that leaves room for others.
+fn short(name: &str) -> String {
+    const LONGEST: usize = 24;
+    let clean: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match clean.char_indices().nth(LONGEST) {
+        Some((cut, _)) => format!("{}…", &clean[..cut]),
+        None => clean,
+    }
+}
+
+/// Decimals that show three digits of how the series varies.
+fn decimals(series: &Series, forecast: &Forecast) -> usize {
+    let from = forecast.start.saturating_sub(forecast.context);
+    let recent = series.values.iter().skip(from).chain(&forecast.values).filter(|value| value.is_finite());
+    let (low, high) = recent.fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+    let spread = f64::from(high) - f64::from(low);
+    // A constant shows its own digits instead.
+    let scale = if spread > 0.0 { spread } else { f64::from(high.abs()) };
+    if scale > 0.0 { (2.0 - scale.log10().floor()).clamp(0.0, 9.0) as usize } else { 0 }
+}
+
+/// CSV with the time column and one column for each series. A cell is empty where a series has no forecast for the row.
+pub(super) fn csv(time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
+    let mut rows: Vec<moesaic::Stamp> = Vec::new();
+    let mut at: HashMap<String, usize> = HashMap::new();
+    // All series of a table lie on one axis: the forecast that starts first, then what the others add, is in order.
+    let mut by_start: Vec<&Forecast> = forecasts.iter().collect();
+    by_start.sort_by_key(|forecast| forecast.start);
+    for stamp in by_start.iter().flat_map(|forecast| &forecast.timestamps) {
+        at.entry(stamp.to_string()).or_insert_with(|| {
+            rows.push(*stamp);
+            rows.len() - 1
+        });
+    }
+    let mut cells = vec![vec![String::new(); forecasts.len()]; rows.len()];
+    for (column, forecast) in forecasts.iter().enumerate() {
+        for (stamp, value) in forecast.timestamps.iter().zip(&forecast.values) {
+            if let Some(row) = at.get(&stamp.to_string()).and_then(|&row| cells.get_mut(row)) {
+                row[column] = value.to_string();
+            }
+        }
+    }
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(std::iter::once(time.unwrap_or("step")).chain(forecasts.iter().map(|f| f.name.as_str())))?;
+    for (stamp, cells) in rows.iter().zip(cells) {
+        writer.write_record(std::iter::once(stamp.to_string()).chain(cells))?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}

@@ -1,0 +1,236 @@
+//! Zero-shot forecasting: a pretrained model continues any series.
+
+mod context;
+mod model;
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use moesaic_models::time_moe::TimeMoe;
+use serde::Serialize;
+
+use crate::error::{Error, Place, Result, quoted};
+use crate::series::{Series, Stamp};
+use context::Context;
+pub use model::{ModelFile, ModelInfo, Parameters};
+use model::ModelFiles;
+
+/// A pretrained forecasting model. It holds no state between calls: one forecaster behind an `Arc` serves any number of
+/// threads.
+///
+/// What happens to a series, in this order:
+/// * Infinite values are refused.
+/// * Missing values (NaN) before the first observed value are dropped; between observed values they are filled by a
+///   straight line ([`Missing::Refuse`] refuses them instead); after the last observed value they are forecast: **the
+///   forecast starts at the first row after the last observed value**.
+/// * The model sees the last [`ForecastOptions::context`] values.
+/// * A context of one value, or of equal values, is continued as that value without asking the model.
+/// * The model standardises each context and maps its answer back, so the scale of the data does not matter.
+pub struct Forecaster {
+    model: TimeMoe,
+    info: ModelInfo,
+}
+
+/// How to forecast. `ForecastOptions::default()` suits most uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForecastOptions {
+    /// The most values of history that the model sees. `None` for 512, or what the model has room for beside the
+    /// horizon if that is less.
+    pub context: Option<usize>,
+    /// Series computed together, at least 1. Larger batches are faster and take more memory; results do not change.
+    pub batch: usize,
+    /// What to do with missing values between observed ones.
+    pub missing: Missing,
+    /// Raise negative forecasts to zero, for counts, demand and other quantities that cannot be negative.
+    pub non_negative: bool,
+}
+
+/// What to do with missing values between observed ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Missing {
+    /// Draw a straight line between the neighbours.
+    #[default]
+    Interpolate,
+    /// Fail, naming the first missing value.
+    Refuse,
+}
+
+/// Values of history that the model sees unless told otherwise.
+pub const DEFAULT_CONTEXT: usize = 512;
+
+/// No model is asked for more steps than this at once.
+pub const MAX_HORIZON: usize = 10_000;
+
+impl Default for ForecastOptions {
+    fn default() -> Self {
+        ForecastOptions { context: None, batch: 32, missing: Missing::default(), non_negative: false }
+    }
+}
+
+impl ForecastOptions {
+    /// At most this many values of history.
+    pub fn context(mut self, values: usize) -> Self {
+        self.context = Some(values);
+        self
+    }
+
+    /// This many series computed together.
+    pub fn batch(mut self, series: usize) -> Self {
+        self.batch = series;
+        self
+    }
+
+    /// This treatment of missing values.
+    pub fn missing(mut self, missing: Missing) -> Self {
+        self.missing = missing;
+        self
+    }
+
+    /// Whether negative forecasts are raised to zero.
+    pub fn non_negative(mut self, yes: bool) -> Self {
+        self.non_negative = yes;
+        self
+    }
+}
+
+/// The continuation of one series.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Forecast {
+    /// The series' name.
+    pub name: String,
+    /// The rows forecast: the first one after the last observed value, and on.
+    pub timestamps: Vec<Stamp>,
+    /// The point forecast of each row.
+    pub values: Vec<f32>,
+    /// Values of history that the forecast rests on, filled ones included.
+    pub context: usize,
+    /// How many of those were missing and filled.
+    pub filled: usize,
+    /// The row of the series, from 0, that the first forecast stands on.
+    #[serde(skip)]
+    pub start: usize,
+}
+
+impl Forecaster {
+    /// The model in this folder, in the Hugging Face layout: `config.json` and `model.safetensors` (or its shards and
+    /// their index). Computes in 32-bit floats on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Config`] for a missing or unusable configuration, [`Error::Weights`] for missing,
+    /// damaged or ill-fitting weights.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::load(ModelFiles::open(dir.as_ref())?)
+    }
+
+    fn load(files: ModelFiles) -> Result<Self> {
+        let info = ModelInfo::new(&files);
+        let ModelFiles { source, config, checkpoint } = files;
+        if config.input_size != 1 {
+            let problem = format!("input_size is {}: only models of one variable (1) forecast", config.input_size);
+            return Err(Error::config(&source, problem));
+        }
+        let model = TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
+            .map_err(|error| Error::weights(&source, &error))?;
+        Ok(Forecaster { model, info })
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The longest horizon of one call: half of the model's positions, so that as many are left for history, and at most
+    /// [`MAX_HORIZON`].
+    pub fn max_horizon(&self) -> usize {
+        (self.info.positions / 2).clamp(1, MAX_HORIZON)
+    }
+
+    /// Continues each series by `horizon` rows. Series may have any lengths; they are computed in batches of similar
+    /// length. Answers are in the order of the series, and do not depend on what else is in the call.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the horizon is 0 or beyond [`Forecaster::max_horizon`], when the options do not fit the
+    /// model, or when a series (named in the message) has no observed value, an infinite one, or one missing that
+    /// should not be. [`Error::Compute`] when the model fails.
+    pub fn forecast(&self, series: &[Series], horizon: usize, options: &ForecastOptions) -> Result<Vec<Forecast>> {
+        let limit = self.check(horizon, options)?;
+        let contexts =
+            series.iter().map(|series| Context::of(series, limit, options.missing)).collect::<Result<Vec<_>>>()?;
+        let stamps = series
+            .iter()
+            .zip(&contexts)
+            .map(|(series, context)| future(series, context.end, horizon))
+            .collect::<Result<Vec<_>>>()?;
+
+        let mut values: Vec<Vec<f32>> =
+            contexts.iter().map(|context| vec![context.constant().unwrap_or(f32::NAN); horizon]).collect();
+        let mut open: Vec<usize> = (0..contexts.len()).filter(|&at| contexts[at].constant().is_none()).collect();
+        // Neighbours of similar length waste little padding.
+        open.sort_by_key(|&at| contexts[at].values.len());
+        for batch in open.chunks(options.batch) {
+            let inputs: Vec<&[f32]> = batch.iter().map(|&at| contexts[at].values.as_slice()).collect();
+            let outputs = self.model.forecast(&inputs, horizon).map_err(|error| Error::compute(&error))?;
+            for (&at, output) in batch.iter().zip(outputs) {
+                values[at] = output;
+            }
+        }
+
+        let rows = series.iter().zip(contexts).zip(stamps).zip(values);
+        rows.map(|(((series, context), timestamps), mut values)| {
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::Compute(format!(
+                    "the forecast of series {} is not finite: check the model's weights, or rescale the data",
+                    quoted(&series.name)
+                )));
+            }
+            if options.non_negative {
+                values.iter_mut().for_each(|value| *value = value.max(0.0));
+            }
+            let (length, filled, start) = (context.values.len(), context.filled, context.end);
+            Ok(Forecast { name: series.name.clone(), timestamps, values, context: length, filled, start })
+        })
+        .collect()
+    }
+
+    /// Checks the horizon and the options; the answer is the context limit.
+    fn check(&self, horizon: usize, options: &ForecastOptions) -> Result<usize> {
+        let (most, positions) = (self.max_horizon(), self.info.positions);
+        if horizon == 0 {
+            return Err(Error::option("the horizon is 0: ask for at least 1 step"));
+        }
+        if horizon > most {
+            return Err(Error::option(format!(
+                "the horizon of {horizon} is beyond this model's longest, {most}: ask for at most that, or forecast \
+                 coarser rows"
+            )));
+        }
+        if options.batch == 0 {
+            return Err(Error::option("the batch size is 0: compute at least 1 series at a time"));
+        }
+        let room = positions.saturating_sub(horizon).max(1);
+        match options.context {
+            None => Ok(DEFAULT_CONTEXT.min(room)),
+            Some(0) => Err(Error::option("the context is 0: let the model see at least 1 value")),
+            Some(context) if context > room => Err(Error::option(format!(
+                "a context of {context} and a horizon of {horizon} exceed this model's {positions} positions: \
+                 use a context of at most {room}"
+            ))),
+            Some(context) => Ok(context),
+        }
+    }
+}
+
+/// The names of `horizon` rows from row `from` on.
+fn future(series: &Series, from: usize, horizon: usize) -> Result<Vec<Stamp>> {
+    let rows = (from..from.saturating_add(horizon)).map(|row| series.stamp(i64::try_from(row).ok()?));
+    rows.collect::<Option<Vec<_>>>().ok_or_else(|| {
+        let problem = "the forecast would leave the calendar (after the year 9999): ask for fewer steps";
+        Error::input(Place::series(&series.name), problem)
+    })
+}
+
+#[cfg(test)]
+mod tests;

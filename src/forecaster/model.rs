@@ -1,0 +1,146 @@
+//! A model's files, and what they say about it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_models::time_moe::Config;
+use serde::Serialize;
+
+use crate::error::{Error, Result, candle_message, one_line, quoted};
+
+/// A configuration and the weights that belong to it, both opened, neither loaded.
+pub(super) struct ModelFiles {
+    /// Where they come from.
+    pub source: PathBuf,
+    pub config: Config,
+    pub checkpoint: Checkpoint,
+}
+
+/// A configuration longer than this is not one.
+const LONGEST_CONFIG: u64 = 1 << 20;
+
+impl ModelFiles {
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            let what = if dir.exists() { "is not a folder" } else { "does not exist" };
+            let problem = format!("{what}: give a folder with config.json and model.safetensors");
+            return Err(Error::config(dir, problem));
+        }
+        let path = dir.join("config.json");
+        let size = fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?.len();
+        if size > LONGEST_CONFIG {
+            return Err(Error::config(&path, format!("has {size} bytes, which no configuration has: check the file")));
+        }
+        let text = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+        let config = parse_config(&path, &text)?;
+        let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
+        Ok(ModelFiles { source: dir.to_path_buf(), config, checkpoint })
+    }
+}
+
+/// Reads a configuration and refuses models of another kind before their other fields are looked at.
+pub(super) fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
+    let refuse = |problem: String| Error::config(path, problem);
+    let text = std::str::from_utf8(text).map_err(|_| refuse("is not UTF-8 text: check the file".into()))?;
+    let json: serde_json::Value = serde_json::from_str(text)
+        .map_err(|error| refuse(format!("is not valid JSON ({}): check the file", one_line(&error.to_string()))))?;
+    match json.get("model_type").and_then(serde_json::Value::as_str) {
+        Some("time_moe") => {}
+        Some(other) => {
+            return Err(refuse(format!("model_type is {}: this version forecasts with time_moe only", quoted(other))));
+        }
+        None => return Err(refuse("has no model_type: give the config.json of a time_moe model".into())),
+    }
+    Config::from_json(text).map_err(|error| refuse(candle_message(&error)))
+}
+
+/// What a model is: its shape, its size, and the files it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The folder, or `embedded`.
+    pub source: String,
+    /// The model family, as `model_type` in `config.json`.
+    pub architecture: String,
+    /// Sizes in parameters.
+    pub parameters: Parameters,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the hidden state.
+    pub hidden: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Attention heads of keys and values.
+    pub kv_heads: usize,
+    /// Routed experts in each layer; 1 for a dense model.
+    pub experts: usize,
+    /// Routed experts that each token is sent to, beside the shared one.
+    pub experts_per_token: usize,
+    /// Lengths that the forecast heads emit at once.
+    pub horizons: Vec<usize>,
+    /// The most values of history and forecast together.
+    pub positions: usize,
+    /// Number types on disk, with the number of tensors of each.
+    pub dtypes: BTreeMap<String, usize>,
+    /// The files of weights.
+    pub files: Vec<ModelFile>,
+}
+
+impl ModelInfo {
+    /// Describes a model folder. Reads its configuration and the headers of its weights, not the weights.
+    ///
+    /// # Errors
+    /// As [`Forecaster::from_dir`](super::Forecaster::from_dir), but for what only shows when weights are read.
+    pub fn of_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::new(&ModelFiles::open(dir.as_ref())?))
+    }
+
+    pub(super) fn new(files: &ModelFiles) -> Self {
+        let ModelFiles { source, config, checkpoint } = files;
+        let mut dtypes = BTreeMap::new();
+        for info in checkpoint.names().filter_map(|name| checkpoint.info(name)) {
+            *dtypes.entry(info.dtype.as_str().to_string()).or_insert(0) += 1;
+        }
+        let file_name = |label: &str| {
+            Path::new(label).file_name().map_or_else(|| label.to_string(), |name| name.to_string_lossy().into_owned())
+        };
+        let parameters = config.parameters();
+        ModelInfo {
+            source: source.display().to_string(),
+            architecture: config.model_type.clone(),
+            parameters: Parameters { total: parameters.total, active: parameters.active },
+            layers: config.num_hidden_layers,
+            hidden: config.hidden_size,
+            heads: config.num_attention_heads,
+            kv_heads: config.kv_heads(),
+            experts: if config.use_dense { 1 } else { config.num_experts },
+            experts_per_token: if config.use_dense { 1 } else { config.num_experts_per_tok },
+            horizons: config.horizon_lengths.clone(),
+            positions: config.max_position_embeddings,
+            dtypes,
+            files: checkpoint.files().map(|(label, bytes)| ModelFile { name: file_name(label), bytes }).collect(),
+        }
+    }
+}
+
+/// Sizes in parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Parameters {
+    /// All of them.
+    pub total: usize,
+    /// Those that take part in computing one token: all but the experts it is not sent to.
+    pub active: usize,
+}
+
+/// One file of weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ModelFile {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+}

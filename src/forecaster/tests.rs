@@ -1,0 +1,175 @@
+//! The forecaster around a small model with random weights: what goes in and out, not how good it is.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use moesaic_kernels::checkpoint;
+use moesaic_kernels::rng::Rng;
+use moesaic_models::time_moe::Config;
+
+use super::*;
+use crate::{Calendar, Frequency};
+
+pub(crate) const CONFIG: &str = r#"{
+    "model_type": "time_moe", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "horizon_lengths": [1, 8],
+    "max_position_embeddings": 256, "use_dense": false, "apply_aux_loss": true
+}"#;
+
+/// Writes a model of [`CONFIG`] with random weights.
+fn write_model(dir: &Path) {
+    let config = Config::from_json(CONFIG).unwrap();
+    let (h, i) = (config.hidden_size, config.intermediate_size);
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("model.embed_layer.emb_layer.weight".into(), vec![h, 1]),
+        ("model.embed_layer.gate_layer.weight".into(), vec![h, 1]),
+        ("model.norm.weight".into(), vec![h]),
+    ];
+    for (j, n) in config.horizon_lengths.iter().enumerate() {
+        shapes.push((format!("lm_heads.{j}.out_layer.weight"), vec![*n, h]));
+    }
+    for layer in 0..config.num_hidden_layers {
+        let mut add = |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        add("input_layernorm.weight", &[h]);
+        add("post_attention_layernorm.weight", &[h]);
+        for name in ["q", "k", "v"] {
+            add(&format!("self_attn.{name}_proj.weight"), &[h, h]);
+            add(&format!("self_attn.{name}_proj.bias"), &[h]);
+        }
+        add("self_attn.o_proj.weight", &[h, h]);
+        add("ffn_layer.gate.weight", &[config.num_experts, h]);
+        add("ffn_layer.shared_expert_gate.weight", &[1, h]);
+        let experts = (0..config.num_experts).map(|e| (format!("experts.{e}"), config.expert_size()));
+        for (expert, width) in experts.chain([("shared_expert".to_string(), i)]) {
+            add(&format!("ffn_layer.{expert}.gate_proj.weight"), &[width, h]);
+            add(&format!("ffn_layer.{expert}.up_proj.weight"), &[width, h]);
+            add(&format!("ffn_layer.{expert}.down_proj.weight"), &[h, width]);
+        }
+    }
+    let tensors: Vec<(String, Tensor)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let mut rng = Rng::named(11, &name);
+            let values: Vec<f32> =
+                (0..shape.iter().product()).map(|_| rng.normal() as f32 * 0.3 + f32::from(shape.len() == 1)).collect();
+            (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap())
+        })
+        .collect();
+    checkpoint::save(&dir.join("model.safetensors"), &tensors, &[("format", "pt")]).unwrap();
+    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
+}
+
+fn forecaster() -> Forecaster {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    Forecaster::from_dir(dir.path()).unwrap()
+}
+
+fn wave(name: &str, len: usize) -> Series {
+    Series::new(name, (0..len).map(|t| 10.0 + (t as f32 * 0.7).sin()).collect::<Vec<_>>())
+}
+
+#[test]
+fn forecasts_follow_their_series() {
+    let model = forecaster();
+    let calendar = Calendar::new("2024-01-31".parse().unwrap(), Frequency::MONTH_END);
+    let mut series = wave("a", 24).with_calendar(calendar);
+    series.values[23] = f32::NAN;
+    series.values[5] = f32::NAN;
+    let forecast = model.forecast(&[series], 3, &ForecastOptions::default()).unwrap().remove(0);
+    let stamps: Vec<_> = forecast.timestamps.iter().map(ToString::to_string).collect();
+    // The last value is missing, so the forecast begins with it.
+    assert_eq!(stamps, ["2025-12-31", "2026-01-31", "2026-02-28"]);
+    assert_eq!((forecast.values.len(), forecast.context, forecast.filled), (3, 23, 1));
+    let json = serde_json::to_string(&forecast).unwrap();
+    assert!(json.contains(r#""timestamps":["2025-12-31","2026-01-31","2026-02-28"]"#), "{json}");
+}
+
+#[test]
+fn company_and_threads_do_not_matter() {
+    let model = Arc::new(forecaster());
+    let series: Vec<Series> = (1..40).map(|len| wave(&format!("s{len}"), len * 3 % 37 + 1)).collect();
+    let options = ForecastOptions::default().batch(7);
+    let together = model.forecast(&series, 11, &options).unwrap();
+    assert_eq!(together.iter().map(|f| f.name.clone()).collect::<Vec<_>>(), {
+        series.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
+    });
+    let alone: Vec<_> = series
+        .iter()
+        .map(|one| {
+            let (model, one) = (Arc::clone(&model), one.clone());
+            std::thread::spawn(move || model.forecast(&[one], 11, &ForecastOptions::default()).unwrap().remove(0))
+        })
+        .collect();
+    for (thread, expected) in alone.into_iter().zip(&together) {
+        assert_eq!(&thread.join().unwrap(), expected);
+    }
+}
+
+#[test]
+fn only_the_context_counts() {
+    let model = forecaster();
+    let (long, mut cut) = (wave("y", 100), wave("y", 100));
+    cut.values.drain(..68);
+    let options = ForecastOptions::default().context(32);
+    let of = |series: &Series| model.forecast(std::slice::from_ref(series), 8, &options).unwrap().remove(0).values;
+    assert_eq!(of(&long), of(&cut));
+    let mut moved = long.clone();
+    moved.values[67] += 5.0;
+    assert_eq!(of(&long), of(&moved));
+    moved.values[68] += 5.0;
+    assert_ne!(of(&long), of(&moved));
+}
+
+#[test]
+fn constants_continue_and_counts_stay_positive() {
+    let model = forecaster();
+    let options = ForecastOptions::default();
+    let constant = [Series::new("one", [4.5]), Series::new("same", [-2.0; 50])];
+    let forecasts = model.forecast(&constant, 5, &options).unwrap();
+    assert_eq!((&forecasts[0].values[..], &forecasts[1].values[..]), (&[4.5; 5][..], &[-2.0; 5][..]));
+    let low = Series::new("low", (0..60).map(|t| (t as f32).sin() - 3.0).collect::<Vec<_>>());
+    let free = model.forecast(&[low.clone()], 8, &options).unwrap().remove(0);
+    let clamped = model.forecast(&[low], 8, &options.clone().non_negative(true)).unwrap().remove(0);
+    assert!(free.values.iter().any(|value| *value < 0.0));
+    assert!(clamped.values.iter().zip(&free.values).all(|(clamped, free)| *clamped == free.max(0.0)));
+    assert!(model.forecast(&[], 5, &options).unwrap().is_empty());
+}
+
+#[test]
+fn the_scale_of_the_data_does_not_matter() {
+    let model = forecaster();
+    let of = |scale: f32| {
+        let mut series = wave("y", 64);
+        series.values.iter_mut().for_each(|value| *value *= scale);
+        model.forecast(&[series], 8, &ForecastOptions::default()).unwrap().remove(0).values
+    };
+    let (plain, huge, tiny) = (of(1.0), of(2f32.powi(110)), of(2f32.powi(-110)));
+    for at in 0..8 {
+        assert!((huge[at] / 2f32.powi(110) - plain[at]).abs() < 1e-4 * plain[at].abs());
+        assert!((tiny[at] * 2f32.powi(110) - plain[at]).abs() < 1e-4 * plain[at].abs());
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_refused() {
+    let model = forecaster();
+    let series = [wave("y", 30)];
+    let defaults = ForecastOptions::default();
+    let table = [
+        (0, defaults.clone(), "the horizon is 0"),
+        (129, defaults.clone(), "the horizon of 129 is beyond this model's longest, 128"),
+        (1_000_000, defaults.clone(), "the horizon of 1000000 is beyond"),
+        (8, defaults.clone().context(0), "the context is 0"),
+        (8, defaults.clone().context(249), "a context of 249 and a horizon of 8 exceed this model's 256 positions"),
+        (8, defaults.clone().batch(0), "the batch size is 0"),
+    ];
+    for (horizon, options, expected) in table {
+        let message = model.forecast(&series, horizon, &options).unwrap_err().to_string();
+        assert!(message.starts_with(expected), "{message}");
+    }
+    assert_eq!(model.forecast(&series, 128, &defaults).unwrap()[0].values.len(), 128);
+    let late = Calendar::new("9999-12-01".parse().unwrap(), Frequency::MONTHLY);
+    let message = model.forecast(&[Series::new("y", [1.0]).with_calendar(late)], 3, &defaults).unwrap_err();
+    assert!(message.to_string().contains("after the year 9999"), "{message}");
+}

@@ -1,0 +1,99 @@
+//! Pictures of a series and its forecast: in the terminal, and as SVG.
+
+mod svg;
+mod terminal;
+mod ticks;
+
+pub use svg::svg;
+pub use terminal::terminal;
+
+use crate::forecaster::Forecast;
+use crate::series::Series;
+
+/// What a picture shows: a series and its continuation.
+#[derive(Debug, Clone, Copy)]
+pub struct Panel<'a> {
+    /// The history.
+    pub series: &'a Series,
+    /// Its forecast.
+    pub forecast: &'a Forecast,
+    /// A remark under the title: the step, the model. May be empty.
+    pub caption: &'a str,
+}
+
+/// The points of a panel; x counts rows of the series.
+struct Lines {
+    /// The tail of the history, in runs without missing values.
+    history: Vec<Vec<(f64, f64)>>,
+    /// The last observed value, then the forecast.
+    forecast: Vec<(f64, f64)>,
+    /// Where the history ends and the forecast begins.
+    boundary: f64,
+    x: (f64, f64),
+    y: (f64, f64),
+}
+
+impl Panel<'_> {
+    /// The points to draw, with so many rows of history that the forecast takes a fair part, but at least `least`.
+    fn lines(&self, least: usize) -> Lines {
+        let start = self.forecast.start.min(self.series.values.len());
+        let rows = (3 * self.forecast.values.len()).max(least);
+        let tail = start.saturating_sub(rows);
+        let observed = |row: usize| self.series.values.get(row).copied().filter(|value| value.is_finite());
+        let mut history: Vec<Vec<(f64, f64)>> = vec![Vec::new()];
+        for row in tail..start {
+            match (observed(row), history.last_mut()) {
+                (Some(value), Some(run)) => run.push((row as f64, f64::from(value))),
+                (None, Some(run)) if !run.is_empty() => history.push(Vec::new()),
+                _ => {}
+            }
+        }
+        history.retain(|run| !run.is_empty());
+        let last = history.last().and_then(|run| run.last()).copied();
+        let ahead = self.forecast.values.iter().enumerate().map(|(at, &value)| ((start + at) as f64, f64::from(value)));
+        let forecast: Vec<(f64, f64)> = last.into_iter().chain(ahead).collect();
+        let values = || history.iter().flatten().chain(&forecast).map(|point| point.1);
+        let (low, high) = values().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        let end = (start + self.forecast.values.len()).saturating_sub(1).max(tail + 1);
+        Lines { history, forecast, boundary: last.map_or(start as f64, |point| point.0), x: (tail as f64, end as f64), y: padded(low, high) }
+    }
+}
+
+/// A little room above and below, and some height for a flat line.
+fn padded(low: f64, high: f64) -> (f64, f64) {
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let room = if high - low > 1e-6 * high.abs().max(low.abs()) { 0.06 * (high - low) } else { high.abs().max(1.0) * 0.1 };
+    (low - room, high + room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Calendar, Frequency};
+
+    /// A wave on an hourly calendar, and its continuation.
+    pub(super) fn wave(rows: usize, horizon: usize) -> (Series, Forecast) {
+        let calendar = Calendar::new("2024-01-01".parse().unwrap(), Frequency::HOURLY);
+        let value = |row: usize| 20.0 + 5.0 * (row as f32 * std::f32::consts::TAU / 24.0).sin();
+        let series = Series::new("temperature", (0..rows).map(value).collect::<Vec<_>>()).with_calendar(calendar);
+        let timestamps = (rows..rows + horizon).map(|row| series.stamp(row as i64).unwrap()).collect();
+        let values = (rows..rows + horizon).map(value).collect();
+        let name = series.name.clone();
+        (series, Forecast { name, timestamps, values, context: rows, filled: 0, start: rows })
+    }
+
+    #[test]
+    fn the_forecast_starts_at_the_last_observed_value() {
+        let (mut series, mut forecast) = wave(100, 10);
+        series.values[99] = f32::NAN;
+        series.values[50] = f32::NAN;
+        forecast.start = 99;
+        let lines = (Panel { series: &series, forecast: &forecast, caption: "" }).lines(80);
+        assert_eq!(lines.history.len(), 2);
+        assert_eq!(lines.forecast[0], (98.0, f64::from(series.values[98])));
+        assert_eq!((lines.forecast.len(), lines.forecast[1].0, lines.x), (11, 99.0, (19.0, 108.0)));
+        assert!(lines.y.0 < 15.0 && lines.y.1 > 25.0);
+    }
+}

@@ -1,0 +1,293 @@
+//! A first pass over a table: what each column holds, and which columns to read.
+
+use csv::ByteRecord;
+
+use super::dialect::Dialect;
+use super::values::{Cell, cell, comma_is_decimal};
+use super::{TableOptions, listed};
+use crate::calendar::{Format, TimeColumn, looks_like_date};
+use crate::error::{Error, Place, Result, one_line, quoted};
+
+/// What the first pass learned.
+pub(super) struct Survey {
+    pub columns: Vec<Column>,
+    /// Whether the first record is a header rather than data.
+    pub header: bool,
+    /// Whether a comma is the decimal mark.
+    pub comma: bool,
+    /// Records of data.
+    pub rows: u64,
+}
+
+pub(super) struct Column {
+    pub name: String,
+    numbers: u64,
+    missing: u64,
+    texts: u64,
+    first_text: Option<(u64, String)>,
+    time: TimeColumn,
+}
+
+/// Which columns to read, and how.
+pub(super) struct Choice {
+    pub time: Option<TimeChoice>,
+    pub values: Vec<usize>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeChoice {
+    pub column: usize,
+    pub format: Format,
+    /// Whether another order of day and month fits all cells too.
+    pub ambiguous: bool,
+}
+
+/// Goes through the records that hold anything, with the line on which each starts.
+pub(super) fn each_record(
+    name: &str,
+    text: &[u8],
+    dialect: &Dialect,
+    mut visit: impl FnMut(&ByteRecord, u64) -> Result<()>,
+) -> Result<()> {
+    let mut reader = dialect.reader(text);
+    let mut record = ByteRecord::new();
+    loop {
+        match reader.read_byte_record(&mut record) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => return Err(Error::input(Place::file(name), one_line(&error.to_string()))),
+        }
+        if record.iter().any(|field| !field.iter().all(u8::is_ascii_whitespace)) {
+            let line = record.position().map_or(0, csv::Position::line);
+            visit(&record, line)?;
+        }
+    }
+}
+
+/// A field as text. Names may hold any bytes; numbers and dates are ASCII.
+pub(super) fn field(record: &ByteRecord, column: usize) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(record.get(column).unwrap_or_default())
+}
+
+impl Survey {
+    pub fn of(name: &str, text: &[u8], dialect: &Dialect) -> Result<Self> {
+        let mut survey = Survey { columns: Vec::new(), header: true, comma: false, rows: 0 };
+        survey.comma = decimal_comma(name, text, dialect)?;
+        let mut first = true;
+        each_record(name, text, dialect, |record, line| {
+            if std::mem::take(&mut first) {
+                survey.start(record);
+                if survey.header {
+                    return Ok(());
+                }
+            }
+            survey.see(name, record, line)
+        })?;
+        Ok(survey)
+    }
+
+    /// Takes the names from the first record, or numbers the columns when it is data.
+    fn start(&mut self, record: &ByteRecord) {
+        let data = |text: &str| matches!(cell(text, self.comma), Cell::Number(_)) || looks_like_date(text.trim());
+        let blank = |text: &str| text.trim().is_empty();
+        self.header = !record.iter().all(|field| {
+            let text = String::from_utf8_lossy(field);
+            blank(&text) || data(&text)
+        });
+        for at in 0..record.len() {
+            let text = field(record, at);
+            let mut name = if self.header { one_line(&text) } else { format!("column {}", at + 1) };
+            if !name.is_empty() && self.columns.iter().any(|column| column.name == name) {
+                name = format!("{name} (column {})", at + 1);
+            }
+            self.columns.push(Column::new(name));
+        }
+    }
+
+    fn see(&mut self, name: &str, record: &ByteRecord, line: u64) -> Result<()> {
+        let width = self.columns.len();
+        let surplus = record.iter().skip(width).any(|field| !field.iter().all(u8::is_ascii_whitespace));
+        if record.len() < width || surplus {
+            let first = if self.header { "the header" } else { "the first line" };
+            let problem =
+                format!("has {} fields where {first} has {width}: check its separators and quotes", record.len());
+            return Err(Error::input(Place::file(name).line(line), problem));
+        }
+        self.rows += 1;
+        for (at, column) in self.columns.iter_mut().enumerate() {
+            column.see(&field(record, at), line, self.comma);
+        }
+        Ok(())
+    }
+
+    /// Decides which column is time and which are values.
+    pub fn choose(&self, name: &str, options: &TableOptions) -> Result<Choice> {
+        let mut notes = Vec::new();
+        let time = match &options.time {
+            Some(wanted) => {
+                let column = self.find(name, wanted, "--time")?;
+                Some(self.time(name, column, true, options.number_rows)?.ok_or_else(|| {
+                    Error::input(
+                        Place::file(name).column(&self.columns[column].name),
+                        "holds no dates or times: name another column, or leave time out and number the rows",
+                    )
+                })?)
+            }
+            None => self.find_time(name, options.number_rows)?,
+        };
+        let is_time = |column: usize| time.is_some_and(|time| time.column == column);
+        let mut values = Vec::new();
+        if options.columns.is_empty() {
+            for (at, column) in self.columns.iter().enumerate().filter(|(at, _)| !is_time(*at)) {
+                if self.holds_values(at, time.is_some()) {
+                    values.push(at);
+                } else if let Some((line, text)) = &column.first_text {
+                    let title = quoted(&column.name);
+                    notes.push(format!("column {title} holds text ({} on line {line}) and is left out", quoted(text)));
+                } else if !column.name.is_empty() && self.rows > 0 {
+                    notes.push(format!("column {} holds no values and is left out", quoted(&column.name)));
+                }
+            }
+        } else {
+            for wanted in &options.columns {
+                let at = self.find(name, wanted, "--column")?;
+                if is_time(at) {
+                    let problem = "is the time column: name a column of values, or another time column";
+                    return Err(Error::input(Place::file(name).column(&self.columns[at].name), problem));
+                }
+                if !values.contains(&at) {
+                    values.push(at);
+                }
+            }
+        }
+        if self.rows == 0 {
+            return Err(Error::input(Place::file(name), "has a header but no rows: add rows of data below it"));
+        }
+        if values.is_empty() {
+            let all = listed(self.columns.iter().map(|column| column.name.as_str()));
+            let problem = format!("has no column of numbers to forecast (columns: {all}): add one");
+            return Err(Error::input(Place::file(name), problem));
+        }
+        Ok(Choice { time: time.filter(|_| !options.number_rows), values, notes })
+    }
+
+    /// Numbers prevail, or it is the only column there is to forecast (so that a bad cell is reported, not skipped).
+    fn holds_values(&self, at: usize, timed: bool) -> bool {
+        let column = &self.columns[at];
+        let only = self.columns.len() == 1 + usize::from(timed);
+        column.numbers > 0 && column.numbers >= column.texts || only && (column.numbers + column.texts > 0)
+    }
+
+    /// The column of this name: exactly, or else but for case.
+    fn find(&self, file: &str, wanted: &str, option: &str) -> Result<usize> {
+        let wanted = wanted.trim();
+        let exact = self.columns.iter().position(|column| column.name == wanted);
+        let found = exact.or_else(|| self.columns.iter().position(|column| column.name.eq_ignore_ascii_case(wanted)));
+        found.ok_or_else(|| {
+            let all = listed(self.columns.iter().map(|column| column.name.as_str()));
+            Error::input(Place::file(file), format!("has no column {} ({option}); it has {all}", quoted(wanted)))
+        })
+    }
+
+    fn find_time(&self, name: &str, lenient: bool) -> Result<Option<TimeChoice>> {
+        if self.columns.len() < 2 {
+            // A single column is what to forecast, unless it can only be dates (then there is nothing to forecast).
+            return match self.columns.first().is_some_and(|column| column.time.formats(false).next().is_some()) {
+                true if self.rows > 0 => self.time(name, 0, false, lenient),
+                _ => Ok(None),
+            };
+        }
+        let named = self.columns.iter().map(|column| named_like_time(&column.name));
+        for (at, _) in named.enumerate().filter(|(_, named)| *named) {
+            if let Some(choice) = self.time(name, at, true, lenient)? {
+                return Ok(Some(choice));
+            }
+        }
+        for at in 0..self.columns.len() {
+            if let Some(choice) = self.time(name, at, false, lenient)? {
+                return Ok(Some(choice));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How column `at` tells time, if it does. `numbers`: it may do so with bare numbers.
+    ///
+    /// # Errors
+    /// When it begins as dates and then holds something else: a bad cell must not silently turn time into text.
+    fn time(&self, name: &str, at: usize, numbers: bool, lenient: bool) -> Result<Option<TimeChoice>> {
+        let column = &self.columns[at];
+        if self.rows == 0 || column.missing == self.rows {
+            return Ok(None);
+        }
+        let mut formats = column.time.formats(numbers);
+        if let Some(format) = formats.next() {
+            let ambiguous =
+                format.order().is_some() && formats.any(|other| other.order().is_some_and(|o| Some(o) != format.order()));
+            return Ok(Some(TimeChoice { column: at, format, ambiguous }));
+        }
+        match &column.time.failure {
+            Some((line, text)) if column.time.dates_before_failure > 0 && !lenient => {
+                let problem = format!("{} is not a date in the format of the rows above: correct it", quoted(text));
+                Err(Error::input(Place::file(name).line(*line).column(&column.name), problem))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Column {
+    fn new(name: String) -> Self {
+        Column { name, numbers: 0, missing: 0, texts: 0, first_text: None, time: TimeColumn::new() }
+    }
+
+    fn see(&mut self, raw: &str, line: u64, comma: bool) {
+        let text = raw.trim();
+        match cell(text, comma) {
+            Cell::Missing => {
+                self.missing += 1;
+                return; // a blank cell contradicts no format of time
+            }
+            Cell::Number(_) | Cell::Infinite => self.numbers += 1,
+            Cell::Text => {
+                self.texts += 1;
+                if self.first_text.is_none() {
+                    self.first_text = Some((line, text.to_string()));
+                }
+            }
+        }
+        self.time.see(text, line);
+    }
+}
+
+/// Names that mean time, so that bare numbers under them (years, seconds since 1970, row numbers) are time too. The
+/// empty name is what data frames write over their index.
+fn named_like_time(name: &str) -> bool {
+    const NAMES: [&str; 19] = [
+        "", "ds", "t", "day", "days", "week", "month", "months", "quarter", "year", "years", "yr", "hour", "period",
+        "index", "idx", "step", "unnamed: 0", "rownames",
+    ];
+    let name = name.trim().to_lowercase();
+    NAMES.contains(&name.as_str()) || name.contains("date") || name.contains("time")
+}
+
+/// Whether the numbers of the file have a decimal comma. Undecided cells (`1,234`) follow the separator: where fields
+/// are split by semicolons, the comma was free to be the decimal mark.
+fn decimal_comma(name: &str, text: &[u8], dialect: &Dialect) -> Result<bool> {
+    if dialect.delimiter == b',' && !text.contains(&b'"') {
+        return Ok(false);
+    }
+    let (mut decimal, mut grouped) = (false, false);
+    each_record(name, text, dialect, |record, _| {
+        for field in record.iter().filter(|field| field.contains(&b',')) {
+            match comma_is_decimal(&String::from_utf8_lossy(field)) {
+                Some(true) => decimal = true,
+                Some(false) => grouped = true,
+                None => {}
+            }
+        }
+        Ok(())
+    })?;
+    Ok(!grouped && (decimal || dialect.delimiter == b';'))
+}

@@ -1,0 +1,189 @@
+use super::*;
+use crate::Index;
+
+fn parse(text: &str) -> Result<Table> {
+    Table::parse_csv("t.csv", text.as_bytes(), &TableOptions::default())
+}
+
+fn good(text: &str) -> Table {
+    parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
+}
+
+fn shown(series: &Series) -> Vec<String> {
+    let rows = series.values.iter().enumerate();
+    rows.map(|(row, value)| format!("{}={value}", series.stamp(row as i64).unwrap())).collect()
+}
+
+#[test]
+fn a_plain_table_is_read() {
+    let table = good("date,sales\n2024-01-31,1.5\n2024-02-29,2.5\n");
+    assert_eq!(table.time.as_deref(), Some("date"));
+    assert_eq!(table.frequency, Some(Frequency::MONTH_END));
+    assert_eq!(table.series[0].name, "sales");
+    assert_eq!(shown(&table.series[0]), ["2024-01-31=1.5", "2024-02-29=2.5"]);
+    assert!(table.notes.is_empty());
+}
+
+#[test]
+fn dialects_do_not_matter() {
+    let expected = ["2024-01-01=1234.5", "2024-01-02=NaN", "2024-01-03=3"];
+    for text in [
+        "time,y\n2024-01-01,1234.5\n2024-01-02,\n2024-01-03,3\n",
+        "\u{feff}time,y\r\n2024-01-01,1234.5\r\n2024-01-02,NA\r\n2024-01-03,3",
+        "time;y\n01.01.2024;1.234,5\n02.01.2024;\n03.01.2024;3,0\n",
+        "time\ty\n2024/01/01\t1234.5\n2024/01/02\tnan\n2024/01/03\t3\n",
+        "\"time\",\"y\"\n\"2024-01-01\",\"1,234.5\"\n\"2024-01-02\",\"-\"\n\"2024-01-03\",\"3\"\n",
+        "\n\ny|time\n1234.5|2024-01-01\n?|2024-01-02\n3|2024-01-03\n\n",
+        "time,y,,\n2024-01-01,1234.5,,\n2024-01-02,,,\n2024-01-03,3,,\n,,,\n",
+        "2024-01-01,1234.5\n2024-01-02,\n2024-01-03,3\n",
+    ] {
+        let table = good(text);
+        assert_eq!(table.series.len(), 1, "{text:?}");
+        assert_eq!(shown(&table.series[0]), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn every_column_of_numbers_is_a_series() {
+    let table = good("day,city,a,b,c\n2024-01-01,Bonn,1,2,\n2024-01-02,Köln,3,4,\n");
+    let names: Vec<_> = table.series.iter().map(|series| series.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(table.notes.len(), 2, "{:?}", table.notes);
+    let options = TableOptions::default().columns(["B"]);
+    let table = Table::parse_csv("t", b"day,a,b\n2024-01-01,1,2\n2024-01-02,3,4\n", &options).unwrap();
+    assert_eq!(table.series[0].values, [2.0, 4.0]);
+}
+
+#[test]
+fn time_is_found_by_name_then_by_content() {
+    assert_eq!(good("a,b\n2020,5\n2021,6\n").time, None);
+    assert_eq!(good("year,b\n2020,5\n2021,6\n").time.as_deref(), Some("year"));
+    assert_eq!(good("when,b\n2020-01-01,5\n2021-01-01,6\n").time.as_deref(), Some("when"));
+    assert_eq!(good("b,Timestamp\n5,1720000000\n6,1720003600\n").frequency, Some(Frequency::HOURLY));
+    let index = &good(",b\n0,5\n1,6\n2,7\n").series[0].index;
+    assert_eq!(*index, Index::Steps { first: 0, step: 1 });
+    let options = TableOptions::default().time("when");
+    let table = Table::parse_csv("t", b"date,when,y\n2020-01-01,2024-01,1\n2020-01-02,2024-02,2\n", &options).unwrap();
+    assert_eq!(shown(&table.series[0]), ["2024-01=1", "2024-02=2"]);
+    // Response times are values: a lone column is what to forecast.
+    assert_eq!(good("time\n12\n15\n").series[0].values, [12.0, 15.0]);
+}
+
+#[test]
+fn rows_are_put_in_order_and_gaps_filled() {
+    let table = good("date,y\n2024-01-05,5\n2024-01-03,3\n2024-01-02,2\n2024-01-01,1\n");
+    let expected = ["2024-01-01=1", "2024-01-02=2", "2024-01-03=3", "2024-01-04=NaN", "2024-01-05=5"];
+    assert_eq!(shown(&table.series[0]), expected);
+    assert_eq!(table.notes.len(), 2, "{:?}", table.notes);
+}
+
+#[test]
+fn offsets_from_utc_are_kept_or_reconciled() {
+    let table = good("time,y\n2024-01-01T00:00+01:00,1\n2024-01-01T01:00+01:00,2\n");
+    assert_eq!(table.series[0].stamp(2).unwrap().to_string(), "2024-01-01 02:00+01:00");
+    // Hourly across the start of daylight saving time.
+    let table = good("time,y\n2024-03-31T01:00+01:00,1\n2024-03-31T03:00+02:00,2\n2024-03-31T04:00+02:00,3\n");
+    assert_eq!(shown(&table.series[0])[0], "2024-03-31 00:00Z=1");
+    assert_eq!(table.series[0].values.len(), 3);
+    // Local midnights across it.
+    let table = good(
+        "time,y\n2024-03-30T00:00+01:00,1\n2024-03-31T00:00+01:00,2\n2024-04-01T00:00+02:00,3\n2024-04-02T00:00+02:00,4\n",
+    );
+    assert_eq!(shown(&table.series[0])[3], "2024-04-02=4");
+}
+
+#[test]
+fn day_and_month_order_is_told() {
+    let table = good("date,y\n13/01/2024,1\n14/01/2024,2\n");
+    assert_eq!((shown(&table.series[0])[0].as_str(), table.notes.len()), ("2024-01-13=1", 0));
+    let table = good("date,y\n01/02/2024,1\n01/03/2024,2\n");
+    assert_eq!(shown(&table.series[0])[0], "2024-01-02=1");
+    assert!(table.notes[0].contains("month/day/year"), "{:?}", table.notes);
+}
+
+#[test]
+fn bad_tables_name_the_place_and_the_remedy() {
+    let table = [
+        ("", "t.csv: is empty"),
+        ("date,y\n", "t.csv: has a header but no rows"),
+        ("date,y\n2024-01-01,1\n2024-01-02,two\n2024-01-03,3\n", "t.csv, line 3, column 'y': 'two' is not a number"),
+        ("y\n1\nx\n", "t.csv, line 3, column 'y': 'x' is not a number"),
+        ("date,y\n2024-01-01,1\n2024-01-02,inf\n", "t.csv, line 3, column 'y': 'inf' is not a finite number"),
+        ("date,y\n2024-01-01,1\n2024-01-02,1e39\n", "t.csv, line 3, column 'y': '1e39' is too large"),
+        ("date,y\n2024-01-01,1\n2024-01-01,2\n", "t.csv, line 3, column 'date': has the same time as line 2"),
+        ("date,y\n2024-01-01,1\n2024-13-01,2\n", "t.csv, line 3, column 'date': '2024-13-01' is not a date"),
+        ("date,y\n2024-01-01,1\n,2\n", "t.csv, line 3, column 'date': is empty"),
+        ("date,y\n2024-01-01,1\n2024-01-02\n", "t.csv, line 3: has 1 fields where the header has 2"),
+        ("date,y\n2024-01-01,1\n2024-01-02,2,3\n", "t.csv, line 3: has 3 fields"),
+        ("date,y\n2024-01-01T00:00:00,1\n2024-01-01T00:00:07,2\n2024-01-01T00:31:00,3\n", "t.csv, column 'date': the rows"),
+        ("date,y\n2024-01-01T00:00Z,1\n2024-01-01T01:00,2\n", "t.csv, line 3, column 'date': has an offset"),
+        ("date,city\n2024-01-01,Bonn\n2024-01-02,Köln\n", "t.csv, line 2, column 'city': 'Bonn' is not a number"),
+        ("a,b\nx,y\nz,w\n", "t.csv: has no column of numbers"),
+        ("date\n2024-01-01\n2024-01-02\n", "t.csv: has no column of numbers"),
+        ("date,y\n2024-01-01,\n2024-01-02,\n", "t.csv: has no column of numbers"),
+    ];
+    for (text, expected) in table {
+        let message = parse(text).expect_err(text).to_string();
+        assert!(message.starts_with(expected), "{text:?} gives {message:?}");
+        assert!(!message.contains('\n'), "{message:?}");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let text = b"date,y,city\n2024-01-01,1,Bonn\n2024-01-02,2,Ulm\n";
+    for (options, expected) in [
+        (TableOptions::default().columns(["x"]), "t: has no column 'x' (--column); it has 'date', 'y', 'city'"),
+        (TableOptions::default().columns(["date"]), "t, column 'date': is the time column"),
+        (TableOptions::default().columns(["city"]), "t, line 2, column 'city': 'Bonn' is not a number"),
+        (TableOptions::default().time("city"), "t, column 'city': holds no dates or times"),
+    ] {
+        let message = Table::parse_csv("t", text, &options).unwrap_err().to_string();
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
+#[test]
+fn long_tables_are_quick_and_complete() {
+    let mut text = String::from("time,y\n");
+    let start: jiff::civil::DateTime = "2000-01-01T00:00".parse().unwrap();
+    for hour in 0..50_000_i64 {
+        let at = start.checked_add(jiff::SignedDuration::from_hours(hour)).unwrap();
+        text.push_str(&format!("{},{}\n", at.strftime("%Y-%m-%d %H:%M"), hour % 24));
+    }
+    let table = good(&text);
+    assert_eq!(table.frequency, Some(Frequency::HOURLY));
+    assert_eq!(table.series[0].values.len(), 50_000);
+}
+
+#[test]
+fn mutated_tables_never_panic() {
+    let seeds = [
+        "date;wert\n31.01.2024;1.234,5\n29.02.2024;NA\n31.03.2024;3,25\n",
+        "time,a,b\n2024-01-01T00:00:00+01:00,1,\"2,000\"\n2024-01-01T01:00:00+01:00,,3\n2024-01-01T03:00:00+01:00,5,-\n",
+        "year,y\n2001,1\n2002,2\n2004,3\n",
+        "when,y\nQ1 2024,1\nQ2 2024,2\n",
+    ];
+    let alphabet: Vec<u8> = b"0123456789-/:.,;\t\"\n\rTZeE+QAN \xff\xc3\xa9|".to_vec();
+    let mut rng = moesaic_kernels::rng::Rng::new(7);
+    let mut pick = |n: usize| rng.below(n);
+    for round in 0..20_000 {
+        let mut bytes = seeds[round % seeds.len()].as_bytes().to_vec();
+        for _ in 0..=pick(6) {
+            let at = pick(bytes.len());
+            if bytes.len() < 2 {
+                break;
+            }
+            match pick(4) {
+                0 => bytes[at] = alphabet[pick(alphabet.len())],
+                1 => bytes.insert(at, alphabet[pick(alphabet.len())]),
+                2 => drop(bytes.remove(at)),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        match Table::parse_csv("m", &bytes, &TableOptions::default()) {
+            Ok(table) => assert!(table.series.iter().all(|series| series.values.len() <= 100 * bytes.len())),
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Which families there are. A new family is one entry in [`families`] and one file beside this one.
+
+use anyhow::Result;
+
+use crate::case::{Case, Got};
+use crate::time_moe;
+
+/// Computes everything that the case wants, by the library's own loader and forward path.
+pub type Runner = fn(&Case, &mut Got) -> Result<()>;
+
+/// One value for each position of a tensor's leading axes, false where the reference's value means nothing; `None` where
+/// all of it counts. It rests on the case alone, never on what was computed.
+pub type Meaningful = fn(&Case, &str) -> Result<Option<Vec<bool>>>;
+
+/// One family of cases.
+pub struct Family {
+    pub name: &'static str,
+    pub run: Runner,
+    pub meaningful: Meaningful,
+}
+
+/// The families that run.
+pub fn families() -> &'static [Family] {
+    &[Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended }]
+}
+
+/// The families whose cases cannot run yet, each with what is missing.
+pub fn not_supported() -> &'static [(&'static str, &'static str)] {
+    const DECODER: &str = "the text decoder is not built";
+    const SPARSE_DECODER: &str = "the sparse text decoder is not built (its routers and experts are, in kernels/)";
+    const VISION: &str = "the vision towers are not built";
+    const VISION_CHAT: &str = "vision towers and the text decoder are not built";
+    const SPEECH: &str = "the speech encoders are not built";
+    const SPEECH_CHAT: &str = "speech encoders, projectors and the text decoder are not built";
+    const PROJECTOR: &str = "the projectors are not built";
+    const MEDIA: &str = "feature extraction from media files is not built";
+    const USAM: &str = "U-SAM's parts are not built";
+    &[
+        ("aria", VISION_CHAT),
+        ("audio_features", MEDIA),
+        ("av_hubert", SPEECH),
+        ("ced", SPEECH),
+        ("clip_vision", VISION),
+        ("cumo", VISION),
+        ("deepseek_v2", SPARSE_DECODER),
+        ("deepseek_v3", SPARSE_DECODER),
+        ("deepspeed_gate", "the router with capacity and dropped tokens is not built"),
+        ("granitemoe", SPARSE_DECODER),
+        ("hubert", SPEECH),
+        ("image_preprocess", MEDIA),
+        ("jetmoe", SPARSE_DECODER),
+        ("llama", DECODER),
+        ("llama_avsr", SPEECH_CHAT),
+        ("llama_mtsk", SPEECH_CHAT),
+        ("llama_smop", SPEECH_CHAT),
+        ("llava", VISION_CHAT),
+        ("mixtral", SPARSE_DECODER),
+        ("moe_llava", VISION_CHAT),
+        ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
+        ("olmoe", SPARSE_DECODER),
+        ("phi", DECODER),
+        ("phimoe", SPARSE_DECODER),
+        ("prompts", "chat prompts are not built"),
+        ("qwen2", DECODER),
+        ("qwen2_moe", SPARSE_DECODER),
+        ("qwen3_moe", SPARSE_DECODER),
+        ("qwen3_vl_moe", VISION_CHAT),
+        ("siglip_vision", VISION),
+        ("smop", PROJECTOR),
+        ("stablelm", DECODER),
+        ("usam", USAM),
+        ("usam_moe_projector", USAM),
+        ("usam_qformer", USAM),
+        ("usam_saclm", USAM),
+        ("video_preprocess", MEDIA),
+        ("wav2vec2", SPEECH),
+        ("wavlm", SPEECH),
+        ("whisper_encoder", SPEECH),
+    ]
+}
+
+#[test]
+fn each_family_stands_in_one_place() {
+    let mut names: Vec<&str> = families().iter().map(|f| f.name).collect();
+    names.extend(not_supported().iter().map(|(name, _)| *name));
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "a family stands in two places: {names:?}");
+}
