@@ -8,9 +8,9 @@ mod infer;
 mod moment;
 mod parse;
 
+pub(crate) use infer::infer_steps;
 pub use infer::{Grid, Irregular};
 pub use moment::{Moment, Precision};
-pub(crate) use infer::infer_steps;
 pub(crate) use parse::{Format, Read, TimeColumn, looks_like_date};
 
 use std::fmt;
@@ -139,7 +139,8 @@ pub(crate) fn length(step: Duration) -> String {
     }
     let secs = step.as_secs();
     let units = [(7 * DAY, "week"), (DAY, "day"), (HOUR, "hour"), (MINUTE, "minute"), (1, "second")];
-    let (unit, name) = units.into_iter().find(|(unit, _)| secs > 0 && secs % unit == 0).unwrap_or((1, "second"));
+    let (unit, name) =
+        units.into_iter().find(|(unit, _)| secs > 0 && secs.is_multiple_of(*unit)).unwrap_or((1, "second"));
     match secs / unit {
         1 => format!("1 {name}"),
         n => format!("{n} {name}s"),

@@ -5,11 +5,13 @@ mod forecast;
 mod info;
 mod output;
 mod tables;
+mod train;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use moesaic::Forecaster;
 
@@ -27,9 +29,18 @@ enum Command {
     Forecast(forecast::Args),
     /// Describe a model: architecture, parameters, experts, files.
     Info(info::Args),
+    /// Train a model.
+    #[command(subcommand)]
+    Train(TrainCommand),
     /// Measure a model on series with a known future.
     #[command(subcommand)]
     Eval(EvalCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum TrainCommand {
+    /// Train a Time-MoE as a TOML file says.
+    Forecast(train::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,13 +56,18 @@ pub fn run() -> ExitCode {
         // Help and version go to standard output and are a success.
         Err(error) if !error.use_stderr() => return finish(print(&error.render().to_string()).map_err(Into::into)),
         Err(error) => {
-            complain(&usage(&error.render().to_string()));
+            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                let _ = error.print();
+            } else {
+                complain(&usage(&error.render().to_string()));
+            }
             return ExitCode::from(2);
         }
     };
     finish(match &cli.command {
         Command::Forecast(args) => forecast::run(args),
         Command::Info(args) => info::run(args),
+        Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
     })
 }
@@ -102,10 +118,10 @@ fn usage(rendered: &str) -> String {
 }
 
 /// The model in this folder, or the built-in one.
-fn open_model(dir: Option<&Path>) -> anyhow::Result<Forecaster> {
+fn open_model(dir: Option<&Path>) -> moesaic::Result<Forecaster> {
     match dir {
-        Some(dir) => Ok(Forecaster::from_dir(dir)?),
-        None => anyhow::bail!("no built-in model yet: give --model DIR"),
+        Some(dir) => Forecaster::from_dir(dir),
+        None => Forecaster::embedded(),
     }
 }
 
@@ -133,13 +149,15 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// A count as people read it: `1.24 M`.
+/// A count as people read it, to three digits: `1.24 M`.
 fn count(number: usize) -> String {
     let units = [(1e9, "B"), (1e6, "M"), (1e3, "k")];
-    match units.into_iter().find(|(unit, _)| number as f64 >= *unit) {
-        Some((unit, name)) => format!("{:.3} {name}", number as f64 / unit).replacen(".000", "", 1),
-        None => number.to_string(),
-    }
+    let Some((unit, name)) = units.into_iter().find(|(unit, _)| number as f64 >= *unit) else {
+        return number.to_string();
+    };
+    let value = number as f64 / unit;
+    let decimals = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.decimals$} {name}")
 }
 
 #[cfg(test)]
@@ -154,7 +172,9 @@ mod tests {
 
     #[test]
     fn usage_errors_take_one_line() {
-        for arguments in [&["moesaic", "forecast"][..], &["moesaic", "forcast"], &["moesaic", "forecast", "a", "--horizn", "3"]] {
+        for arguments in
+            [&["moesaic", "forecast"][..], &["moesaic", "forcast"], &["moesaic", "forecast", "a", "--horizn", "3"]]
+        {
             let error = Cli::try_parse_from(arguments).unwrap_err();
             let line = usage(&error.render().to_string());
             assert!(!line.contains('\n') && line.ends_with("see --help"), "{line}");
@@ -165,6 +185,6 @@ mod tests {
     #[test]
     fn sizes_are_readable() {
         assert_eq!((bytes(2_912_345).as_str(), bytes(12).as_str()), ("2.9 MB", "12 bytes"));
-        assert_eq!((count(113_352_192).as_str(), count(999).as_str()), ("113.352 M", "999"));
+        assert_eq!((count(113_352_192).as_str(), count(999).as_str()), ("113 M", "999"));
     }
 }

@@ -41,14 +41,15 @@ pub enum Error {
     #[error("{0}")]
     Compute(String),
     /// A file could not be read or written.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("cannot {action} {path}: {reason}", path = path.display())]
     Io {
         /// `read`, `write`, `replace`, ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
+        /// The operating system's reason. (Not the error's `source`: the message has it already, and a report that
+        /// prints the chain would print it twice.)
+        reason: std::io::Error,
     },
 }
 
@@ -128,13 +129,13 @@ impl Error {
         Error::Compute(candle_message(error))
     }
 
-    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
-        Error::Io { action, path: path.to_path_buf(), source }
+    pub(crate) fn io(action: &'static str, path: &Path, reason: std::io::Error) -> Self {
+        Error::Io { action, path: path.to_path_buf(), reason }
     }
 }
 
 /// The message of a candle error on one line. Its own `Display` appends backtraces and puts each context on a line.
-pub(crate) fn candle_message(error: &candle_core::Error) -> String {
+pub fn candle_message(error: &candle_core::Error) -> String {
     use candle_core::Error as E;
     match error {
         E::WithBacktrace { inner, .. } => candle_message(inner),

@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::error::{Error, Place, Result, quoted};
 use crate::series::{Series, Stamp};
 use context::Context;
-pub use model::{ModelFile, ModelInfo, Parameters};
 use model::ModelFiles;
+pub use model::{ModelFile, ModelInfo, Parameters};
 
 /// A pretrained forecasting model. It holds no state between calls: one forecaster behind an `Arc` serves any number of
 /// threads.
@@ -115,6 +115,14 @@ pub struct Forecast {
 }
 
 impl Forecaster {
+    /// The small model that is part of the library, trained by this project. Needs no files and no network.
+    ///
+    /// # Errors
+    /// None that a release build can meet; the signature is that of [`Forecaster::from_dir`].
+    pub fn embedded() -> Result<Self> {
+        Self::load(ModelFiles::embedded()?)
+    }
+
     /// The model in this folder, in the Hugging Face layout: `config.json` and `model.safetensors` (or its shards and
     /// their index). Computes in 32-bit floats on the CPU.
     ///

@@ -1,3 +1,33 @@
+//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting.
+//!
+//! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
+//! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
+//! library, or any Time-MoE in a folder in the Hugging Face layout.
+//!
+//! ```
+//! use moesaic::{ForecastOptions, Forecaster, Table, TableOptions};
+//!
+//! # fn main() -> moesaic::Result<()> {
+//! let table = Table::read_csv("examples/data/co2.csv", &TableOptions::default())?;
+//! let forecaster = Forecaster::embedded()?; // or Forecaster::from_dir("path/to/TimeMoE-50M")
+//! for forecast in forecaster.forecast(&table.series, 52, &ForecastOptions::default())? {
+//!     for (stamp, value) in forecast.timestamps.iter().zip(&forecast.values) {
+//!         println!("{stamp} {value}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
+//! * [`Table`] reads series from CSV files.
+//! * [`eval`] scores forecasts against baselines on series with a known future.
+//! * `plot` (feature `cli`) draws a series and its forecast in a terminal or as SVG.
+//! * [`Error`] is one typed error; every message is one line that says what to do.
+//!
+//! # Features
+//! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
+
 mod calendar;
 mod error;
 pub mod eval;
@@ -6,10 +36,18 @@ mod forecaster;
 pub mod plot;
 mod series;
 mod table;
+
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
+#[doc(hidden)] // for the program, which trains through the models crate
+pub use error::candle_message;
 pub use error::{Error, Place, Result};
 pub use forecaster::{
     DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, MAX_HORIZON, Missing, ModelFile, ModelInfo, Parameters,
 };
 pub use series::{Index, Series, Stamp};
 pub use table::{Table, TableOptions};
+
+/// Compiles and runs the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -55,7 +55,13 @@ impl Panel<'_> {
         let values = || history.iter().flatten().chain(&forecast).map(|point| point.1);
         let (low, high) = values().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         let end = (start + self.forecast.values.len()).saturating_sub(1).max(tail + 1);
-        Lines { history, forecast, boundary: last.map_or(start as f64, |point| point.0), x: (tail as f64, end as f64), y: padded(low, high) }
+        Lines {
+            history,
+            forecast,
+            boundary: last.map_or(start as f64, |point| point.0),
+            x: (tail as f64, end as f64),
+            y: padded(low, high),
+        }
     }
 }
 
@@ -64,7 +70,8 @@ fn padded(low: f64, high: f64) -> (f64, f64) {
     if low > high {
         return (0.0, 1.0);
     }
-    let room = if high - low > 1e-6 * high.abs().max(low.abs()) { 0.06 * (high - low) } else { high.abs().max(1.0) * 0.1 };
+    let room =
+        if high - low > 1e-6 * high.abs().max(low.abs()) { 0.06 * (high - low) } else { high.abs().max(1.0) * 0.1 };
     (low - room, high + room)
 }
 

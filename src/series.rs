@@ -164,9 +164,8 @@ mod tests {
 
     #[test]
     fn unusable_moments_are_refused() {
-        let message = |text: &[&str], values: &[f32]| {
-            Series::from_moments("y", &moments(text), values).unwrap_err().to_string()
-        };
+        let message =
+            |text: &[&str], values: &[f32]| Series::from_moments("y", &moments(text), values).unwrap_err().to_string();
         assert!(message(&["2024-01-01"], &[1.0, 2.0]).contains("1 moments for 2 values"));
         assert!(message(&["2024-01-02", "2024-01-01"], &[1.0, 2.0]).contains("moment 1 is not after"));
         let irregular = ["2024-01-01T00:00:00", "2024-01-01T00:00:07", "2024-01-01T00:31:00"];

@@ -10,7 +10,7 @@ use crate::host::{as_f32, storage_of, tensor, tracked, with_f32};
 /// the keys up to its own position. Key-value heads are repeated for grouped-query attention.
 ///
 /// Scores never become a tensor. A row has the same bits alone and in a left-padded batch, on any number of threads.
-/// Outputs at padding are zeros.
+/// Outputs at padding are zeros, or what `uniform_padding` says.
 #[derive(Clone, Debug)]
 pub struct CausalAttention {
     /// Multiplies the scores; usually `1 / sqrt(d)`.
@@ -19,12 +19,16 @@ pub struct CausalAttention {
     pub start: Vec<usize>,
     /// Keys that a query sees at most, itself included: sliding window attention.
     pub window: Option<usize>,
+    /// Queries in the padding average the values of all keys, those after them too: what a softmax over scores that are
+    /// all masked with the dtype's minimum does in `transformers`. Such outputs mean nothing, but a loss that counts them
+    /// (Time-MoE's, when a head looks from the padding into the series) differs with them.
+    pub uniform_padding: bool,
 }
 
 impl CausalAttention {
     /// Plain causal attention.
     pub fn new(scale: f64) -> Self {
-        Self { scale, start: Vec::new(), window: None }
+        Self { scale, start: Vec::new(), window: None, uniform_padding: false }
     }
 
     /// Attention with gradients for all three inputs.
@@ -54,7 +58,8 @@ impl CausalAttention {
             n => bail!("attention: padding of {n} rows for a batch of {batch}"),
         };
         let window = self.window.unwrap_or(usize::MAX);
-        Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, d, dv, scale: self.scale as f32, start, window })
+        let (scale, uniform_padding) = (self.scale as f32, self.uniform_padding);
+        Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, d, dv, scale, start, window, uniform_padding })
     }
 }
 

@@ -31,7 +31,13 @@ pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
         }
         let (weights, n) = token_weights(routes)?;
         tokens += n;
-        counts.iter_mut().zip(routes.offsets().windows(2)).for_each(|(c, r)| *c += (r[1] - r[0]) as f64);
+        let real = routes.mask().map(Tensor::to_vec1::<f32>).transpose()?;
+        for (count, range) in counts.iter_mut().zip(routes.offsets().windows(2)) {
+            *count += match &real {
+                Some(real) => routes.plan.token[range[0]..range[1]].iter().map(|&t| f64::from(real[t as usize])).sum(),
+                None => (range[1] - range[0]) as f64,
+            };
+        }
         let sum = routes.scores().broadcast_mul(&weights.unsqueeze(1)?)?.sum(0)?; // (E)
         sums = Some(match sums {
             Some(total) => (total + sum)?,

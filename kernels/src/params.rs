@@ -124,10 +124,9 @@ impl Params {
     /// Published tensors laid one after the other into a tensor of `shape`: a stack of experts.
     pub fn stack(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
         let count = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let (Some(total), Some(sum)) = (
-            count(shape),
-            parts.iter().try_fold(0usize, |n, (_, dims)| n.checked_add(count(dims)?)),
-        ) else {
+        let (Some(total), Some(sum)) =
+            (count(shape), parts.iter().try_fold(0usize, |n, (_, dims)| n.checked_add(count(dims)?)))
+        else {
             bail!("{}: a tensor of shape {shape:?} is too large", self.prefix);
         };
         if total != sum {

@@ -39,7 +39,8 @@ impl Rng {
     /// A generator for a name under a seed, so that a tensor's initial values do not depend on the order of creation.
     pub fn named(seed: u64, name: &str) -> Self {
         // FNV-1a: stable across platforms, unlike the standard hasher.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let hash =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         Self::keyed(&[seed, hash])
     }
 

@@ -25,7 +25,7 @@ pub struct Rotary {
 impl Rotary {
     /// The usual frequencies `theta^(-2j/d)` over the first `dims` dimensions of a head.
     pub fn new(dims: usize, theta: f64, style: RotaryStyle) -> Result<Self> {
-        if dims == 0 || dims % 2 != 0 {
+        if dims == 0 || !dims.is_multiple_of(2) {
             bail!("rotary embedding over {dims} dimensions; the number must be even and at least 2");
         }
         let inverse_frequencies = (0..dims / 2).map(|j| theta.powf(-2.0 * j as f64 / dims as f64)).collect();

@@ -117,7 +117,11 @@ fn choose(
         bail!("routing to {k} of {experts} experts; the number of experts per token must be in 1..={experts}");
     }
     if let Some(g) = groups
-        && (g.groups == 0 || experts % g.groups != 0 || g.keep == 0 || g.keep > g.groups || g.keep * (experts / g.groups) < k)
+        && (g.groups == 0
+            || experts % g.groups != 0
+            || g.keep == 0
+            || g.keep > g.groups
+            || g.keep * (experts / g.groups) < k)
     {
         bail!("{experts} experts cannot be routed as {k} of {} out of {} groups", g.keep, g.groups);
     }

@@ -262,7 +262,9 @@ mod tests {
         let (experts, weights) = routes.top_k()?;
         assert_eq!(experts.to_vec2::<u32>()?, [[2, 0, 0], [0, 0, 0], [0, 0, 0], [1, 2, 0]]);
         assert_eq!(weights.to_vec2::<f32>()?, [[0.1, 0.2, 0.], [0., 0., 0.], [0.3, 0., 0.], [0.4, 0.5, 0.6]]);
-        assert!(Routes::new(2, &choices, &Tensor::zeros(6, DType::F32, &Device::Cpu)?, routes.scores().clone()).is_err());
+        assert!(
+            Routes::new(2, &choices, &Tensor::zeros(6, DType::F32, &Device::Cpu)?, routes.scores().clone()).is_err()
+        );
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use moesaic_kernels::ops::rms_norm;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle, RotaryTables, positions_from_mask};
 use moesaic_kernels::routers::SoftmaxTopK;
 use moesaic_kernels::{
-    Activation, CausalAttention, ExpertBank, Init, MoeLayer, Params, Probe, RouteInput, Routes, SharedExpert, linear,
+    Activation, CausalAttention, ExpertBank, Init, Linear, MoeLayer, Params, Probe, RouteInput, Routes, SharedExpert,
 };
 
 pub use config::{Config, Parameters};
@@ -31,6 +31,9 @@ pub struct Context {
     pub padding: Vec<usize>,
     /// Position of every token, `[b * t]`; absent for 0, 1, 2, ... (continued after cached tokens).
     pub positions: Option<Vec<u32>>,
+    /// Compute padded positions as the reference does (attention uniform over all keys, tokens routed), for losses that
+    /// count what heads predict from there. Otherwise they are skipped, which is faster and changes nothing else.
+    pub reference_padding: bool,
 }
 
 impl Context {
@@ -50,7 +53,7 @@ impl Context {
                 Ok(padding)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { padding, positions: Some(positions_from_mask(&mask)?) })
+        Ok(Self { padding, positions: Some(positions_from_mask(&mask)?), reference_padding: false })
     }
 
     /// `[b * t]` f32, 0 for padding; absent without padding.
@@ -89,32 +92,32 @@ impl Cache {
 /// `silu(gate x) * emb x` (eq. 2 of the paper), `[b, t, input_size]` to `[b, t, h]`.
 #[derive(Debug)]
 struct Embedding {
-    emb_layer: Tensor,
-    gate_layer: Tensor,
+    emb_layer: Linear,
+    gate_layer: Linear,
 }
 
 impl Embedding {
     fn new(cfg: &Config, p: &Params) -> Result<Self> {
-        let shape = [cfg.hidden_size, cfg.input_size];
+        let shape = (cfg.hidden_size, cfg.input_size);
         let init = Init::Normal(cfg.initializer_range);
         Ok(Self {
-            emb_layer: p.tensor("emb_layer.weight", shape, init)?,
-            gate_layer: p.tensor("gate_layer.weight", shape, init)?,
+            emb_layer: Linear::load(p, "emb_layer", shape, false, init)?,
+            gate_layer: Linear::load(p, "gate_layer", shape, false, init)?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Activation::Silu.apply(&linear(x, &self.gate_layer, None)?)? * linear(x, &self.emb_layer, None)?
+        Activation::Silu.apply(&self.gate_layer.forward(x)?)? * self.emb_layer.forward(x)?
     }
 }
 
 /// Causal self-attention with rotary positions; q, k and v have biases, o has none.
 #[derive(Debug)]
 struct Attention {
-    q_proj: (Tensor, Tensor),
-    k_proj: (Tensor, Tensor),
-    v_proj: (Tensor, Tensor),
-    o_proj: Tensor,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
     heads: usize,
     kv_heads: usize,
 }
@@ -123,16 +126,12 @@ impl Attention {
     fn new(cfg: &Config, p: &Params) -> Result<Self> {
         let (h, d) = (cfg.hidden_size, cfg.head_dim());
         let init = Init::Normal(cfg.initializer_range);
-        let biased = |name: &str, heads: usize| -> Result<(Tensor, Tensor)> {
-            let p = p.pp(name);
-            Ok((p.tensor("weight", [heads * d, h], init)?, p.tensor("bias", [heads * d], Init::Zeros)?))
-        };
         let (heads, kv_heads) = (cfg.num_attention_heads, cfg.kv_heads());
         Ok(Self {
-            q_proj: biased("q_proj", heads)?,
-            k_proj: biased("k_proj", kv_heads)?,
-            v_proj: biased("v_proj", kv_heads)?,
-            o_proj: p.tensor("o_proj.weight", [h, heads * d], init)?,
+            q_proj: Linear::load(p, "q_proj", (heads * d, h), true, init)?,
+            k_proj: Linear::load(p, "k_proj", (kv_heads * d, h), true, init)?,
+            v_proj: Linear::load(p, "v_proj", (kv_heads * d, h), true, init)?,
+            o_proj: Linear::load(p, "o_proj", (h, heads * d), false, init)?,
             heads,
             kv_heads,
         })
@@ -143,12 +142,12 @@ impl Attention {
         x: &Tensor,
         layer: usize,
         rotary: &RotaryTables,
-        padding: &[usize],
+        context: &Context,
         cache: Option<&mut Cache>,
     ) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        let project = |(w, bias): &(Tensor, Tensor), heads: usize| {
-            linear(x, w, Some(bias))?.reshape((b, t, heads, ())) // (b, t, heads, d)
+        let project = |proj: &Linear, heads: usize| {
+            proj.forward(x)?.reshape((b, t, heads, ())) // (b, t, heads, d)
         };
         let q = rotary.apply(&project(&self.q_proj, self.heads)?)?;
         let mut k = rotary.apply(&project(&self.k_proj, self.kv_heads)?)?;
@@ -157,9 +156,13 @@ impl Attention {
             (k, v) = cache.append(layer, k, v)?;
         }
         let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
-        let attention = CausalAttention { start: padding.to_vec(), ..CausalAttention::new(scale) };
+        let attention = CausalAttention {
+            start: context.padding.clone(),
+            uniform_padding: context.reference_padding,
+            ..CausalAttention::new(scale)
+        };
         let y = attention.forward(&q, &k, &v)?.reshape((b, t, ()))?; // (b, t, heads * d)
-        linear(&y, &self.o_proj, None)
+        self.o_proj.forward(&y)
     }
 }
 
@@ -263,7 +266,7 @@ pub struct TimeMoe {
     layers: Vec<Layer>,
     norm: Tensor,
     /// `[input_size * horizon, h]` each.
-    lm_heads: Vec<Tensor>,
+    lm_heads: Vec<Linear>,
     rotary: Rotary,
     dtype: DType,
     device: Device,
@@ -276,7 +279,8 @@ impl TimeMoe {
         let (cfg, init) = (&config, Init::Normal(config.initializer_range));
         let p = params.pp("model");
         let heads = cfg.horizon_lengths.iter().enumerate().map(|(j, &n)| {
-            params.tensor(&format!("lm_heads.{j}.out_layer.weight"), [cfg.input_size * n, cfg.hidden_size], init)
+            let shape = (cfg.input_size * n, cfg.hidden_size);
+            Linear::load(params, &format!("lm_heads.{j}.out_layer"), shape, false, init)
         });
         Ok(Self {
             embed_layer: Embedding::new(cfg, &p.pp("embed_layer"))?,
@@ -301,8 +305,8 @@ impl TimeMoe {
                 path.display()
             ))
         })?;
-        let config = Config::from_json(&json)
-            .map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))?;
+        let config =
+            Config::from_json(&json).map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))?;
         Self::from_checkpoint(config, &Checkpoint::open(dir)?, dtype, device)
     }
 
@@ -372,18 +376,18 @@ impl TimeMoe {
         let mut all_routes = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.input_layernorm, self.config.rms_norm_eps)?;
-            let attn =
-                layer.self_attn.forward(&normed, i, &rotary, &context.padding, cache.as_deref_mut())?;
+            let attn = layer.self_attn.forward(&normed, i, &rotary, context, cache.as_deref_mut())?;
             record(format!("layer.{i}.attn_out"), &attn);
             x = (x + attn)?;
             let normed = rms_norm(&x, &layer.post_attention_layernorm, self.config.rms_norm_eps)?;
             let flat = normed.reshape((b * t, h))?; // (b * t, h)
-            let (ffn, routes) = layer.ffn_layer.forward(&flat, mask.as_ref(), &format!("layer.{i}"), probe)?;
+            let routed = mask.as_ref().filter(|_| !context.reference_padding);
+            let (ffn, routes) = layer.ffn_layer.forward(&flat, routed, &format!("layer.{i}"), probe)?;
             let ffn = ffn.reshape((b, t, h))?; // (b, t, h)
             record(format!("layer.{i}.ffn_out"), &ffn);
             x = (x + ffn)?;
             record(format!("layer.{i}.hidden"), &x);
-            all_routes.extend(routes);
+            all_routes.extend(routes.map(|r| r.with_mask(mask.clone())));
         }
         let hidden = rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
         record("final_norm".into(), &hidden);
@@ -399,7 +403,7 @@ impl TimeMoe {
     /// `hidden [.., h]` to `[.., input_size * horizon_lengths[j]]`
     pub fn head(&self, j: usize, hidden: &Tensor) -> Result<Tensor> {
         match self.lm_heads.get(j) {
-            Some(head) => linear(hidden, head, None),
+            Some(head) => head.forward(hidden),
             None => bail!("head {j} of a model with {} heads", self.lm_heads.len()),
         }
     }

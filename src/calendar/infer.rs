@@ -58,7 +58,8 @@ impl Grid {
             .or_else(|| fixed(&steps, first.duration_until(last).as_nanos()))
             .ok_or(irregular)?;
         let calendar = Calendar::new(first, frequency).with_precision(Precision::of(moments.iter().copied()));
-        let rows = moments.iter().map(|&moment| usize::try_from(calendar.row(moment)?).ok()).collect::<Option<Vec<_>>>();
+        let rows =
+            moments.iter().map(|&moment| usize::try_from(calendar.row(moment)?).ok()).collect::<Option<Vec<_>>>();
         let rows = rows.ok_or(irregular)?;
         Ok(Some(Grid { calendar, rows }))
     }

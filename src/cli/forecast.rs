@@ -95,7 +95,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         text.push_str(&plot::terminal(&panel, WIDTH, 14, colour()));
     }
     if forecasts.len() > MOST_PICTURES {
-        text.push_str(&format!("\n{} more series are not drawn; --plot FILE.svg draws them\n", forecasts.len() - MOST_PICTURES));
+        text.push_str(&format!(
+            "\n{} more series are not drawn; --plot FILE.svg draws them\n",
+            forecasts.len() - MOST_PICTURES
+        ));
     }
     Ok(print(&text)?)
 }
@@ -129,10 +132,10 @@ fn usual_horizon(table: &Table) -> usize {
 }
 
 fn caption(table: &Table, model: &ModelInfo, horizon: usize, forecasts: &[Forecast]) -> String {
-    let step = table.frequency.map_or(String::new(), |frequency| format!("{frequency}, "));
+    let step = table.frequency.map_or(String::new(), |frequency| format!("{frequency} · "));
     let context = forecasts.iter().map(|forecast| forecast.context).max().unwrap_or(0);
     let active = count(model.parameters.active);
-    format!("{step}{horizon} ahead from {context} values by {} ({active} active parameters)", model.architecture)
+    format!("{step}{horizon} ahead from {context} values · {} ({active} active parameters)", model.architecture)
 }
 
 fn panels<'a>(series: &'a [Series], forecasts: &'a [Forecast], caption: &'a str, most: usize) -> Vec<Panel<'a>> {

@@ -20,7 +20,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let info = match &args.model {
         Some(dir) => ModelInfo::of_dir(dir)?,
-        None => super::open_model(None)?.info().clone(),
+        None => ModelInfo::embedded()?,
     };
     let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe(&info) };
     Ok(print(&text)?)

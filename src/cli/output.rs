@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::NamedTempFile;
 
 /// A file to be written later. Opening it finds out early whether the place can be written to; the content goes to a
@@ -36,6 +36,9 @@ impl Output {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
+        if !folder.is_dir() {
+            bail!("cannot write {shown}: {} is not a folder; create it first", folder.display());
+        }
         // Without the handler an interrupted run would leave its temporary file; nothing else depends on it.
         HANDLER.call_once(|| {
             let _ = ctrlc::set_handler(|| {
@@ -52,7 +55,8 @@ impl Output {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder);
-        let file = file.map_err(reason).with_context(|| format!("cannot write {shown}"))?;
+        // Only the kind: the error's own text names the temporary file, which means nothing to the reader.
+        let file = file.map_err(|error| anyhow!("cannot write {shown}: {}", error.kind()))?;
         waiting.push(file.path().to_path_buf());
         Ok(Output { path: path.to_path_buf(), file })
     }
@@ -67,13 +71,5 @@ impl Output {
         self.file.persist(&self.path).map_err(|error| error.error).with_context(context)?;
         unfinished().retain(|path| *path != temporary);
         Ok(())
-    }
-}
-
-/// Without the name of the temporary file, which means nothing to the reader.
-fn reason(error: std::io::Error) -> std::io::Error {
-    match error.raw_os_error() {
-        Some(code) => std::io::Error::from_raw_os_error(code),
-        None => error.kind().into(),
     }
 }

@@ -38,7 +38,9 @@ const RULE: &str = "  │ ";
 fn beside(columns: &[Vec<String>], width: usize) -> String {
     let (Some(first), gap) = (columns.first(), "  ") else { return String::new() };
     let rows: Vec<String> = (0..first.len())
-        .map(|row| columns.iter().filter_map(|column| column.get(row)).map(String::as_str).collect::<Vec<_>>().join(gap))
+        .map(|row| {
+            columns.iter().filter_map(|column| column.get(row)).map(String::as_str).collect::<Vec<_>>().join(gap)
+        })
         .collect();
     let (head, body) = rows.split_at(1);
     let one = head[0].chars().count();

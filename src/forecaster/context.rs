@@ -104,9 +104,8 @@ mod tests {
 
     #[test]
     fn unusable_series_are_named() {
-        let message = |values: &[f32], missing| {
-            Context::of(&Series::new("y", values), 10, missing).unwrap_err().to_string()
-        };
+        let message =
+            |values: &[f32], missing| Context::of(&Series::new("y", values), 10, missing).unwrap_err().to_string();
         assert_eq!(message(&[], Missing::Interpolate), "series 'y': has no values: give at least one");
         assert_eq!(message(&[NAN], Missing::Interpolate), "series 'y': has only missing values: give at least one");
         assert!(message(&[1.0, f32::INFINITY], Missing::Interpolate).contains("value 2 is infinite"));

@@ -21,7 +21,20 @@ pub(super) struct ModelFiles {
 /// A configuration longer than this is not one.
 const LONGEST_CONFIG: u64 = 1 << 20;
 
+/// The model that is part of the library. Its card is `assets/forecaster/README.md`.
+const EMBEDDED: &str = "embedded";
+static EMBEDDED_CONFIG: &[u8] = include_bytes!("../../assets/forecaster/config.json");
+static EMBEDDED_WEIGHTS: &[u8] = include_bytes!("../../assets/forecaster/model.safetensors");
+
 impl ModelFiles {
+    pub fn embedded() -> Result<Self> {
+        let source = PathBuf::from(EMBEDDED);
+        let config = parse_config(&source, EMBEDDED_CONFIG)?;
+        let checkpoint =
+            Checkpoint::from_bytes(EMBEDDED, EMBEDDED_WEIGHTS).map_err(|error| Error::weights(&source, &error))?;
+        Ok(ModelFiles { source, config, checkpoint })
+    }
+
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             let what = if dir.exists() { "is not a folder" } else { "does not exist" };
@@ -95,6 +108,14 @@ impl ModelInfo {
     /// As [`Forecaster::from_dir`](super::Forecaster::from_dir), but for what only shows when weights are read.
     pub fn of_dir(dir: impl AsRef<Path>) -> Result<Self> {
         Ok(Self::new(&ModelFiles::open(dir.as_ref())?))
+    }
+
+    /// Describes the model that is part of the library.
+    ///
+    /// # Errors
+    /// None that a release build can meet; the signature is that of [`ModelInfo::of_dir`].
+    pub fn embedded() -> Result<Self> {
+        Ok(Self::new(&ModelFiles::embedded()?))
     }
 
     pub(super) fn new(files: &ModelFiles) -> Self {

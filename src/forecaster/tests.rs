@@ -29,7 +29,8 @@ fn write_model(dir: &Path) {
         shapes.push((format!("lm_heads.{j}.out_layer.weight"), vec![*n, h]));
     }
     for layer in 0..config.num_hidden_layers {
-        let mut add = |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+        let mut add =
+            |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
         add("input_layernorm.weight", &[h]);
         add("post_attention_layernorm.weight", &[h]);
         for name in ["q", "k", "v"] {
@@ -129,7 +130,7 @@ fn constants_continue_and_counts_stay_positive() {
     let forecasts = model.forecast(&constant, 5, &options).unwrap();
     assert_eq!((&forecasts[0].values[..], &forecasts[1].values[..]), (&[4.5; 5][..], &[-2.0; 5][..]));
     let low = Series::new("low", (0..60).map(|t| (t as f32).sin() - 3.0).collect::<Vec<_>>());
-    let free = model.forecast(&[low.clone()], 8, &options).unwrap().remove(0);
+    let free = model.forecast(std::slice::from_ref(&low), 8, &options).unwrap().remove(0);
     let clamped = model.forecast(&[low], 8, &options.clone().non_negative(true)).unwrap().remove(0);
     assert!(free.values.iter().any(|value| *value < 0.0));
     assert!(clamped.values.iter().zip(&free.values).all(|(clamped, free)| *clamped == free.max(0.0)));

@@ -87,7 +87,12 @@ fn draw(out: &mut String, panel: &Panel<'_>) {
     }
     path(out, &frame, &lines.forecast, FORECAST, 2.2);
     if let [_, .., end] = lines.forecast[..] {
-        let _ = writeln!(out, "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"3\" fill=\"{FORECAST}\"/>", frame.x(end.0), frame.y(end.1));
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"3\" fill=\"{FORECAST}\"/>",
+            frame.x(end.0),
+            frame.y(end.1)
+        );
     }
 
     text(out, (left, 30.0), &panel.series.name, &format!("fill=\"{TITLE}\" font-size=\"18\" font-weight=\"600\""));
@@ -110,7 +115,12 @@ fn legend(out: &mut String, right: f64) {
 
 fn path(out: &mut String, frame: &Frame<'_>, points: &[(f64, f64)], colour: &str, width: f64) {
     if let [(x, y)] = points {
-        let _ = writeln!(out, "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"{width}\" fill=\"{colour}\"/>", frame.x(*x), frame.y(*y));
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"{width}\" fill=\"{colour}\"/>",
+            frame.x(*x),
+            frame.y(*y)
+        );
         return;
     }
     let mut d = String::new();

@@ -21,7 +21,7 @@ enum Ink {
 pub fn terminal(panel: &Panel<'_>, width: usize, height: usize, colour: bool) -> String {
     let (width, height) = (width.max(40), height.max(4));
     let lines = panel.lines(60);
-    let y_ticks = ticks::values(lines.y, (height / 3).max(2));
+    let y_ticks = ticks::values(lines.y, height / 2 + 1);
     let margin = y_ticks.iter().map(|tick| tick.label.chars().count()).max().unwrap_or(0);
     let plot = Area { columns: width.saturating_sub(margin + 3).max(10), rows: height, lines: &lines };
     let paint = |code: &str, text: &str| {

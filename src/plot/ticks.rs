@@ -208,7 +208,10 @@ mod tests {
 
     #[test]
     fn moments_are_round() {
-        assert_eq!(on("1995-03-11", Frequency::WEEKLY, 150.0), ["Jul 1995", "Jan 1996", "Jul 1996", "Jan 1997", "Jul 1997", "Jan 1998"]);
+        assert_eq!(
+            on("1995-03-11", Frequency::WEEKLY, 150.0),
+            ["Jul 1995", "Jan 1996", "Jul 1996", "Jan 1997", "Jul 1997", "Jan 1998"]
+        );
         assert_eq!(on("1700-01-01", Frequency::YEARLY, 100.0), ["1700", "1720", "1740", "1760", "1780", "1800"]);
         assert_eq!(on("2024-02-26T05:00", Frequency::HOURLY, 48.0), ["12:00", "27 Feb", "12:00", "28 Feb"]);
         assert_eq!(on("2024-02-26", Frequency::DAILY, 8.0), ["27 Feb", "1 Mar", "3 Mar", "5 Mar"]);

@@ -223,8 +223,8 @@ impl Survey {
         }
         let mut formats = column.time.formats(numbers);
         if let Some(format) = formats.next() {
-            let ambiguous =
-                format.order().is_some() && formats.any(|other| other.order().is_some_and(|o| Some(o) != format.order()));
+            let ambiguous = format.order().is_some()
+                && formats.any(|other| other.order().is_some_and(|o| Some(o) != format.order()));
             return Ok(Some(TimeChoice { column: at, format, ambiguous }));
         }
         match &column.time.failure {
@@ -265,8 +265,25 @@ impl Column {
 /// empty name is what data frames write over their index.
 fn named_like_time(name: &str) -> bool {
     const NAMES: [&str; 19] = [
-        "", "ds", "t", "day", "days", "week", "month", "months", "quarter", "year", "years", "yr", "hour", "period",
-        "index", "idx", "step", "unnamed: 0", "rownames",
+        "",
+        "ds",
+        "t",
+        "day",
+        "days",
+        "week",
+        "month",
+        "months",
+        "quarter",
+        "year",
+        "years",
+        "yr",
+        "hour",
+        "period",
+        "index",
+        "idx",
+        "step",
+        "unnamed: 0",
+        "rownames",
     ];
     let name = name.trim().to_lowercase();
     NAMES.contains(&name.as_str()) || name.contains("date") || name.contains("time")

@@ -151,11 +151,7 @@ impl Rows {
     }
 
     /// The moments in the file's order, in UTC where their offsets differ.
-    fn moments(
-        &self,
-        place: &dyn Fn() -> Place,
-        notes: &mut Vec<String>,
-    ) -> Result<(Vec<DateTime>, Option<Offset>)> {
+    fn moments(&self, place: &dyn Fn() -> Place, notes: &mut Vec<String>) -> Result<(Vec<DateTime>, Option<Offset>)> {
         let offset_of = |time: &Read| if let Read::Moment(_, offset) = time { *offset } else { None };
         let first = self.times.first().and_then(offset_of);
         let odd = self.times.iter().position(|time| offset_of(time) != first);

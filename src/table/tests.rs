@@ -115,7 +115,10 @@ fn bad_tables_name_the_place_and_the_remedy() {
         ("date,y\n2024-01-01,1\n,2\n", "t.csv, line 3, column 'date': is empty"),
         ("date,y\n2024-01-01,1\n2024-01-02\n", "t.csv, line 3: has 1 fields where the header has 2"),
         ("date,y\n2024-01-01,1\n2024-01-02,2,3\n", "t.csv, line 3: has 3 fields"),
-        ("date,y\n2024-01-01T00:00:00,1\n2024-01-01T00:00:07,2\n2024-01-01T00:31:00,3\n", "t.csv, column 'date': the rows"),
+        (
+            "date,y\n2024-01-01T00:00:00,1\n2024-01-01T00:00:07,2\n2024-01-01T00:31:00,3\n",
+            "t.csv, column 'date': the rows",
+        ),
         ("date,y\n2024-01-01T00:00Z,1\n2024-01-01T01:00,2\n", "t.csv, line 3, column 'date': has an offset"),
         ("date,city\n2024-01-01,Bonn\n2024-01-02,Köln\n", "t.csv, line 2, column 'city': 'Bonn' is not a number"),
         ("a,b\nx,y\nz,w\n", "t.csv: has no column of numbers"),

@@ -9,8 +9,7 @@ pub(super) enum Cell {
     Text,
 }
 
-const MISSING: [&str; 13] =
-    ["na", "n/a", "#n/a", "nan", "null", "nil", "none", "missing", "nat", "-", "--", ".", "?"];
+const MISSING: [&str; 13] = ["na", "n/a", "#n/a", "nan", "null", "nil", "none", "missing", "nat", "-", "--", ".", "?"];
 const INFINITE: [&str; 4] = ["inf", "infinity", "∞", "#div/0!"];
 
 /// Reads a cell, its surrounding blanks ignored. With `comma`, a comma is the decimal mark and dots group thousands;

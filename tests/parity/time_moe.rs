@@ -115,7 +115,9 @@ fn train(case: &Case, prefix: &str, loss_mask: bool, attention_mask: bool, got: 
         |name: &str| -> Result<Vec<f32>> { Ok(case.input(name)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?) };
     let mask = if loss_mask { Some(flat("loss_masks")?) } else { None };
     let targets = Targets::new(flat("labels")?, mask, b)?;
-    let context = if attention_mask { padded(case, false)? } else { Context::default() };
+    // Heads that look from the padding into the series count in the loss, so what the reference computes there matters.
+    let context =
+        if attention_mask { Context { reference_padding: true, ..padded(case, false)? } } else { Context::default() };
     let (losses, output) = model.loss(&x, &context, &targets)?;
 
     got.put(format!("{prefix}loss"), losses.total.reshape(1)?);

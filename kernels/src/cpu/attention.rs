@@ -4,6 +4,8 @@
 //! S = Q K^T, softmax and P V with the tiles of [`super::tile`]. Columns of S start at the first key that a query block may
 //! see, so a left-padded row runs exactly the arithmetic of the row alone.
 
+use std::ops::Range;
+
 use super::pack::View;
 use super::tile::{MR, NR, Out, Panel, tile};
 use super::{Isa, Scratch, SendPtr, isa, math, parallel};
@@ -28,6 +30,8 @@ pub(crate) struct Shape {
     pub start: Vec<usize>,
     /// Keys a query sees at most, itself included.
     pub window: usize,
+    /// Queries in the padding average the values of all keys; otherwise they give zeros.
+    pub uniform_padding: bool,
 }
 
 impl Shape {
@@ -36,7 +40,7 @@ impl Shape {
     }
 
     /// Keys that query `i` of batch row `b` sees; empty for padding.
-    fn seen(&self, b: usize, i: usize) -> std::ops::Range<usize> {
+    fn seen(&self, b: usize, i: usize) -> Range<usize> {
         let end = self.offset() + i + 1;
         let first = self.start[b].max(end.saturating_sub(self.window));
         first.min(end)..end
@@ -59,6 +63,14 @@ impl Shape {
     }
 }
 
+/// Where a product goes: row `i` starts at `i * ld`.
+struct Target<'a> {
+    c: &'a mut [f32],
+    ld: usize,
+    /// Add to what stands there.
+    accumulate: bool,
+}
+
 /// All panels of a `[k, n]` matrix, packed.
 struct Panels {
     data: Scratch,
@@ -75,16 +87,17 @@ impl Panels {
         Self { data, k }
     }
 
-    /// `C (+)= A[rows, range of k] · B[range of k, range of n]` for packed blocks of A made by [`pack`]. `n` must start at a
-    /// multiple of `NR`.
-    fn product(&self, isa: Isa, a: &Packed, depth: std::ops::Range<usize>, n: std::ops::Range<usize>, c: &mut [f32], ld: usize, accumulate: bool) {
-        let columns = n.len();
+    /// `C (+)= A · B[depth, columns]` for rows packed by [`pack`]. `columns` must start at a multiple of `NR`.
+    fn product(&self, isa: Isa, a: &Packed, depth: Range<usize>, columns: Range<usize>, to: Target<'_>) {
+        let Target { c, ld, accumulate } = to;
+        let (first, columns) = (columns.start, columns.len());
         if columns == 0 || a.rows == 0 {
             return;
         }
-        assert!(ld >= columns && (a.rows - 1) * ld + columns <= c.len() && a.k == depth.len() && n.start % NR == 0);
+        assert!(ld >= columns && (a.rows - 1) * ld + columns <= c.len());
+        assert!(a.k == depth.len() && first.is_multiple_of(NR));
         for j in 0..columns.div_ceil(NR) {
-            let panel = &self.data[(n.start / NR + j) * self.k * NR..][depth.start * NR..depth.end * NR];
+            let panel = &self.data[(first / NR + j) * self.k * NR..][depth.start * NR..depth.end * NR];
             let mut row = 0;
             while row < a.rows {
                 let mr = MR.min(a.rows - row);
@@ -132,7 +145,7 @@ fn probabilities(isa: Isa, s: &Shape, b: usize, q: &Packed, i0: usize, keys: &Pa
     let last = s.seen(b, i0 + rows - 1).end;
     let ld = (last - first).next_multiple_of(16);
     let mut p = Scratch::new(rows * ld);
-    keys.product(isa, q, 0..q.k, first - base..last - base, &mut p, ld, false);
+    keys.product(isa, q, 0..q.k, first - base..last - base, Target { c: &mut p, ld, accumulate: false });
     for i in 0..rows {
         let seen = s.seen(b, i0 + i);
         let row = &mut p[i * ld..][..ld];
@@ -162,12 +175,20 @@ pub(crate) fn forward(s: &Shape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32
             let write = |i: usize| unsafe { shared.slice(((b * s.queries + i) * s.heads + head) * s.dv, s.dv) };
             let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
             (0..first_real).for_each(|i| write(i).fill(0.0));
+            if s.uniform_padding && first_real > 0 {
+                let all = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv);
+                let mut mean = vec![0f32; s.dv];
+                for t in 0..s.keys {
+                    math::axpy(isa, 1.0 / s.keys as f32, &v[all.offset + t * all.rs..][..s.dv], &mut mean);
+                }
+                (0..first_real).for_each(|i| write(i).copy_from_slice(&mean));
+            }
             for (i0, n) in s.blocks(b) {
                 let block = probabilities(isa, s, b, &pack(queries, i0, n, s.d), i0, &keys, base);
                 let width = block.last - block.first;
                 let p = pack(View::rows(&block.p, 0, block.ld), 0, n, width);
                 let depth = block.first - base..block.last - base;
-                values.product(isa, &p, depth, 0..s.dv, &mut rows, s.dv, false);
+                values.product(isa, &p, depth, 0..s.dv, Target { c: &mut rows, ld: s.dv, accumulate: false });
                 (0..n).for_each(|i| write(i0 + i).copy_from_slice(&rows[i * s.dv..][..s.dv]));
             }
         }
@@ -211,16 +232,15 @@ pub(crate) fn backward(
                 let width = last - first;
                 let mut ds = Scratch::new(n * ld);
                 let dout_rows = pack(douts, i0, n, s.dv);
-                values_t.product(isa, &dout_rows, 0..s.dv, first..last, &mut ds, ld, false);
+                values_t.product(isa, &dout_rows, 0..s.dv, first..last, Target { c: &mut ds, ld, accumulate: false });
                 for i in 0..n {
                     let at = |view: &View<'_, f32>| view.offset + (i0 + i) * view.rs;
-                    let inner =
-                        math::dot(isa, &out[at(&outs)..][..s.dv], &dout[at(&douts)..][..s.dv]);
+                    let inner = math::dot(isa, &out[at(&outs)..][..s.dv], &dout[at(&douts)..][..s.dv]);
                     math::softmax_grad(isa, &block.p[i * ld..][..width], &mut ds[i * ld..][..width], inner, s.scale);
                 }
                 // dq = dS · K
                 let ds_rows = pack(View::rows(&ds, 0, ld), 0, n, width);
-                keys.product(isa, &ds_rows, first..last, 0..s.d, &mut rows, s.d, false);
+                keys.product(isa, &ds_rows, first..last, 0..s.d, Target { c: &mut rows, ld: s.d, accumulate: false });
                 for i in 0..n {
                     // SAFETY: head `head` of batch row `b` is written by this task alone.
                     let dq = unsafe { dq_out.slice(((b * s.queries + i0 + i) * s.heads + head) * s.d, s.d) };
@@ -229,10 +249,22 @@ pub(crate) fn backward(
                 // dk += dS^T · Q and dv += P^T · dO
                 let queries = Panels::new(queries.skip(i0), n, s.d);
                 let ds_t = pack(View::rows(&ds, 0, ld).transposed(), 0, width, n);
-                queries.product(isa, &ds_t, 0..n, 0..s.d, &mut dk_sum[first * s.d..], s.d, true);
+                queries.product(
+                    isa,
+                    &ds_t,
+                    0..n,
+                    0..s.d,
+                    Target { c: &mut dk_sum[first * s.d..], ld: s.d, accumulate: true },
+                );
                 let douts = Panels::new(douts.skip(i0), n, s.dv);
                 let p_t = pack(View::rows(&block.p, 0, ld).transposed(), 0, width, n);
-                douts.product(isa, &p_t, 0..n, 0..s.dv, &mut dv_sum[first * s.dv..], s.dv, true);
+                douts.product(
+                    isa,
+                    &p_t,
+                    0..n,
+                    0..s.dv,
+                    Target { c: &mut dv_sum[first * s.dv..], ld: s.dv, accumulate: true },
+                );
             }
         }
         for t in 0..real {
@@ -241,6 +273,22 @@ pub(crate) fn backward(
             let (dk, dv) = unsafe { (dk_out.slice(at * s.d, s.d), dv_out.slice(at * s.dv, s.dv)) };
             dk.copy_from_slice(&dk_sum[t * s.d..][..s.d]);
             dv.copy_from_slice(&dv_sum[t * s.dv..][..s.dv]);
+        }
+        let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
+        if s.uniform_padding && first_real > 0 {
+            let mut share = vec![0f32; s.dv];
+            for head in kv * group..(kv + 1) * group {
+                let douts = Shape::head(dout, b, s.queries, s.heads, head, s.dv);
+                for i in 0..first_real {
+                    let row = &dout[douts.offset + i * douts.rs..][..s.dv];
+                    math::axpy(isa, 1.0 / s.keys as f32, row, &mut share);
+                }
+            }
+            for t in 0..s.keys {
+                // SAFETY: as above.
+                let dv = unsafe { dv_out.slice(((b * s.keys + t) * s.kv_heads + kv) * s.dv, s.dv) };
+                math::axpy(isa, 1.0, &share, dv);
+            }
         }
     });
 }

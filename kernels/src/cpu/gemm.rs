@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn products_agree_with_f64_on_every_instruction_set() {
         for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
-            for (m, n, k) in [(1, 1, 1), (3, 33, 7), (14, 32, 16), (15, 31, 5), (29, 70, 33), (40, 17, 64), (5, 40, 0)] {
+            for (m, n, k) in [(1, 1, 1), (3, 33, 7), (14, 32, 16), (15, 31, 5), (29, 70, 33), (40, 17, 64), (5, 40, 0)]
+            {
                 let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
                 let weight = Tensor::from_vec(b.clone(), (n, k), &Device::Cpu).unwrap();
                 for packed in [

@@ -187,7 +187,9 @@ impl Packed {
             CpuStorage::F32(w) => PackedData::F32(pack_f32(&w[start..start + len], experts, n, k)),
             CpuStorage::F16(w) => PackedData::F32(pack_f32(&w[start..start + len], experts, n, k)),
             CpuStorage::BF16(w) => PackedData::Bf16(pack_bf16(&w[start..start + len], experts, n, k)),
-            other => bail!("weights of dtype {:?} cannot be packed", candle_core::backend::BackendStorage::dtype(other)),
+            other => {
+                bail!("weights of dtype {:?} cannot be packed", candle_core::backend::BackendStorage::dtype(other))
+            }
         };
         Ok(Self { experts, n, k, data: std::sync::Arc::new(data) })
     }

@@ -110,8 +110,20 @@ mod x86 {
     macro_rules! table {
         ($name:ident, $b:ty, $kernel:ident) => {
             pub(super) static $name: [Kernel<$b>; MR] = [
-                $kernel::<1>, $kernel::<2>, $kernel::<3>, $kernel::<4>, $kernel::<5>, $kernel::<6>, $kernel::<7>,
-                $kernel::<8>, $kernel::<9>, $kernel::<10>, $kernel::<11>, $kernel::<12>, $kernel::<13>, $kernel::<14>,
+                $kernel::<1>,
+                $kernel::<2>,
+                $kernel::<3>,
+                $kernel::<4>,
+                $kernel::<5>,
+                $kernel::<6>,
+                $kernel::<7>,
+                $kernel::<8>,
+                $kernel::<9>,
+                $kernel::<10>,
+                $kernel::<11>,
+                $kernel::<12>,
+                $kernel::<13>,
+                $kernel::<14>,
             ];
         };
     }
@@ -229,7 +241,14 @@ mod x86 {
                         // One row at a time through a full-width buffer.
                         std::ptr::copy_nonoverlapping(c, buffer.as_mut_ptr(), n);
                         avx2_rows::<1>(
-                            k, a.as_ptr().add(row), mr, panel, half, buffer.as_mut_ptr(), 16, out.accumulate,
+                            k,
+                            a.as_ptr().add(row),
+                            mr,
+                            panel,
+                            half,
+                            buffer.as_mut_ptr(),
+                            16,
+                            out.accumulate,
                         );
                         std::ptr::copy_nonoverlapping(buffer.as_ptr(), c, n);
                         row += 1;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
-use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use super::fused;
+use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use crate::cpu::pack::Packed;
 use crate::host::tracked;
 use crate::ops::silu_glu;
@@ -32,7 +32,9 @@ impl Activation {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
             "gelu" => Self::Gelu,
             "relu" => Self::Relu,
-            other => bail!("activation {other:?} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu"),
+            other => {
+                bail!("activation {other:?} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu")
+            }
         })
     }
 
@@ -80,7 +82,9 @@ impl Storage {
     pub fn dense(&self) -> Result<Tensor> {
         match self {
             Self::Dense(t) => Ok(t.clone()),
-            Self::Packed(_) => bail!("packed weights have no plain tensor; load the checkpoint unpacked to train or save it"),
+            Self::Packed(_) => {
+                bail!("packed weights have no plain tensor; load the checkpoint unpacked to train or save it")
+            }
         }
     }
 
@@ -101,7 +105,7 @@ impl Storage {
             Self::Dense(w) => grouped_linear(x, w, bias, routes),
             Self::Packed(w) => {
                 let bias = bias.map(|b| b.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).transpose()?;
-                let offsets: Arc<[usize]> = routes.offsets().into();
+                let (bias, offsets) = (bias.map(Arc::from), Arc::from(routes.offsets()));
                 x.contiguous()?.apply_op1_no_bwd(&PackedLinear { weight: w.clone(), bias, offsets })
             }
         }

@@ -32,7 +32,9 @@ fn grouped(storage: &Storage, bias: Option<&Tensor>, a: View<'_, f32>, offsets: 
             // Plain weights in a type other than f32 are widened by the packing of each panel that is used.
             let w = w.contiguous()?;
             let (storage, layout) = w.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else { bail!("the experts' weights are not on the CPU") };
+            let candle_core::Storage::Cpu(storage) = &*storage else {
+                bail!("the experts' weights are not on the CPU")
+            };
             let start = layout.start_offset();
             macro_rules! plain {
                 ($w:expr) => {{
@@ -136,4 +138,3 @@ impl CustomOp2 for Fused<'_> {
         Ok((storage_of(out, s1.dtype(), self.name())?, (plan.tokens, out_width).into()))
     }
 }
-

@@ -8,7 +8,9 @@ use crate::routes::Routes;
 fn apply(activation: Activation, v: f64) -> f64 {
     match activation {
         Activation::Silu => v / (1.0 + (-v).exp()),
-        Activation::GeluTanh => 0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh()),
+        Activation::GeluTanh => {
+            0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh())
+        }
         Activation::Gelu => 0.5 * v * (1.0 + candle_core::cpu::erf::erf_f64(v / 2f64.sqrt())),
         Activation::Relu => v.max(0.0),
     }

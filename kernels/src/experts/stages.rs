@@ -366,9 +366,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 /// [`grouped_linear`] on weights that were packed at load; forward only.
-pub(super) struct PackedLinear {
+pub(crate) struct PackedLinear {
     pub weight: Packed,
-    pub bias: Option<Vec<f32>>,
+    pub bias: Option<Arc<[f32]>>,
     pub offsets: Arc<[usize]>,
 }
 
@@ -380,7 +380,7 @@ impl CustomOp1 for PackedLinear {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (e, n, k) = self.weight.dims();
         let check = GroupedLinear(self.offsets.clone());
-        let (rows, ..) = check.check(l.dims(), &[e, n, k], self.bias.as_ref().map(Vec::len))?;
+        let (rows, ..) = check.check(l.dims(), &[e, n, k], self.bias.as_ref().map(|b| b.len()))?;
         let x = as_f32(s, l, self.name())?;
         let mut y = vec![0f32; rows * n];
         let weight = |e| Rhs::<f32>::Packed(&self.weight, e);

@@ -81,7 +81,7 @@ impl TimeMoe {
                 let padding = start.padding.get(row).copied().unwrap_or(0) as u32;
                 (0..take as u32).map(move |i| past - padding + i)
             });
-            ctx = Context { padding: start.padding.clone(), positions: Some(positions.collect()) };
+            ctx = Context { positions: Some(positions.collect()), ..start.clone() };
         }
         Tensor::cat(&emitted, 1)
     }

@@ -22,6 +22,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// The model, as in its `config.json`.
     pub model: Config,
+    /// A folder with a model of the same config whose weights the run starts from: fine-tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// What it is trained on.
     pub data: DataConfig,
     /// The optimiser.
@@ -121,9 +124,8 @@ impl Trainable for Forecaster {
             mask[start..start + last].fill(0.0);
         }
         let x = Tensor::from_vec(x, (batch.rows, context), &Device::Cpu)?;
-        let positions =
-            padding.iter().flat_map(|&p| (0..context).map(move |i| i.saturating_sub(p) as u32)).collect();
-        let ctx = Context { padding, positions: Some(positions) };
+        let positions = padding.iter().flat_map(|&p| (0..context).map(move |i| i.saturating_sub(p) as u32)).collect();
+        let ctx = Context { padding, positions: Some(positions), reference_padding: false };
         let targets = Targets::new(labels, Some(mask), batch.rows)?.with_delta(self.data.huber_delta)?;
         let (losses, _) = self.model.loss(&x, &ctx, &targets)?;
         let value = |t: &Tensor| Ok::<_, Error>(f64::from(t.to_scalar::<f32>()?));
@@ -184,12 +186,14 @@ pub fn run(
     let newest = match (resume, newest) {
         (true, Some(path)) => Some(path),
         (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
-        (false, Some(path)) => bail!("{} holds a run already; add --resume, or choose another plan.out", path.display()),
+        (false, Some(path)) => {
+            bail!("{} holds a run already; add --resume, or choose another plan.out", path.display())
+        }
         (false, None) => None,
     };
     let source = sources(&config.data)?;
-    let params = match &newest {
-        Some(path) => Params::resume(&Checkpoint::open(&path.join("model.safetensors"))?, &Device::Cpu),
+    let params = match newest.as_ref().or(config.init.as_ref()) {
+        Some(dir) => Params::resume(&Checkpoint::open(dir)?, &Device::Cpu),
         None => Params::init(config.seed, &Device::Cpu),
     };
     let trainable = Forecaster {

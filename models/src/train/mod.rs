@@ -166,7 +166,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
             let learning_rate = self.config.rate(self.step, self.plan.steps);
             let gradient_norm = self.optimiser.step(learning_rate)?;
             self.step += 1;
-            if self.step % self.plan.log_every == 0 || self.step == self.plan.steps {
+            if self.step.is_multiple_of(self.plan.log_every) || self.step == self.plan.steps {
                 let each = started.0.elapsed().as_secs_f64() / (self.step - started.1) as f64;
                 parts.iter_mut().for_each(|(_, v)| *v /= f64::from(count));
                 report(&Report {
@@ -180,12 +180,15 @@ impl<'a, T: Trainable> Trainer<'a, T> {
                     seconds_left: each * (self.plan.steps - self.step) as f64,
                 })?;
                 if !loss_sum.is_finite() {
-                    bail!("the loss is not finite after step {}; lower the learning rate and resume from the last checkpoint", self.step);
+                    bail!(
+                        "the loss is not finite after step {}; lower the learning rate and resume from the last checkpoint",
+                        self.step
+                    );
                 }
                 (loss_sum, tokens, count, since) = (0.0, 0, 0, Instant::now());
             }
             let stopped = stop.load(Ordering::Relaxed) && self.step < self.plan.steps;
-            if stopped || self.step % self.plan.checkpoint_every == 0 || self.step == self.plan.steps {
+            if stopped || self.step.is_multiple_of(self.plan.checkpoint_every) || self.step == self.plan.steps {
                 self.save()?;
             }
             if stopped {

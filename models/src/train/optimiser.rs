@@ -50,7 +50,11 @@ impl AdamWConfig {
         let unit = |v: f64| (0.0..1.0).contains(&v);
         for (name, value, ok) in [
             ("learning_rate", self.learning_rate, self.learning_rate > 0.0 && self.learning_rate < 1.0),
-            ("final_learning_rate", self.final_learning_rate, (0.0..=self.learning_rate).contains(&self.final_learning_rate)),
+            (
+                "final_learning_rate",
+                self.final_learning_rate,
+                (0.0..=self.learning_rate).contains(&self.final_learning_rate),
+            ),
             ("beta1", self.beta1, unit(self.beta1)),
             ("beta2", self.beta2, unit(self.beta2)),
             ("epsilon", self.epsilon, self.epsilon > 0.0 && self.epsilon.is_finite()),

@@ -30,9 +30,8 @@ pub struct Series {
 /// Windows of one training step, row by row.
 ///
 /// # Shapes
-/// `values` and `mask` are `[rows, length]`, row-major. Observed values have mask 1. What has mask 0 is left padding of a
-/// short series, whose value is 0, or a gap in the middle of one, which holds the value before it: so a model that reads it
-/// meets neither a jump nor a hint of what follows the gap.
+/// `values` and `mask` are `[rows, length]`, row-major. A masked value is 0 and its mask is 0; observed values have mask 1.
+/// Masked values are left padding of a short series or a gap in the middle of one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Standardised values, finite, within ±[`Windowing::LIMIT`].

@@ -1,0 +1,92 @@
+//! A plain linear map on the kernels of the expert stages.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::cpu::pack::Packed;
+use crate::experts::stages::PackedLinear;
+use crate::{Init, Params, linear};
+
+#[derive(Clone, Debug)]
+enum Weight {
+    Plain { weight: Tensor, bias: Option<Tensor> },
+    Packed { weight: Packed, bias: Option<Arc<[f32]>> },
+}
+
+/// `x W^T + bias`, with gradients on variables, from tiles made at load otherwise.
+#[derive(Clone, Debug)]
+pub struct Linear(Weight);
+
+impl Linear {
+    /// A linear map with `weight [out, in]` and `bias [out]`, by reference to the tensors.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (out, _) = weight.dims2()?;
+        if bias.as_ref().is_some_and(|b| b.dims() != [out]) {
+            bail!("a linear map with weight {:?} needs a bias of shape [{out}]", weight.dims());
+        }
+        Ok(Self(Weight::Plain { weight, bias }))
+    }
+
+    /// `{name}.weight [out, in]` and, if `bias`, `{name}.bias [out]` (initially zero). Packed unless it is to be trained.
+    pub fn load(p: &Params, name: &str, (out, inputs): (usize, usize), bias: bool, init: Init) -> Result<Self> {
+        let p = p.pp(name);
+        let weight = p.tensor("weight", [out, inputs], init)?;
+        let bias = if bias { Some(p.tensor("bias", [out], Init::Zeros)?) } else { None };
+        let plain = Self::new(weight, bias)?;
+        if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+    }
+
+    /// The same map with its weights in tiles for the CPU: faster, forward only.
+    pub fn pack(self) -> Result<Self> {
+        match self.0 {
+            Weight::Plain { weight, bias } => {
+                let bias = bias.map(|b| b.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
+                Ok(Self(Weight::Packed { weight: Packed::new(&weight)?, bias: bias.map(Arc::from) }))
+            }
+            packed => Ok(Self(packed)),
+        }
+    }
+
+    /// Width of the output.
+    pub fn output_width(&self) -> usize {
+        match &self.0 {
+            Weight::Plain { weight, .. } => weight.dims()[0],
+            Weight::Packed { weight, .. } => weight.dims().1,
+        }
+    }
+
+    /// # Shapes
+    /// `x [.., in]` with at least two dimensions to `[.., out]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Weight::Plain { weight, bias } => linear(x, weight, bias.as_ref()),
+            Weight::Packed { weight, bias } => {
+                let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
+                let (weight, bias, offsets) = (weight.clone(), bias.clone(), Arc::from([0, rows]));
+                x.contiguous()?.apply_op1_no_bwd(&PackedLinear { weight, bias, offsets })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn packed_and_plain_have_the_same_bits() -> Result<()> {
+        let p = Params::init(1, &Device::Cpu);
+        let (weight, bias) = (p.tensor("w", [33, 20], Init::Normal(1.0))?, p.tensor("b", [33], Init::Normal(1.0))?);
+        let x = p.tensor("x", [2, 3, 20], Init::Normal(1.0))?.detach();
+        let plain = Linear::new(weight.detach(), Some(bias.detach()))?;
+        let packed = plain.clone().pack()?;
+        assert_eq!(plain.output_width(), packed.output_width());
+        let values = |y: Tensor| y.flatten_all()?.to_vec1::<f32>();
+        assert_eq!(plain.forward(&x)?.dims(), [2, 3, 33]);
+        assert_eq!(values(plain.forward(&x)?)?, values(packed.forward(&x)?)?);
+        assert!(Linear::new(weight.clone(), Some(weight)).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! Gradients of every differentiable kernel against finite differences.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use moesaic_kernels::ops::{rms_norm, silu_glu, softmax};
+use moesaic_kernels::rng::Rng;
+use moesaic_kernels::rotary::{Rotary, RotaryStyle};
+use moesaic_kernels::routers::{CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxTopK, TopKSoftmax};
+use moesaic_kernels::{
+    Activation, CausalAttention, ExpertBank, MoeLayer, OutputNorm, RouteInput, Router, Routes, SharedExpert, combine,
+    dispatch, grouped_linear, linear, losses,
+};
+
+fn normal(rng: &mut Rng, shape: &[usize], std: f64) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..n).map(|_| (std * rng.normal()) as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// Compares the gradients of `sum(f(inputs) * fixed weights)` with central differences at up to 40 places per input.
+///
+/// The step is large and the tolerance follows f32: the kernels compute in f32, so a difference carries noise of about
+/// 1e-6 / step. `f` must not change its routing within the step; inputs below keep a margin.
+fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let out = f(&tracked).unwrap();
+    let weights = normal(&mut Rng::named(5, name), out.dims(), 1.0);
+    let objective = |inputs: &[Tensor]| -> f64 {
+        let product = (f(inputs).unwrap().detach() * &weights).unwrap().to_dtype(DType::F64).unwrap();
+        product.sum_all().unwrap().to_scalar::<f64>().unwrap()
+    };
+    let grads = (out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let mut rng = Rng::named(6, name);
+    for (index, var) in vars.iter().enumerate() {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name}: input {index} got no gradient"));
+        let grad = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = inputs[index].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let scale = grad.iter().fold(0f64, |m, g| m.max(f64::from(g.abs())));
+        assert!(scale > 0.0, "{name}: the gradient of input {index} is zero everywhere");
+        for _ in 0..40.min(values.len()) {
+            let at = rng.below(values.len());
+            let step = 2e-3f32;
+            let moved = |by: f32| {
+                let mut values = values.clone();
+                values[at] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[index] = Tensor::from_vec(values, inputs[index].shape(), &Device::Cpu).unwrap();
+                objective(&inputs)
+            };
+            let numeric = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+            let exact = f64::from(grad[at]);
+            assert!(
+                (numeric - exact).abs() <= 5e-3 * scale + 2e-3,
+                "{name}: input {index} at {at}: gradient {exact}, finite difference {numeric} (largest {scale})"
+            );
+        }
+    }
+}
+
+/// Routes with none, one or several experts per token, some experts without tokens.
+fn uneven_routes(tokens: usize, experts: usize, weights: Option<&Tensor>) -> Routes {
+    let choices: Vec<Vec<u32>> =
+        (0..tokens).map(|t| (0..t % 4).map(|s| ((t * 5 + s * 3) % (experts - 1)) as u32).collect()).collect();
+    let total: usize = choices.iter().map(Vec::len).sum();
+    let default = normal(&mut Rng::new(9), &[total], 1.0);
+    let scores = Tensor::zeros((tokens, experts), DType::F32, &Device::Cpu).unwrap();
+    Routes::new(experts, &choices, weights.unwrap_or(&default), scores).unwrap()
+}
+
+#[test]
+fn stages() {
+    let mut rng = Rng::new(1);
+    let (t, e, h, o) = (23, 5, 7, 6);
+    let routes = uneven_routes(t, e, None);
+    let r = routes.len();
+    check("dispatch", &[normal(&mut rng, &[t, h], 1.0)], |x| dispatch(&x[0], &routes));
+    let (x, w, b) = (normal(&mut rng, &[r, h], 1.0), normal(&mut rng, &[e, o, h], 1.0), normal(&mut rng, &[e, o], 1.0));
+    check("grouped linear", &[x.clone(), w.clone()], |v| grouped_linear(&v[0], &v[1], None, &routes));
+    check("grouped linear with bias", &[x.clone(), w, b], |v| grouped_linear(&v[0], &v[1], Some(&v[2]), &routes));
+    check("linear", &[x.clone(), normal(&mut rng, &[o, h], 1.0)], |v| linear(&v[0], &v[1], None));
+    check("combine", &[x, normal(&mut rng, &[r], 1.0)], |v| combine(&v[0], &uneven_routes(t, e, Some(&v[1]))));
+}
+
+#[test]
+fn rowwise() {
+    let mut rng = Rng::new(2);
+    let x = normal(&mut rng, &[3, 70, 18], 1.0);
+    check("softmax", std::slice::from_ref(&x), |v| softmax(&v[0]));
+    check("rms norm", &[x.clone(), normal(&mut rng, &[18], 1.0)], |v| rms_norm(&v[0], &v[1], 1e-6));
+    check("silu glu", &[x], |v| silu_glu(&v[0]));
+    for style in [RotaryStyle::Half, RotaryStyle::Interleaved] {
+        // Part of the head stays as it is.
+        let tables = Rotary::new(4, 100.0, style).unwrap().tables(&[0, 1, 2, 3, 4, 9, 5, 6, 7, 8], 2, 5).unwrap();
+        check("rotary", &[normal(&mut rng, &[2, 5, 3, 6], 1.0)], |v| tables.apply(&v[0]));
+    }
+}
+
+#[test]
+fn attention() {
+    let mut rng = Rng::new(3);
+    for (name, t, s, heads, kv, start, window) in [
+        ("plain", 9, 9, 2, 2, vec![], None),
+        ("grouped, padded", 9, 9, 4, 2, vec![0, 3], None),
+        ("long", 75, 75, 2, 1, vec![2, 0], None),
+        ("window after a cache", 6, 40, 2, 2, vec![0, 30], Some(5)),
+        ("uniform padding", 7, 9, 4, 2, vec![0, 5], None),
+    ] {
+        let inputs = [
+            normal(&mut rng, &[2, t, heads, 4], 1.0),
+            normal(&mut rng, &[2, s, kv, 4], 1.0),
+            normal(&mut rng, &[2, s, kv, 6], 1.0),
+        ];
+        let attention = CausalAttention { scale: 0.5, start, window, uniform_padding: name == "uniform padding" };
+        check(name, &inputs, |v| attention.forward(&v[0], &v[1], &v[2]));
+    }
+}
+
+#[test]
+fn routers() {
+    let mut rng = Rng::new(4);
+    let (t, e, h) = (6, 8, 5);
+    let (x, w) = (normal(&mut rng, &[t, h], 1.0), normal(&mut rng, &[e, h], 1.0));
+    let groups = Some(GroupLimit { groups: 4, keep: 2 });
+    let bias = Some(normal(&mut rng, &[e], 0.1));
+    let both = |routes: Routes| Tensor::cat(&[routes.weight(), &routes.scores().flatten_all()?], 0);
+    for renormalise in [false, true] {
+        check("softmax top-k", &[x.clone(), w.clone()], |v| {
+            let router = SoftmaxTopK { weight: v[1].clone(), k: 2, renormalise, scale: 1.5, groups };
+            both(router.route(&RouteInput::new(&v[0]))?)
+        });
+        check("sigmoid top-k", &[x.clone(), w.clone()], |v| {
+            let router =
+                SigmoidTopK { weight: v[1].clone(), bias: bias.clone(), k: 3, renormalise, scale: 2.5, groups };
+            both(router.route(&RouteInput::new(&v[0]))?)
+        });
+    }
+    check("top-k softmax", &[x.clone(), w.clone()], |v| {
+        both(TopKSoftmax { weight: v[1].clone(), k: 3 }.route(&RouteInput::new(&v[0]))?)
+    });
+    check("centroids", std::slice::from_ref(&x), |v| {
+        both(CentroidTopK { centroids: w.clone(), k: 2 }.route(&RouteInput::new(&v[0]))?)
+    });
+    check("losses", &[x, w], |v| {
+        let router = SoftmaxTopK { weight: v[1].clone(), k: 2, renormalise: false, scale: 1.0, groups: None };
+        let routes = router.route(&RouteInput::new(&v[0]))?;
+        let z = losses::router_z(&routes)?;
+        Tensor::stack(&[losses::load_balance(&[routes])?, z], 0)
+    });
+}
+
+#[test]
+fn a_whole_layer() {
+    let mut rng = Rng::new(8);
+    let (t, e, h, i, o) = (11, 4, 6, 5, 7);
+    let inputs = [
+        normal(&mut rng, &[t, h], 1.0),
+        normal(&mut rng, &[e, h], 1.0),
+        normal(&mut rng, &[e, 2 * i, h], 0.5),
+        normal(&mut rng, &[e, o, i], 0.5),
+        normal(&mut rng, &[1, 2 * i, h], 0.5),
+        normal(&mut rng, &[1, o, i], 0.5),
+        normal(&mut rng, &[1, h], 0.5),
+    ];
+    check("moe layer", &inputs, |v| {
+        let router = SoftmaxTopK { weight: v[1].clone(), k: 2, renormalise: false, scale: 1.0, groups: None };
+        let shared = SharedExpert {
+            bank: ExpertBank::gated(v[4].clone(), v[5].clone(), Activation::Silu)?,
+            gate: Some(v[6].clone()),
+        };
+        let experts = ExpertBank::gated(v[2].clone(), v[3].clone(), Activation::GeluTanh)?;
+        let layer = MoeLayer { router: Box::new(router), experts, shared: Some(shared) };
+        Ok(layer.forward(&RouteInput::new(&v[0]), "layer", None)?.0)
+    });
+    let inputs = [
+        normal(&mut rng, &[t, h], 1.0),
+        normal(&mut rng, &[e, i, h], 0.5),
+        normal(&mut rng, &[e, o, i], 0.5),
+        normal(&mut rng, &[e, i], 0.5),
+        normal(&mut rng, &[e, o], 0.5),
+        normal(&mut rng, &[e, o], 0.5),
+        normal(&mut rng, &[e, o], 0.5),
+    ];
+    let routes = uneven_routes(t, e, None);
+    // Gradients of expert 3's parameters are zero, as no token goes there; those of the others are not.
+    check("biased experts with an output norm", &inputs, |v| {
+        ExpertBank::mlp(v[1].clone(), v[2].clone(), Activation::Silu)?
+            .with_biases(Some(v[3].clone()), Some(v[4].clone()))?
+            .with_output_norm(OutputNorm { weight: v[5].clone(), bias: v[6].clone(), eps: 1e-5 })?
+            .forward(&v[0], &routes)
+    });
+}

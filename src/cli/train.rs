@@ -1,0 +1,99 @@
+//! `moesaic train forecast`
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow};
+use moesaic_models::train::forecast::{TrainConfig, run as train};
+use moesaic_models::train::{Ended, Report};
+
+use super::{note, print};
+
+/// Train a Time-MoE.
+///
+/// Prints a line of progress now and then, and saves a checkpoint in the Hugging Face layout every so many steps. Ctrl-C
+/// finishes the step, saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that an
+/// uninterrupted run would have had.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The run: model, data, optimiser, length (see assets/forecaster/train.toml)
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+    /// Go on from the newest checkpoint of this run
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let config = read(&args.config)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        note("saving a checkpoint; interrupt again to stop without");
+    })
+    .context("cannot take over Ctrl-C")?;
+    let mut report = |report: &Report| {
+        // A closed pipe ends the reading of progress, not hours of training.
+        let _ = print(&progress(report));
+        Ok(())
+    };
+    let ended =
+        train(&config, args.resume, &stop, &mut report).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
+    let out = config.plan.out.display();
+    match ended {
+        Ended::Finished => note(&format!("done: the model is in {out}/model")),
+        Ended::Stopped(step) => note(&format!("stopped after step {step}; --resume goes on from there")),
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<TrainConfig> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|error| anyhow!("cannot read {shown}: {error}"))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(before).filter(|byte| *byte == b'\n').count() + 1;
+        anyhow!("{shown}: line {line}: {}", error.message())
+    })
+}
+
+fn progress(report: &Report) -> String {
+    let parts: Vec<String> = report.parts.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let width = report.steps.to_string().len();
+    format!(
+        "step {:>width$}/{}  loss {:.4} ({})  rate {:.2e}  gradient {:.2}  {:.0} tokens/s  {} left\n",
+        report.step,
+        report.steps,
+        report.loss,
+        parts.join(", "),
+        report.learning_rate,
+        report.gradient_norm,
+        report.tokens_per_second,
+        time(report.seconds_left)
+    )
+}
+
+/// `1 h 05 min`, `4 min 10 s`, `9 s`
+fn time(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min {seconds:02} s"),
+        _ => format!("{hours} h {minutes:02} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_readable() {
+        assert_eq!([0.4, 59.0, 61.0, 3905.0, -1.0].map(time), ["0 s", "59 s", "1 min 01 s", "1 h 05 min", "0 s"]);
+    }
+}

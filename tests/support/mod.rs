@@ -1,0 +1,61 @@
+//! Runs the program in a scratch folder, with a small model of random weights.
+
+#![allow(dead_code)] // each test file uses its part
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Self {
+        Run {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// The folder of a model small enough for tests.
+pub fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/time_moe/forward_generate_bf16")
+}
+
+pub fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(name)
+}
+
+pub fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moesaic"));
+    command.current_dir(folder).env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+}
+
+pub fn run<S: AsRef<OsStr>>(folder: &Path, arguments: &[S]) -> Run {
+    program(folder).args(arguments).output().unwrap().into()
+}
+
+/// Names in a folder, sorted, hidden ones included.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A copy of the test model in a new folder.
+pub fn copy_of_model(folder: &Path) -> PathBuf {
+    let copy = folder.join("model");
+    fs::create_dir(&copy).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::write(copy.join(name), fs::read(model().join(name)).unwrap()).unwrap();
+    }
+    copy
+}
