@@ -25,9 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Continue the series of a CSV file.
     Forecast(forecast::Args),
-    /// Describe a model: architecture, parameters, experts, files.
     Info(info::Args),
     /// Train a model.
     #[command(subcommand)]
@@ -39,13 +37,11 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum TrainCommand {
-    /// Train a Time-MoE as a TOML file says.
     Forecast(train::Args),
 }
 
 #[derive(Debug, Subcommand)]
 enum EvalCommand {
-    /// Score forecasts against naive, seasonal-naive and drift.
     Forecast(eval::Args),
 }
 

@@ -8,7 +8,8 @@
 //! * **Values.** Every other column in which numbers prevail. Empty cells, `NA`, `NaN`, `null`, `-`, `?` and their like
 //!   are missing.
 //!
-//! Memory: the file, and per row 4 bytes for each value column and about 20 for the time column.
+//! Memory: the file, per row 4 bytes for each value column and about 40 for the time column, and 4 bytes for each missing
+//! row and value column; there are at most 100 missing rows for each row, and 2 in tables of millions of rows.
 
 mod columns;
 mod dialect;

@@ -1,9 +1,9 @@
 //! Fused causal attention with gradients.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::cpu::attention as kernel;
+use crate::cpu::{SendPtr, attention as kernel};
 use crate::host::{as_f32, storage_of, tensor, tracked, with_f32};
 
 /// Causal attention of queries that stand at the end of the keys: `softmax(scale * Q K^T) V` in f32, each query seeing
@@ -39,12 +39,41 @@ impl CausalAttention {
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, self.clone())
     }
 
+    /// Attention on a joint projection: each token holds its query heads, then key heads, then value heads, all of width
+    /// `d`. The same arithmetic as [`forward`](Self::forward) without taking the projection apart.
+    ///
+    /// # Shapes
+    /// `qkv [b * t, (heads + 2 kv_heads) * d]` to `[b * t, heads * d]`
+    pub fn forward_joint(&self, qkv: &Tensor, batch: usize, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        qkv.contiguous()?.apply_op1(Joint { attention: self.clone(), batch, heads, kv_heads })
+    }
+
     fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<kernel::Shape> {
         let (&[batch, queries, heads, d], &[kb, keys, kv_heads, kd], &[vb, vt, vh, dv]) = (q, k, v) else {
             bail!("attention: expected four dimensions each, got {q:?}, {k:?}, {v:?}");
         };
-        if (kb, kd) != (batch, d) || (vb, vt, vh) != (kb, keys, kv_heads) || kv_heads == 0 || heads % kv_heads != 0 {
+        if (kb, kd) != (batch, d) || (vb, vt, vh) != (kb, keys, kv_heads) {
             bail!("attention: queries {q:?}, keys {k:?} and values {v:?} do not fit");
+        }
+        self.checked(kernel::Shape {
+            batch,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            d,
+            dv,
+            scale: self.scale as f32,
+            start: self.start.clone(),
+            window: self.window.unwrap_or(usize::MAX),
+            uniform_padding: self.uniform_padding,
+        })
+    }
+
+    fn checked(&self, mut shape: kernel::Shape) -> Result<kernel::Shape> {
+        let kernel::Shape { batch, queries, keys, heads, kv_heads, .. } = shape;
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            bail!("attention: {heads} query heads cannot share {kv_heads} key-value heads");
         }
         if keys < queries {
             bail!("attention: {queries} queries but only {keys} keys");
@@ -52,15 +81,44 @@ impl CausalAttention {
         if !(self.scale > 0.0 && self.scale.is_finite()) || self.window == Some(0) {
             bail!("attention: the scale must be positive and the window at least 1");
         }
-        let start = match self.start.len() {
-            0 => vec![0; batch],
-            n if n == batch => self.start.clone(),
+        match shape.start.len() {
+            0 => shape.start = vec![0; batch],
+            n if n == batch => {}
             n => bail!("attention: padding of {n} rows for a batch of {batch}"),
-        };
-        let window = self.window.unwrap_or(usize::MAX);
-        let (scale, uniform_padding) = (self.scale as f32, self.uniform_padding);
-        Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, d, dv, scale, start, window, uniform_padding })
+        }
+        Ok(shape)
     }
+}
+
+/// Queries, keys and values in tensors of their own.
+fn apart(s: &kernel::Shape) -> kernel::Places {
+    let heads = |tokens, heads, width| kernel::Heads { tokens, stride: heads * width, first: 0, width };
+    kernel::Places {
+        q: heads(s.queries, s.heads, s.d),
+        k: heads(s.keys, s.kv_heads, s.d),
+        v: heads(s.keys, s.kv_heads, s.dv),
+        out: heads(s.queries, s.heads, s.dv),
+    }
+}
+
+/// Calls `f` with the values of a tensor list. Five nested closures read worse than one recursion.
+fn with_all<R>(tensors: &[&Tensor], op: &str, f: &mut dyn FnMut(&[&[f32]]) -> Result<R>) -> Result<R> {
+    fn go<'a, R>(
+        rest: &[&Tensor],
+        op: &str,
+        done: &mut Vec<&'a [f32]>,
+        f: &mut dyn FnMut(&[&[f32]]) -> Result<R>,
+    ) -> Result<R> {
+        match rest.split_first() {
+            None => f(done),
+            Some((first, rest)) => with_f32(first, op, |values| {
+                let mut all: Vec<&[f32]> = done.clone();
+                all.push(values);
+                go(rest, op, &mut all, f)
+            }),
+        }
+    }
+    go(tensors, op, &mut Vec::new(), f)
 }
 
 impl CustomOp3 for CausalAttention {
@@ -80,7 +138,7 @@ impl CustomOp3 for CausalAttention {
         let shape = self.shape(l1.dims(), l2.dims(), l3.dims())?;
         let (q, k, v) = (as_f32(s1, l1, self.name())?, as_f32(s2, l2, self.name())?, as_f32(s3, l3, self.name())?);
         let mut out = vec![0f32; shape.batch * shape.queries * shape.heads * shape.dv];
-        kernel::forward(&shape, &q, &k, &v, &mut out);
+        kernel::forward(&shape, &apart(&shape), &q, &k, &v, &mut out);
         let dims = (shape.batch, shape.queries, shape.heads, shape.dv);
         Ok((storage_of(out, s1.dtype(), self.name())?, dims.into()))
     }
@@ -96,19 +154,78 @@ impl CustomOp3 for CausalAttention {
         let shape = self.shape(q.dims(), k.dims(), v.dims())?;
         let zeros = |t: &Tensor| vec![0f32; t.elem_count()];
         let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
-        with_f32(q, self.name(), |q| {
-            with_f32(k, self.name(), |k| {
-                with_f32(v, self.name(), |v| {
-                    with_f32(out, self.name(), |out| {
-                        with_f32(dout, self.name(), |dout| {
-                            kernel::backward(&shape, q, k, v, out, dout, &mut dq, &mut dk, &mut dv);
-                            Ok(())
-                        })
-                    })
-                })
-            })
+        let to = [SendPtr::new(&mut dq), SendPtr::new(&mut dk), SendPtr::new(&mut dv)];
+        with_all(&[q, k, v, out, dout], self.name(), &mut |all| {
+            let &[q, k, v, out, dout] = all else { bail!("attention: five inputs") };
+            // SAFETY: the buffers have the shapes that `shape` was checked against, and are this call's own.
+            unsafe { kernel::backward(&shape, &apart(&shape), kernel::Saved { q, k, v, out, dout }, to) };
+            Ok(())
         })?;
         let grad = |t: &Tensor, g: Vec<f32>| tracked(t).then(|| tensor(g, t.shape(), t.dtype())).transpose();
         Ok((grad(q, dq)?, grad(k, dk)?, grad(v, dv)?))
+    }
+}
+
+/// Attention on a joint projection.
+struct Joint {
+    attention: CausalAttention,
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl Joint {
+    fn shape(&self, dims: &[usize]) -> Result<(kernel::Shape, kernel::Places)> {
+        let (batch, heads, kv_heads) = (self.batch, self.heads, self.kv_heads);
+        let all = heads + 2 * kv_heads;
+        let &[rows, width] = dims else { bail!("attention: expected [tokens, width], got {dims:?}") };
+        if batch == 0 || heads == 0 || !rows.is_multiple_of(batch) || !width.is_multiple_of(all) {
+            bail!("attention: {dims:?} does not hold {batch} rows with {heads} + 2 x {kv_heads} heads");
+        }
+        let (tokens, d) = (rows / batch, width / all);
+        let shape = self.attention.checked(kernel::Shape {
+            batch,
+            queries: tokens,
+            keys: tokens,
+            heads,
+            kv_heads,
+            d,
+            dv: d,
+            scale: self.attention.scale as f32,
+            start: self.attention.start.clone(),
+            window: self.attention.window.unwrap_or(usize::MAX),
+            uniform_padding: self.attention.uniform_padding,
+        })?;
+        let part = |first: usize| kernel::Heads { tokens, stride: width, first: first * d, width: d };
+        let out = kernel::Heads { tokens, stride: heads * d, first: 0, width: d };
+        Ok((shape, kernel::Places { q: part(0), k: part(heads), v: part(heads + kv_heads), out }))
+    }
+}
+
+impl CustomOp1 for Joint {
+    fn name(&self) -> &'static str {
+        "moesaic-causal-attention-joint"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (shape, places) = self.shape(layout.dims())?;
+        let x = as_f32(storage, layout, self.name())?;
+        let dims = (shape.batch * shape.queries, shape.heads * shape.dv);
+        let mut out = vec![0f32; dims.0 * dims.1];
+        kernel::forward(&shape, &places, &x, &x, &x, &mut out);
+        Ok((storage_of(out, storage.dtype(), self.name())?, dims.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
+        let (shape, places) = self.shape(x.dims())?;
+        let mut dx = vec![0f32; x.elem_count()];
+        let to = SendPtr::new(&mut dx);
+        with_all(&[x, out, dout], self.name(), &mut |all| {
+            let &[x, out, dout] = all else { bail!("attention: three inputs") };
+            // SAFETY: the places are disjoint parts of each token, inside a buffer as large as the input.
+            unsafe { kernel::backward(&shape, &places, kernel::Saved { q: x, k: x, v: x, out, dout }, [to; 3]) };
+            Ok(())
+        })?;
+        Ok(Some(tensor(dx, x.shape(), x.dtype())?))
     }
 }

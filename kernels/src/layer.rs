@@ -19,7 +19,7 @@ pub struct SharedExpert {
 impl SharedExpert {
     /// `x [T, H]` to `[T, O]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.bank.forward(x, &Routes::single(x.dim(0)?, x.device())?)?;
+        let y = self.bank.forward_dense(x)?;
         let Some(gate) = &self.gate else { return Ok(y) };
         let gate = (linear(x, gate, None)?.to_dtype(DType::F32)?.neg()?.exp()? + 1.0)?.recip()?; // (T, 1)
         y.broadcast_mul(&gate.to_dtype(y.dtype())?)

@@ -37,6 +37,18 @@ impl Linear {
         if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
     }
 
+    /// Several maps of one input side by side, such as queries, keys and values: `{name}.weight [out, in]` and `{name}.bias`
+    /// of each `(name, out)`, their outputs one after the other.
+    pub fn load_joint(p: &Params, parts: &[(&str, usize)], inputs: usize, bias: bool, init: Init) -> Result<Self> {
+        let total = parts.iter().map(|(_, out)| out).sum();
+        let weights: Vec<_> = parts.iter().map(|&(name, out)| (format!("{name}.weight"), vec![out, inputs])).collect();
+        let weight = p.stack(&[total, inputs], &weights, init)?;
+        let biases: Vec<_> = parts.iter().map(|&(name, out)| (format!("{name}.bias"), vec![out])).collect();
+        let bias = if bias { Some(p.stack(&[total], &biases, Init::Zeros)?) } else { None };
+        let plain = Self::new(weight, bias)?;
+        if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+    }
+
     /// The same map with its weights in tiles for the CPU: faster, forward only.
     pub fn pack(self) -> Result<Self> {
         match self.0 {

@@ -70,14 +70,36 @@ impl RotaryTables {
     /// # Shapes
     /// `x [b, t, heads, d]` to the same
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op3(&self.cos, &self.sin, Rotate { style: self.style, sign: 1.0 })
+        let (b, t, heads, d) = x.dims4()?;
+        let rotate = Rotate { style: self.style, sign: 1.0, heads, turned: heads, d };
+        if self.cos.dims()[..2] != [b, t] {
+            bail!("rotary: tables for {:?} tokens, input {:?}", &self.cos.dims()[..2], x.dims());
+        }
+        x.contiguous()?.apply_op3(&self.cos, &self.sin, rotate)
+    }
+
+    /// Turns the first `turned` of `heads` heads of a joint projection, whose last heads are values.
+    ///
+    /// # Shapes
+    /// `x [b * t, heads * d]` to the same
+    pub fn apply_joint(&self, x: &Tensor, heads: usize, turned: usize) -> Result<Tensor> {
+        let (_, width) = x.dims2()?;
+        if heads == 0 || turned > heads || !width.is_multiple_of(heads) {
+            bail!("rotary: {:?} does not hold {heads} heads of which {turned} turn", x.dims());
+        }
+        let rotate = Rotate { style: self.style, sign: 1.0, heads, turned, d: width / heads };
+        x.contiguous()?.apply_op3(&self.cos, &self.sin, rotate)
     }
 }
 
+#[derive(Clone, Copy)]
 struct Rotate {
     style: RotaryStyle,
     /// -1 turns back: the gradient.
     sign: f32,
+    heads: usize,
+    turned: usize,
+    d: usize,
 }
 
 impl CustomOp3 for Rotate {
@@ -94,20 +116,22 @@ impl CustomOp3 for Rotate {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (b, t, heads, d) = l1.shape().dims4()?;
-        let half = match *l2.dims() {
-            [rows, steps, half] if (rows, steps) == (b, t) && 2 * half <= d && l3.dims() == l2.dims() => half,
-            ref dims => bail!("rotary: tables of shape {dims:?} for input [{b}, {t}, {heads}, {d}]"),
+        let (heads, d) = (self.heads, self.d);
+        let token = heads * d;
+        let (tokens, half) = match *l2.dims() {
+            [b, t, half] if l1.shape().elem_count() == b * t * token && 2 * half <= d && l3.dims() == l2.dims() => {
+                (b * t, half)
+            }
+            ref dims => bail!("rotary: tables of shape {dims:?} for input {:?} with heads of {d}", l1.dims()),
         };
         let mut y = as_f32(s1, l1, self.name())?.into_owned();
         let (cos, sin) = (as_f32(s2, l2, self.name())?, as_f32(s3, l3, self.name())?);
         let out = SendPtr::new(&mut y);
-        let token = heads * d;
-        parallel((b * t).div_ceil(32), b * t * token > 1 << 14, |block| {
-            for i in block * 32..(block * 32 + 32).min(b * t) {
+        parallel(tokens.div_ceil(32), tokens * token > 1 << 14, |block| {
+            for i in block * 32..(block * 32 + 32).min(tokens) {
                 let (cos, sin) = (&cos[i * half..][..half], &sin[i * half..][..half]);
                 // SAFETY: each token's heads belong to one task.
-                for head in unsafe { out.slice(i * token, token) }.chunks_exact_mut(d) {
+                for head in unsafe { out.slice(i * token, token) }.chunks_exact_mut(d).take(self.turned) {
                     match self.style {
                         RotaryStyle::Half => {
                             let (first, second) = head[..2 * half].split_at_mut(half);
@@ -139,7 +163,7 @@ impl CustomOp3 for Rotate {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let back = Rotate { style: self.style, sign: -self.sign };
+        let back = Rotate { sign: -self.sign, ..*self };
         Ok((Some(dy.contiguous()?.apply_op3_no_bwd(cos, sin, &back)?), None, None))
     }
 }

@@ -116,6 +116,27 @@ fn attention() {
 }
 
 #[test]
+fn joint_attention() {
+    let mut rng = Rng::new(13);
+    // Two rows of 7 tokens, 4 query and 2 key-value heads of width 4; values do not turn.
+    let (b, t, heads, kv, d) = (2, 7, 4, 2, 4);
+    let positions: Vec<u32> = (0..b * t).map(|i| (i % t) as u32).collect();
+    let tables = Rotary::new(d, 100.0, RotaryStyle::Half).unwrap().tables(&positions, b, t).unwrap();
+    let attention = CausalAttention { start: vec![0, 2], ..CausalAttention::new(0.5) };
+    let x = normal(&mut rng, &[b * t, (heads + 2 * kv) * d], 1.0);
+    check("joint", std::slice::from_ref(&x), |v| {
+        attention.forward_joint(&tables.apply_joint(&v[0], heads + 2 * kv, heads + kv)?, b, heads, kv)
+    });
+    // The same values as with tensors of their own.
+    let joint = attention.forward_joint(&x, b, heads, kv).unwrap();
+    let four = x.reshape((b, t, heads + 2 * kv, d)).unwrap();
+    let part = |first, n| four.narrow(2, first, n).unwrap();
+    let apart = attention.forward(&part(0, heads), &part(heads, kv), &part(heads + kv, kv)).unwrap();
+    let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(joint), values(apart));
+}
+
+#[test]
 fn routers() {
     let mut rng = Rng::new(4);
     let (t, e, h) = (6, 8, 5);

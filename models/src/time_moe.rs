@@ -11,7 +11,7 @@ mod config;
 mod forecast;
 mod loss;
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::ops::rms_norm;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle, RotaryTables, positions_from_mask};
@@ -75,7 +75,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Appends `k` and `v` `[b, t, heads, d]` of a layer and returns all of them.
+    /// Appends `k` and `v` `[b, t, kv_heads, d]` of a layer and returns all of them.
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
         if self.layers.len() <= layer {
             self.layers.resize(layer + 1, None);
@@ -89,7 +89,7 @@ impl Cache {
     }
 }
 
-/// `silu(gate x) * emb x` (eq. 2 of the paper), `[b, t, input_size]` to `[b, t, h]`.
+/// `silu(gate x) * emb x` (eq. 2 of the paper), `[.., input_size]` to `[.., h]`.
 #[derive(Debug)]
 struct Embedding {
     emb_layer: Linear,
@@ -114,9 +114,8 @@ impl Embedding {
 /// Causal self-attention with rotary positions; q, k and v have biases, o has none.
 #[derive(Debug)]
 struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// `q_proj`, `k_proj` and `v_proj` side by side.
+    qkv_proj: Linear,
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
@@ -125,43 +124,44 @@ struct Attention {
 impl Attention {
     fn new(cfg: &Config, p: &Params) -> Result<Self> {
         let (h, d) = (cfg.hidden_size, cfg.head_dim());
-        let init = Init::Normal(cfg.initializer_range);
         let (heads, kv_heads) = (cfg.num_attention_heads, cfg.kv_heads());
+        let parts = [("q_proj", heads * d), ("k_proj", kv_heads * d), ("v_proj", kv_heads * d)];
+        let init = Init::Normal(cfg.initializer_range);
         Ok(Self {
-            q_proj: Linear::load(p, "q_proj", (heads * d, h), true, init)?,
-            k_proj: Linear::load(p, "k_proj", (kv_heads * d, h), true, init)?,
-            v_proj: Linear::load(p, "v_proj", (kv_heads * d, h), true, init)?,
+            qkv_proj: Linear::load_joint(p, &parts, h, true, init)?,
             o_proj: Linear::load(p, "o_proj", (h, heads * d), false, init)?,
             heads,
             kv_heads,
         })
     }
 
+    /// `x [b * t, h]` to the same.
     fn forward(
         &self,
         x: &Tensor,
         layer: usize,
+        (b, t): (usize, usize),
         rotary: &RotaryTables,
         context: &Context,
         cache: Option<&mut Cache>,
     ) -> Result<Tensor> {
-        let (b, t, _) = x.dims3()?;
-        let project = |proj: &Linear, heads: usize| {
-            proj.forward(x)?.reshape((b, t, heads, ())) // (b, t, heads, d)
-        };
-        let q = rotary.apply(&project(&self.q_proj, self.heads)?)?;
-        let mut k = rotary.apply(&project(&self.k_proj, self.kv_heads)?)?;
-        let mut v = project(&self.v_proj, self.kv_heads)?;
-        if let Some(cache) = cache {
-            (k, v) = cache.append(layer, k, v)?;
-        }
-        let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
+        let (heads, kv) = (self.heads, self.kv_heads);
+        let qkv = rotary.apply_joint(&self.qkv_proj.forward(x)?, heads + 2 * kv, heads + kv)?;
+        let d = qkv.dim(1)? / (heads + 2 * kv);
         let attention = CausalAttention {
             start: context.padding.clone(),
             uniform_padding: context.reference_padding,
-            ..CausalAttention::new(scale)
+            ..CausalAttention::new(1.0 / (d as f64).sqrt())
         };
-        let y = attention.forward(&q, &k, &v)?.reshape((b, t, ()))?; // (b, t, heads * d)
+        let y = match cache {
+            None => attention.forward_joint(&qkv, b, heads, kv)?,
+            Some(cache) => {
+                let qkv = qkv.reshape((b, t, heads + 2 * kv, d))?; // (b, t, heads + 2 kv, d)
+                let (k, v) = cache.append(layer, qkv.narrow(2, heads, kv)?, qkv.narrow(2, heads + kv, kv)?)?;
+                let y = attention.forward(&qkv.narrow(2, 0, heads)?, &k, &v)?;
+                y.reshape((b * t, heads * d))? // (b * t, heads * d)
+            }
+        };
         self.o_proj.forward(&y)
     }
 }
@@ -224,7 +224,7 @@ impl Ffn {
                 let (y, routes) = moe.forward(&RouteInput::new(x).with_mask(mask), name, probe)?;
                 Ok((y, Some(routes)))
             }
-            Self::Dense(bank) => Ok((bank.forward(x, &Routes::single(x.dim(0)?, x.device())?)?, None)),
+            Self::Dense(bank) => Ok((bank.forward_dense(x)?, None)),
         }
     }
 }
@@ -365,32 +365,31 @@ impl TimeMoe {
         // Cached tokens include the padding; a continuation has none of its own.
         let mask = if past == 0 { context.token_mask(b, t, &self.device)? } else { None };
         let h = self.config.hidden_size;
-        let record = |name: String, value: &Tensor| {
-            if let Some(probe) = probe {
-                probe.tensor(name, value);
-            }
+        // Tokens stay flat, [b * t, h]; only the probe shows rows and positions.
+        let record = |name: String, value: &Tensor| match probe {
+            Some(probe) => value.reshape((b, t, h)).map(|value| probe.tensor(name, &value)),
+            None => Ok(()),
         };
 
-        let mut x = self.embed_layer.forward(&x.to_dtype(self.dtype)?)?; // (b, t, h)
-        record("embed".into(), &x);
+        let x = x.to_dtype(self.dtype)?.reshape((b * t, inputs))?; // (b * t, input_size)
+        let mut x = self.embed_layer.forward(&x)?; // (b * t, h)
+        record("embed".into(), &x)?;
         let mut all_routes = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.input_layernorm, self.config.rms_norm_eps)?;
-            let attn = layer.self_attn.forward(&normed, i, &rotary, context, cache.as_deref_mut())?;
-            record(format!("layer.{i}.attn_out"), &attn);
+            let attn = layer.self_attn.forward(&normed, i, (b, t), &rotary, context, cache.as_deref_mut())?;
+            record(format!("layer.{i}.attn_out"), &attn)?;
             x = (x + attn)?;
             let normed = rms_norm(&x, &layer.post_attention_layernorm, self.config.rms_norm_eps)?;
-            let flat = normed.reshape((b * t, h))?; // (b * t, h)
             let routed = mask.as_ref().filter(|_| !context.reference_padding);
-            let (ffn, routes) = layer.ffn_layer.forward(&flat, routed, &format!("layer.{i}"), probe)?;
-            let ffn = ffn.reshape((b, t, h))?; // (b, t, h)
-            record(format!("layer.{i}.ffn_out"), &ffn);
+            let (ffn, routes) = layer.ffn_layer.forward(&normed, routed, &format!("layer.{i}"), probe)?;
+            record(format!("layer.{i}.ffn_out"), &ffn)?;
             x = (x + ffn)?;
-            record(format!("layer.{i}.hidden"), &x);
+            record(format!("layer.{i}.hidden"), &x)?;
             all_routes.extend(routes.map(|r| r.with_mask(mask.clone())));
         }
-        let hidden = rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
-        record("final_norm".into(), &hidden);
+        let hidden = rms_norm(&x, &self.norm, self.config.rms_norm_eps)?.reshape((b, t, h))?; // (b, t, h)
+        record("final_norm".into(), &hidden)?;
         if let Some(cache) = cache {
             cache.tokens += t;
         }

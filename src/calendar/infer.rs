@@ -34,13 +34,16 @@ impl fmt::Display for Irregular {
 /// one that only divides all distances (1 second between 10:00:00, 10:07:13 and 10:15:41) needs a filled axis.
 const SPARSEST_COMMON: usize = 100;
 const SPARSEST_DIVISOR: usize = 3;
+/// Axes longer than this must be filled like one of a divisor, so that a large file cannot ask for a hundred times more.
+const LONGEST_SPARSE: i128 = 10_000_000;
 
 impl Grid {
     /// The axis of `moments`, which must ascend strictly. Rows that are missing in between are allowed. `Ok(None)` when
     /// there are fewer than two moments, which no step can be read from.
     ///
     /// # Errors
-    /// [`Irregular`] when no step explains them. The number of rows is bounded by 100 times the number of moments.
+    /// [`Irregular`] when no step explains them. The number of rows is at most 100 times the number of moments, and above
+    /// ten million at most 3 times.
     pub fn infer(moments: &[DateTime]) -> Result<Option<Grid>, Irregular> {
         let (Some(&first), Some(&last)) = (moments.first(), moments.last()) else { return Ok(None) };
         if moments.len() < 2 {
@@ -96,8 +99,9 @@ fn explain(sorted: &[i128], span: i128) -> Option<i128> {
     let moments = i128::try_from(sorted.len() + 1).ok()?;
     let common = most_common(sorted);
     if sorted.iter().all(|step| step % common == 0) {
-        let filled = span / common < moments * SPARSEST_COMMON as i128;
-        return filled.then_some(common);
+        let sparse = (moments * SPARSEST_COMMON as i128).min(LONGEST_SPARSE);
+        let longest = sparse.max(moments * SPARSEST_DIVISOR as i128);
+        return (span / common < longest).then_some(common);
     }
     let divisor = sorted.iter().fold(0, |a, &b| gcd(a, b));
     (span / divisor < moments * SPARSEST_DIVISOR as i128).then_some(divisor)
@@ -217,6 +221,8 @@ mod tests {
         // Two clusters of seconds, fifty years apart: must not ask for a billion rows.
         let far = ["1970-01-01T00:00:00", "1970-01-01T00:00:01", "2020-01-01T00:00:00", "2020-01-01T00:00:01"];
         assert!(infer(&far).is_err());
+        let thousands: Vec<i64> = (0..300_000).map(|n| n + 20_000_000 * i64::from(n >= 150_000)).collect();
+        assert_eq!(infer_steps(&thousands), None);
         assert!(infer(&["2024-01-02", "2024-01-01"]).is_err());
         assert!(infer(&["2024-01-01", "2024-01-01"]).is_err());
     }

@@ -7,6 +7,7 @@ use moesaic::ModelInfo;
 
 use super::{bytes, count, print};
 
+/// Describe a model: architecture, parameters, experts, files.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Folder of a model; the built-in one if left out

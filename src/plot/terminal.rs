@@ -29,9 +29,13 @@ pub fn terminal(panel: &Panel<'_>, width: usize, height: usize, colour: bool) ->
     };
 
     let mut out = String::new();
-    out.push_str(&paint(BOLD, &crate::error::one_line(&panel.series.name)));
-    if !panel.caption.is_empty() {
-        out.push_str(&paint(DIM, &format!("  {}", panel.caption)));
+    let cut = |text: &str| crate::error::one_line(text).chars().take(width).collect::<String>();
+    let (name, caption) = (cut(&panel.series.name), cut(panel.caption));
+    let beside = name.chars().count() + 2 + caption.chars().count() <= width;
+    out.push_str(&paint(BOLD, &name));
+    if !caption.is_empty() {
+        out.push_str(if beside { "  " } else { "\n" });
+        out.push_str(&paint(DIM, &caption));
     }
     out.push_str("\n\n");
     let cells = plot.cells();
@@ -174,6 +178,8 @@ mod tests {
             assert!(picture.contains('┊') && picture.contains("forecast"), "{picture}");
             assert!(picture.contains(" Jan"), "{picture}");
         }
+        let long = Panel { caption: &"a remark ".repeat(20), ..panel };
+        assert!(terminal(&long, 80, 12, false).lines().all(|line| line.chars().count() <= 80));
         let coloured = terminal(&panel, 80, 12, true);
         assert!(coloured.contains(FORECAST) && coloured.contains(BOLD));
         let mut plain = coloured;

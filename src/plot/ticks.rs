@@ -113,9 +113,13 @@ fn moments(calendar: &Calendar, range: (f64, f64), most: usize) -> Option<Vec<Ti
             ticks.push(Tick { at, label: label(mark, unit) });
         }
         mark = mark.checked_add(step(unit, n)).ok()?;
-        if unit == Unit::Day && n > 1 && mark.day() > 28 && n < 7 {
-            // Every other day restarts with the month, so that marks read 1, 3, 5 again.
-            mark = mark.first_of_month().checked_add(1.months()).ok()?;
+        if (unit, n) == (Unit::Day, 2) {
+            // Every other day starts anew with each month, so that marks read 27, 29, 1, 3.
+            mark = match mark.day() {
+                31 => mark.tomorrow().ok()?,
+                day if day % 2 == 0 => mark.yesterday().ok()?,
+                _ => mark,
+            };
         }
     }
     Some(ticks)
@@ -214,7 +218,8 @@ mod tests {
         );
         assert_eq!(on("1700-01-01", Frequency::YEARLY, 100.0), ["1700", "1720", "1740", "1760", "1780", "1800"]);
         assert_eq!(on("2024-02-26T05:00", Frequency::HOURLY, 48.0), ["12:00", "27 Feb", "12:00", "28 Feb"]);
-        assert_eq!(on("2024-02-26", Frequency::DAILY, 8.0), ["27 Feb", "1 Mar", "3 Mar", "5 Mar"]);
+        assert_eq!(on("2024-02-26", Frequency::DAILY, 8.0), ["27 Feb", "29 Feb", "1 Mar", "3 Mar", "5 Mar"]);
+        assert_eq!(on("2024-01-27", Frequency::DAILY, 9.0), ["27 Jan", "29 Jan", "1 Feb", "3 Feb", "5 Feb"]);
         assert_eq!(labels(rows(&Series::new("y", []), (0.0, 20.0), 5)), ["5", "10", "15", "20"]);
     }
 }

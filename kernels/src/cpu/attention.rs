@@ -56,11 +56,41 @@ impl Shape {
     fn worth(&self) -> bool {
         self.batch * self.heads * self.queries * self.keys * self.d > 1 << 16
     }
+}
 
-    /// Rows of `t` tokens, `heads` heads and `width` values: head `h` of batch row `b` as a matrix `[t, width]`.
-    fn head<'a>(data: &'a [f32], b: usize, t: usize, heads: usize, h: usize, width: usize) -> View<'a, f32> {
-        View { data, offset: (b * t * heads + h) * width, rs: heads * width, cs: 1, gather: None }
+/// Heads of a batch of tokens in a buffer that may hold more beside them, as a joint projection of queries, keys and
+/// values does.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    /// Tokens of a batch row.
+    pub tokens: usize,
+    /// Values from one token to the next.
+    pub stride: usize,
+    /// Where head 0 of a token starts.
+    pub first: usize,
+    /// Values of a head.
+    pub width: usize,
+}
+
+impl Heads {
+    /// Where head `h` of token `t` of batch row `b` starts.
+    fn at(&self, b: usize, t: usize, h: usize) -> usize {
+        (b * self.tokens + t) * self.stride + self.first + h * self.width
     }
+
+    /// Head `h` of batch row `b` as a matrix `[tokens, width]`.
+    fn view<'a>(&self, data: &'a [f32], b: usize, h: usize) -> View<'a, f32> {
+        View { data, offset: self.at(b, 0, h), rs: self.stride, cs: 1, gather: None }
+    }
+}
+
+/// Where queries, keys, values and the output stand in their buffers.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    pub q: Heads,
+    pub k: Heads,
+    pub v: Heads,
+    pub out: Heads,
 }
 
 /// Where a product goes: row `i` starts at `i * ld`.
@@ -156,27 +186,27 @@ fn probabilities(isa: Isa, s: &Shape, b: usize, q: &Packed, i0: usize, keys: &Pa
     Block { p, first, last, ld }
 }
 
-/// `out [b, t, heads, dv]`
-pub(crate) fn forward(s: &Shape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+/// Attention of `q` to `k` and `v`, which may be one buffer; the places must lie inside them.
+pub(crate) fn forward(s: &Shape, at: &Places, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
     let (isa, group) = (isa(), s.heads / s.kv_heads);
     let shared = SendPtr::new(out);
     parallel(s.batch * s.kv_heads, s.worth(), |task| {
         let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
         let base = s.start[b].min(s.keys);
         let real = s.keys - base;
-        let keys = Shape::head(k, b, s.keys, s.kv_heads, kv, s.d).skip(base);
+        let keys = at.k.view(k, b, kv).skip(base);
         let keys = Panels::new(keys.transposed(), s.d, real);
-        let values = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv).skip(base);
+        let values = at.v.view(v, b, kv).skip(base);
         let values = Panels::new(values, real, s.dv);
         let mut rows = Scratch::new(QUERIES * s.dv);
         for head in kv * group..(kv + 1) * group {
-            let queries = Shape::head(q, b, s.queries, s.heads, head, s.d);
+            let queries = at.q.view(q, b, head);
             // SAFETY (both): head `head` of batch row `b` is written by this task alone.
-            let write = |i: usize| unsafe { shared.slice(((b * s.queries + i) * s.heads + head) * s.dv, s.dv) };
+            let write = |i: usize| unsafe { shared.slice(at.out.at(b, i, head), s.dv) };
             let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
             (0..first_real).for_each(|i| write(i).fill(0.0));
             if s.uniform_padding && first_real > 0 {
-                let all = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv);
+                let all = at.v.view(v, b, kv);
                 let mut mean = vec![0f32; s.dv];
                 for t in 0..s.keys {
                     math::axpy(isa, 1.0 / s.keys as f32, &v[all.offset + t * all.rs..][..s.dv], &mut mean);
@@ -195,27 +225,30 @@ pub(crate) fn forward(s: &Shape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32
     });
 }
 
-/// Gradients of [`forward`], given its output and the gradient of that.
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn backward(
-    s: &Shape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
-    dout: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-) {
+/// What a backward pass reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Saved<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub out: &'a [f32],
+    pub dout: &'a [f32],
+}
+
+/// Gradients of [`forward`] for queries, keys and values, written at their places in `to`: three buffers, or one thrice.
+///
+/// # Safety
+/// The places must lie inside the buffers and not overlap, and nobody else may use the buffers meanwhile.
+pub(crate) unsafe fn backward(s: &Shape, at: &Places, saved: Saved<'_>, to: [SendPtr<f32>; 3]) {
+    let Saved { q, k, v, out, dout } = saved;
     let (isa, group) = (isa(), s.heads / s.kv_heads);
-    let (dq_out, dk_out, dv_out) = (SendPtr::new(dq), SendPtr::new(dk), SendPtr::new(dv));
+    let [dq_out, dk_out, dv_out] = to;
     parallel(s.batch * s.kv_heads, s.worth(), |task| {
         let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
         let base = s.start[b].min(s.keys);
         let real = s.keys - base;
-        let key_rows = Shape::head(k, b, s.keys, s.kv_heads, kv, s.d).skip(base);
-        let value_rows = Shape::head(v, b, s.keys, s.kv_heads, kv, s.dv).skip(base);
+        let key_rows = at.k.view(k, b, kv).skip(base);
+        let value_rows = at.v.view(v, b, kv).skip(base);
         let keys_t = Panels::new(key_rows.transposed(), s.d, real); // (d, keys): scores
         let keys = Panels::new(key_rows, real, s.d); // (keys, d): dq
         let values_t = Panels::new(value_rows.transposed(), s.dv, real); // (dv, keys): dP
@@ -223,9 +256,8 @@ pub(crate) fn backward(
         let (mut dk_sum, mut dv_sum) = (Scratch::zeroed(real * s.d), Scratch::zeroed(real * s.dv));
         let mut rows = Scratch::new(QUERIES * s.d);
         for head in kv * group..(kv + 1) * group {
-            let queries = Shape::head(q, b, s.queries, s.heads, head, s.d);
-            let outs = Shape::head(out, b, s.queries, s.heads, head, s.dv);
-            let douts = Shape::head(dout, b, s.queries, s.heads, head, s.dv);
+            let queries = at.q.view(q, b, head);
+            let douts = at.out.view(dout, b, head);
             for (i0, n) in s.blocks(b) {
                 let block = probabilities(isa, s, b, &pack(queries, i0, n, s.d), i0, &keys_t, base);
                 let (first, last, ld) = (block.first - base, block.last - base, block.ld);
@@ -234,8 +266,8 @@ pub(crate) fn backward(
                 let dout_rows = pack(douts, i0, n, s.dv);
                 values_t.product(isa, &dout_rows, 0..s.dv, first..last, Target { c: &mut ds, ld, accumulate: false });
                 for i in 0..n {
-                    let at = |view: &View<'_, f32>| view.offset + (i0 + i) * view.rs;
-                    let inner = math::dot(isa, &out[at(&outs)..][..s.dv], &dout[at(&douts)..][..s.dv]);
+                    let row = at.out.at(b, i0 + i, head);
+                    let inner = math::dot(isa, &out[row..][..s.dv], &dout[row..][..s.dv]);
                     math::softmax_grad(isa, &block.p[i * ld..][..width], &mut ds[i * ld..][..width], inner, s.scale);
                 }
                 // dq = dS · K
@@ -243,7 +275,7 @@ pub(crate) fn backward(
                 keys.product(isa, &ds_rows, first..last, 0..s.d, Target { c: &mut rows, ld: s.d, accumulate: false });
                 for i in 0..n {
                     // SAFETY: head `head` of batch row `b` is written by this task alone.
-                    let dq = unsafe { dq_out.slice(((b * s.queries + i0 + i) * s.heads + head) * s.d, s.d) };
+                    let dq = unsafe { dq_out.slice(at.q.at(b, i0 + i, head), s.d) };
                     dq.copy_from_slice(&rows[i * s.d..][..s.d]);
                 }
                 // dk += dS^T · Q and dv += P^T · dO
@@ -268,9 +300,9 @@ pub(crate) fn backward(
             }
         }
         for t in 0..real {
-            let at = (b * s.keys + base + t) * s.kv_heads + kv;
             // SAFETY: key-value head `kv` of batch row `b` is written by this task alone.
-            let (dk, dv) = unsafe { (dk_out.slice(at * s.d, s.d), dv_out.slice(at * s.dv, s.dv)) };
+            let (dk, dv) =
+                unsafe { (dk_out.slice(at.k.at(b, base + t, kv), s.d), dv_out.slice(at.v.at(b, base + t, kv), s.dv)) };
             dk.copy_from_slice(&dk_sum[t * s.d..][..s.d]);
             dv.copy_from_slice(&dv_sum[t * s.dv..][..s.dv]);
         }
@@ -278,7 +310,7 @@ pub(crate) fn backward(
         if s.uniform_padding && first_real > 0 {
             let mut share = vec![0f32; s.dv];
             for head in kv * group..(kv + 1) * group {
-                let douts = Shape::head(dout, b, s.queries, s.heads, head, s.dv);
+                let douts = at.out.view(dout, b, head);
                 for i in 0..first_real {
                     let row = &dout[douts.offset + i * douts.rs..][..s.dv];
                     math::axpy(isa, 1.0 / s.keys as f32, row, &mut share);
@@ -286,7 +318,7 @@ pub(crate) fn backward(
             }
             for t in 0..s.keys {
                 // SAFETY: as above.
-                let dv = unsafe { dv_out.slice(((b * s.keys + t) * s.kv_heads + kv) * s.dv, s.dv) };
+                let dv = unsafe { dv_out.slice(at.v.at(b, t, kv), s.dv) };
                 math::axpy(isa, 1.0, &share, dv);
             }
         }

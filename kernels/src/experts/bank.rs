@@ -243,8 +243,23 @@ impl ExpertBank {
         if routes.is_empty() {
             return Tensor::zeros((routes.tokens(), self.output_width()), x.dtype(), x.device());
         }
-        let x = dispatch(x, routes)?; // (R, H)
-        let mut h = self.up.grouped(&x, self.up_bias.as_ref(), routes)?;
+        combine(&self.networks(&dispatch(x, routes)?, routes)?, routes)
+    }
+
+    /// A bank of one expert on every token with weight 1: a dense layer, without dispatch and combine.
+    ///
+    /// # Shapes
+    /// `x [T, H]` to `[T, O]`
+    pub fn forward_dense(&self, x: &Tensor) -> Result<Tensor> {
+        if self.experts() != 1 {
+            bail!("{} experts are not a dense layer; they need routes", self.experts());
+        }
+        self.networks(x, &Routes::single(x.dim(0)?, x.device())?)
+    }
+
+    /// Each row through the network of its expert, `[R, H]` to `[R, O]`.
+    fn networks(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        let mut h = self.up.grouped(x, self.up_bias.as_ref(), routes)?;
         if let Some(down) = &self.down {
             h = match (self.kind, self.activation) {
                 (BankKind::Gated, Activation::Silu) => silu_glu(&h)?,
@@ -259,7 +274,7 @@ impl ExpertBank {
         if let Some(norm) = &self.output_norm {
             h = norm.forward(&h, routes)?;
         }
-        combine(&h, routes)
+        Ok(h)
     }
 }
 
