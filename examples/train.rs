@@ -36,6 +36,7 @@ fn main() -> anyhow::Result<()> {
             tokens: 2048,
             huber_delta: 0.5,
             synthetic: 1.0,
+            recipes: Default::default(),
             folders,
             evaluation: Vec::new(),
         },

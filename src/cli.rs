@@ -45,6 +45,9 @@ enum EvalCommand {
     Forecast(eval::Args),
 }
 
+/// The exit code of a run ended by Ctrl-C, as shells have it.
+const INTERRUPTED: i32 = 130;
+
 /// Runs the program.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {

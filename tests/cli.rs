@@ -272,6 +272,40 @@ fn a_model_is_trained_and_used() {
     assert!(good(&run(folder.path(), &["info", "run/model"])).contains("4 a layer"));
 }
 
+/// Starts a training that would take long, interrupts it after its first report, and returns the step it names.
+#[cfg(unix)]
+fn interrupted_training(folder: &Path, arguments: &[&str]) -> u64 {
+    use std::io::{BufRead, BufReader};
+    let mut child = program(folder)
+        .args(["train", "forecast", "train.toml"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
+    let run: Run = child.wait_with_output().unwrap().into();
+    assert_eq!(run.code, Some(130), "{}", run.stderr);
+    let stopped = run.stderr.split("stopped after step ").nth(1).unwrap_or_else(|| panic!("{}", run.stderr));
+    assert!(line.starts_with("step "), "{line}");
+    stopped.split(';').next().unwrap().parse().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_training_goes_on_where_it_stopped() {
+    let folder = folder();
+    fs::write(folder.path().join("train.toml"), TRAINING.replace("steps = 4", "steps = 1000000")).unwrap();
+    let first = interrupted_training(folder.path(), &[]);
+    assert!(first > 0 && !names(&folder.path().join("run")).is_empty());
+    let second = interrupted_training(folder.path(), &["--resume"]);
+    assert!(second > first, "{second} after {first}");
+}
+
 #[test]
 fn help_names_every_option() {
     let run = run(Path::new("."), &["forecast", "--help"]);

@@ -45,7 +45,7 @@ impl Output {
                 for path in unfinished().drain(..) {
                     let _ = fs::remove_file(path);
                 }
-                std::process::exit(130);
+                std::process::exit(super::INTERRUPTED);
             });
         });
         let mut waiting = unfinished();

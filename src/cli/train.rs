@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use moesaic_models::train::forecast::{TrainConfig, run as train};
 use moesaic_models::train::{Ended, Report};
 
-use super::{note, print};
+use super::{INTERRUPTED, note, print};
 
 /// Train a Time-MoE.
 ///
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            std::process::exit(INTERRUPTED);
         }
         note("saving a checkpoint; interrupt again to stop without");
     })
@@ -46,7 +46,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let out = config.plan.out.display();
     match ended {
         Ended::Finished => note(&format!("done: the model is in {out}/model")),
-        Ended::Stopped(step) => note(&format!("stopped after step {step}; --resume goes on from there")),
+        Ended::Stopped(step) => {
+            note(&format!("stopped after step {step}; --resume goes on from there"));
+            // Not a success: what waits for the finished model (`train && deploy`) must not go on.
+            std::process::exit(INTERRUPTED);
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Expert compute: a stack of feed-forward networks, each applied to the tokens routed to it.
 //!
-//! [`stages`] holds the differentiable operations, [`ExpertBank`] the networks made of them, [`fused`] the inference path
+//! [`stages`] holds the differentiable operations, [`ExpertBank`] the networks made of them, a fused module the inference path
 //! that keeps intermediate values out of tensors, and [`naive()`] the oracle for both.
 
 mod bank;

@@ -1,5 +1,6 @@
 //! Training a Time-MoE from a TOML file: `moesaic train forecast CONFIG.toml`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -9,7 +10,7 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use super::data::csv::{CsvFolder, CsvOptions, read_csv};
-use super::data::synthetic::Synthetic;
+use super::data::synthetic::{Shares, Synthetic};
 use super::data::{Batch, Mixture, Source, contamination};
 use super::{AdamWConfig, Ended, Plan, Report, StepLoss, Trainable, Trainer, checkpoints};
 use crate::time_moe::{Config, Context, Targets, TimeMoe};
@@ -48,6 +49,9 @@ pub struct DataConfig {
     pub huber_delta: f64,
     /// Relative share of synthetic series.
     pub synthetic: f64,
+    /// Factors on how often the generator draws its kinds of series, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub recipes: BTreeMap<String, f64>,
     /// Folders of CSV files.
     #[serde(default)]
     pub folders: Vec<FolderConfig>,
@@ -162,7 +166,8 @@ fn sources(data: &DataConfig) -> Result<Mixture> {
     }
     let mut parts: Vec<(f64, Box<dyn Source>)> = Vec::new();
     if data.synthetic > 0.0 {
-        parts.push((data.synthetic, Box::new(Synthetic::default())));
+        let shares = Shares::scaled(data.recipes.iter().map(|(name, factor)| (name.as_str(), *factor)))?;
+        parts.push((data.synthetic, Box::new(Synthetic { shares, ..Synthetic::default() })));
     }
     for folder in &data.folders {
         let source = CsvFolder::open(&folder.path, CsvOptions::default())?;

@@ -10,7 +10,7 @@ mod recipes;
 mod season;
 mod trend;
 
-pub use recipes::Recipe;
+pub use recipes::{Recipe, Shares};
 
 use super::{Batch, Series, Source, Windowing};
 use alter::Aggregate;
@@ -28,6 +28,8 @@ const LONGEST: usize = 1 << 20;
 pub struct Synthetic {
     /// How raw series become rows.
     pub windowing: Windowing,
+    /// How often each recipe is drawn.
+    pub shares: Shares,
 }
 
 impl Source for Synthetic {
@@ -36,7 +38,7 @@ impl Source for Synthetic {
             // A draw may come out constant or explode; a few more from the same stream keep the row a pure function.
             for _ in 0..8 {
                 let n = self.windowing.draw_length(rng, length);
-                let raw = series(rng, n);
+                let raw = series(rng, &self.shares, n);
                 if self.windowing.finish(rng, &raw, values, mask) {
                     break;
                 }
@@ -47,8 +49,8 @@ impl Source for Synthetic {
 }
 
 /// A raw series of `n` values of a random recipe, with the accidents of real tables; NaN marks missing values.
-fn series(rng: &mut Rng, n: usize) -> Vec<f64> {
-    let mut values = if rng.chance(0.15) { mixup(rng, n) } else { drawn(rng, n) };
+fn series(rng: &mut Rng, shares: &Shares, n: usize) -> Vec<f64> {
+    let mut values = if rng.chance(0.15) { mixup(rng, shares, n) } else { drawn(rng, shares, n) };
     if rng.chance(0.06) {
         let size = deviation(&values);
         alter::outliers(rng, &mut values, size);
@@ -70,8 +72,8 @@ fn series(rng: &mut Rng, n: usize) -> Vec<f64> {
 }
 
 /// One series of a random recipe, sometimes seen through another sampling.
-fn drawn(rng: &mut Rng, n: usize) -> Vec<f64> {
-    let recipe = Recipe::draw(rng);
+fn drawn(rng: &mut Rng, shares: &Shares, n: usize) -> Vec<f64> {
+    let recipe = Recipe::draw(rng, shares);
     if rng.chance(0.08) {
         let factor = 2 + rng.below(5);
         let how = [Aggregate::Mean, Aggregate::Mean, Aggregate::Mean, Aggregate::Last, Aggregate::Max][rng.below(5)];
@@ -87,11 +89,11 @@ fn drawn(rng: &mut Rng, n: usize) -> Vec<f64> {
 }
 
 /// A convex mixture of 2 or 3 standardised series with weights of a flat Dirichlet law (TSMixup, arXiv 2403.07815 sec. 4.1).
-fn mixup(rng: &mut Rng, n: usize) -> Vec<f64> {
+fn mixup(rng: &mut Rng, shares: &Shares, n: usize) -> Vec<f64> {
     let mut out = vec![0.0; n];
     for _ in 0..2 + rng.below(2) {
         let weight = -(1.0 - rng.uniform()).ln();
-        let mut part = drawn(rng, n);
+        let mut part = drawn(rng, shares, n);
         process::unit(&mut part);
         out.iter_mut().zip(part).for_each(|(v, p)| *v += weight * p);
     }
@@ -174,5 +176,19 @@ mod tests {
         let message = example("nonesuch", 1, 10).unwrap_err().to_string();
         assert!(message.contains("nonesuch") && message.contains("solar"), "{message}");
         assert!(example("walk", 1, 0).is_err() && example("walk", 1, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn shares_choose_the_recipes() {
+        let others =
+            |kept: &str| Recipe::NAMES.into_iter().filter(|n| *n != kept).map(|n| (n, 0.0)).collect::<Vec<_>>();
+        let only = Shares::scaled(others("solar")).unwrap();
+        let mut rng = Rng::new(1);
+        assert!((0..200).all(|_| Recipe::draw(&mut rng, &only) == Recipe::Solar));
+        let usual = Shares::default();
+        assert!((0..200).any(|_| Recipe::draw(&mut rng, &usual) != Recipe::Solar));
+        for bad in [vec![("lunar", 1.0)], vec![("solar", -1.0)], Recipe::NAMES.map(|n| (n, 0.0)).to_vec()] {
+            assert!(Shares::scaled(bad).is_err());
+        }
     }
 }

@@ -3,9 +3,40 @@
 use super::process::{self, Law};
 use super::season::{self, Days};
 use super::trend;
+use candle_core::{Result, bail};
 use moesaic_kernels::rng::Rng;
 
-/// One kind of series. The generator draws them in fixed proportions.
+/// How often each recipe is drawn, in the order of the enum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares([f64; TABLE.len()]);
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self(TABLE.map(|(_, _, share)| share))
+    }
+}
+
+impl Shares {
+    /// The usual shares, times the factor given for a recipe's name.
+    pub fn scaled<'a>(factors: impl IntoIterator<Item = (&'a str, f64)>) -> Result<Self> {
+        let mut shares = Self::default();
+        for (name, factor) in factors {
+            let Some(at) = Recipe::NAMES.iter().position(|known| *known == name) else {
+                bail!("unknown series recipe {name:?}; known are {}", Recipe::NAMES.join(", "));
+            };
+            if !(0.0..=1e6).contains(&factor) {
+                bail!("the factor {factor} for recipe {name:?} must be between 0 and 1e6");
+            }
+            shares.0[at] *= factor;
+        }
+        if shares.0.iter().sum::<f64>() <= 0.0 {
+            bail!("no series recipe is left: every factor is 0");
+        }
+        Ok(shares)
+    }
+}
+
+/// One kind of series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Recipe {
@@ -55,7 +86,7 @@ const TABLE: [(Recipe, &str, f64); 13] = [
 ];
 
 impl Recipe {
-    /// The names that [`super::example`] takes.
+    /// The names that [`super::example`] and [`Shares::scaled`] take.
     pub const NAMES: [&'static str; TABLE.len()] = {
         let mut names = [""; TABLE.len()];
         let mut i = 0;
@@ -71,17 +102,22 @@ impl Recipe {
         TABLE.iter().find(|(_, known, _)| *known == name).map(|(recipe, _, _)| *recipe)
     }
 
-    /// A recipe at random, in fixed proportions.
-    pub(super) fn draw(rng: &mut Rng) -> Self {
-        let total: f64 = TABLE.iter().map(|(_, _, share)| share).sum();
+    /// A recipe at random.
+    pub(super) fn draw(rng: &mut Rng, shares: &Shares) -> Self {
+        let total: f64 = shares.0.iter().sum();
         let mut left = rng.uniform() * total;
-        for (recipe, _, share) in TABLE {
+        for ((recipe, ..), share) in TABLE.iter().zip(shares.0) {
             left -= share;
-            if left < 0.0 {
-                return recipe;
+            if left < 0.0 && share > 0.0 {
+                return *recipe;
             }
         }
-        Self::Structural
+        // Rounding may leave a sliver past the last recipe.
+        TABLE
+            .iter()
+            .zip(shares.0)
+            .rfind(|(_, share)| *share > 0.0)
+            .map_or(Self::Structural, |((recipe, ..), _)| *recipe)
     }
 
     /// A raw series of `n` (at least 16) finite values.
