@@ -25,7 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, body::Bytes};
 use moesaic::{Error, Forecast, ForecastOptions, Forecaster, Series};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -46,6 +46,11 @@ struct RequestSeries {
     /// One for each value, ascending; rows are numbered without.
     timestamps: Option<Vec<jiff::civil::DateTime>>,
     values: Vec<Option<f32>>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    forecasts: Vec<Forecast>,
 }
 
 #[derive(Clone)]
@@ -83,7 +88,7 @@ async fn forecast(State(app): State<App>, body: Result<Bytes, BytesRejection>) -
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "the service is shutting down");
     };
     match tokio::task::spawn_blocking(move || answer(&app.forecaster, request)).await {
-        Ok(Ok(forecasts)) => Json(json!({ "forecasts": forecasts })).into_response(),
+        Ok(Ok(forecasts)) => Json(Answer { forecasts }).into_response(),
         Ok(Err(error @ Error::Input { .. })) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),

@@ -308,18 +308,28 @@ pub(crate) unsafe fn backward(s: &Shape, at: &Places, saved: Saved<'_>, to: [Sen
         }
         let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
         if s.uniform_padding && first_real > 0 {
-            let mut share = vec![0f32; s.dv];
+            // Every score is masked with the same value there, so the softmax is flat; its gradient still goes on to them.
+            let flat = vec![1.0 / s.keys as f32; s.keys];
+            let mut ds = vec![0f32; s.keys];
             for head in kv * group..(kv + 1) * group {
-                let douts = at.out.view(dout, b, head);
                 for i in 0..first_real {
-                    let row = &dout[douts.offset + i * douts.rs..][..s.dv];
-                    math::axpy(isa, 1.0 / s.keys as f32, row, &mut share);
+                    let row = at.out.at(b, i, head);
+                    let (out, dout) = (&out[row..][..s.dv], &dout[row..][..s.dv]);
+                    for (t, ds) in ds.iter_mut().enumerate() {
+                        *ds = math::dot(isa, &v[at.v.at(b, t, kv)..][..s.dv], dout);
+                    }
+                    math::softmax_grad(isa, &flat, &mut ds, math::dot(isa, out, dout), s.scale);
+                    // SAFETY: head `head` of batch row `b` is written by this task alone.
+                    let dq = unsafe { dq_out.slice(at.q.at(b, i, head), s.d) };
+                    for (t, &ds) in ds.iter().enumerate() {
+                        math::axpy(isa, ds, &k[at.k.at(b, t, kv)..][..s.d], dq);
+                        // SAFETY: key-value head `kv` of batch row `b` is written by this task alone, and `dq` is another place.
+                        let (dk, dv) =
+                            unsafe { (dk_out.slice(at.k.at(b, t, kv), s.d), dv_out.slice(at.v.at(b, t, kv), s.dv)) };
+                        math::axpy(isa, ds, &q[at.q.at(b, i, head)..][..s.d], dk);
+                        math::axpy(isa, 1.0 / s.keys as f32, dout, dv);
+                    }
                 }
-            }
-            for t in 0..s.keys {
-                // SAFETY: as above.
-                let dv = unsafe { dv_out.slice(at.v.at(b, t, kv), s.dv) };
-                math::axpy(isa, 1.0, &share, dv);
             }
         }
     });
