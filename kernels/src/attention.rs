@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{SendPtr, attention as kernel};
-use crate::host::{as_f32, storage_of, tensor, tracked, with_f32};
+use crate::host::{Values, as_f32, storage_of, tensor, tracked};
 
 /// Causal attention of queries that stand at the end of the keys: `softmax(scale * Q K^T) V` in f32, each query seeing
 /// the keys up to its own position. Key-value heads are repeated for grouped-query attention.
@@ -101,26 +101,6 @@ fn apart(s: &kernel::Shape) -> kernel::Places {
     }
 }
 
-/// Calls `f` with the values of a tensor list. Five nested closures read worse than one recursion.
-fn with_all<R>(tensors: &[&Tensor], op: &str, f: &mut dyn FnMut(&[&[f32]]) -> Result<R>) -> Result<R> {
-    fn go<'a, R>(
-        rest: &[&Tensor],
-        op: &str,
-        done: &mut Vec<&'a [f32]>,
-        f: &mut dyn FnMut(&[&[f32]]) -> Result<R>,
-    ) -> Result<R> {
-        match rest.split_first() {
-            None => f(done),
-            Some((first, rest)) => with_f32(first, op, |values| {
-                let mut all: Vec<&[f32]> = done.clone();
-                all.push(values);
-                go(rest, op, &mut all, f)
-            }),
-        }
-    }
-    go(tensors, op, &mut Vec::new(), f)
-}
-
 impl CustomOp3 for CausalAttention {
     fn name(&self) -> &'static str {
         "moesaic-causal-attention"
@@ -155,12 +135,11 @@ impl CustomOp3 for CausalAttention {
         let zeros = |t: &Tensor| vec![0f32; t.elem_count()];
         let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
         let to = [SendPtr::new(&mut dq), SendPtr::new(&mut dk), SendPtr::new(&mut dv)];
-        with_all(&[q, k, v, out, dout], self.name(), &mut |all| {
-            let &[q, k, v, out, dout] = all else { bail!("attention: five inputs") };
-            // SAFETY: the buffers have the shapes that `shape` was checked against, and are this call's own.
-            unsafe { kernel::backward(&shape, &apart(&shape), kernel::Saved { q, k, v, out, dout }, to) };
-            Ok(())
-        })?;
+        let of = |t| Values::of(t, self.name());
+        let (qs, ks, vs, outs, douts) = (of(q)?, of(k)?, of(v)?, of(out)?, of(dout)?);
+        let saved = kernel::Saved { q: &qs, k: &ks, v: &vs, out: &outs, dout: &douts };
+        // SAFETY: the buffers have the shapes that `shape` was checked against, and are this call's own.
+        unsafe { kernel::backward(&shape, &apart(&shape), saved, to) };
         let grad = |t: &Tensor, g: Vec<f32>| tracked(t).then(|| tensor(g, t.shape(), t.dtype())).transpose();
         Ok((grad(q, dq)?, grad(k, dk)?, grad(v, dv)?))
     }
@@ -220,12 +199,11 @@ impl CustomOp1 for Joint {
         let (shape, places) = self.shape(x.dims())?;
         let mut dx = vec![0f32; x.elem_count()];
         let to = SendPtr::new(&mut dx);
-        with_all(&[x, out, dout], self.name(), &mut |all| {
-            let &[x, out, dout] = all else { bail!("attention: three inputs") };
-            // SAFETY: the places are disjoint parts of each token, inside a buffer as large as the input.
-            unsafe { kernel::backward(&shape, &places, kernel::Saved { q: x, k: x, v: x, out, dout }, [to; 3]) };
-            Ok(())
-        })?;
+        let (xs, outs, douts) =
+            (Values::of(x, self.name())?, Values::of(out, self.name())?, Values::of(dout, self.name())?);
+        let saved = kernel::Saved { q: &xs, k: &xs, v: &xs, out: &outs, dout: &douts };
+        // SAFETY: the places are disjoint parts of each token, inside a buffer as large as the input.
+        unsafe { kernel::backward(&shape, &places, saved, [to; 3]) };
         Ok(Some(tensor(dx, x.shape(), x.dtype())?))
     }
 }

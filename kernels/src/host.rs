@@ -1,9 +1,10 @@
 //! Access to tensor storage from custom operations.
 
 use std::borrow::Cow;
+use std::ops::{Deref, Range};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 /// The elements of a contiguous CPU tensor.
@@ -37,14 +38,50 @@ pub(crate) fn storage_of(values: Vec<f32>, dtype: DType, op: &str) -> Result<Cpu
     })
 }
 
-/// Calls `f` with the elements of a CPU tensor as f32. For backward passes, which get tensors rather than storage.
-pub(crate) fn with_f32<R>(tensor: &Tensor, op: &str, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        candle_core::Storage::Cpu(storage) => f(&as_f32(storage, layout, op)?),
-        _ => bail!("{op}: no kernel for device {:?}; move the tensors to the CPU", tensor.device()),
+/// The elements of a CPU tensor as f32, borrowed where they already are: for backward passes, which get tensors rather
+/// than storage.
+pub(crate) enum Values<'a> {
+    /// The guard's type belongs to a lock that candle does not re-export.
+    Borrowed {
+        storage: Box<dyn Deref<Target = Storage> + 'a>,
+        range: Range<usize>,
+    },
+    Owned(Vec<f32>),
+}
+
+impl<'a> Values<'a> {
+    pub(crate) fn of(tensor: &'a Tensor, op: &str) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+            return Ok(Self::Borrowed { storage: Box::new(storage), range: start..end });
+        }
+        drop(storage);
+        let tensor = tensor.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Ok(Self::Owned(as_f32(storage, layout, op)?.into_owned())),
+            _ => bail!("{op}: no kernel for device {:?}; move the tensors to the CPU", tensor.device()),
+        }
     }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Borrowed { storage, range } => match &***storage {
+                Storage::Cpu(CpuStorage::F32(values)) => &values[range.clone()],
+                // `of` borrows f32 on the CPU only.
+                _ => &[],
+            },
+        }
+    }
+}
+
+/// Calls `f` with the elements of a CPU tensor as f32.
+pub(crate) fn with_f32<R>(tensor: &Tensor, op: &str, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    f(&Values::of(tensor, op)?)
 }
 
 /// A tensor on the CPU from f32 values, in `dtype`.

@@ -1,9 +1,10 @@
 //! CPU kernels: one matrix product with packed operands, and the row-wise functions around it.
 //!
-//! Every product of the workspace on the CPU goes through one driver, `gemm`, so one promise holds everywhere: **an output element
-//! is one chain of multiply-adds over k in ascending order**, whatever the number of rows, threads or neighbours. A row
-//! alone and the same row in a batch therefore have the same bits. (candle's own `gemm` gives other bits for one row than
-//! for two.) Bits may differ between instruction sets, as the portable path has no fused multiply-add.
+//! Every product of our own on the CPU, those inside attention too, is computed by the same tiles, so one promise holds
+//! everywhere: **an output element is one chain of multiply-adds over k in ascending order**, whatever the number of rows,
+//! threads or neighbours. A row alone and the same row in a batch therefore have the same bits. (candle's own `gemm` gives
+//! other bits for one row than for two.) Bits may differ between instruction sets, as the portable path has no fused
+//! multiply-add.
 
 pub(crate) mod attention;
 pub(crate) mod gemm;
