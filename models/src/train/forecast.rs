@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::csv::{CsvFolder, CsvOptions, read_csv};
 use super::data::synthetic::{Shares, Synthetic};
-use super::data::{Batch, Mixture, Source, contamination};
+use super::data::{Batch, Mixture, Source, Windowing, contamination};
 use super::{AdamWConfig, Ended, Plan, Report, StepLoss, Trainable, Trainer, checkpoints};
 use crate::time_moe::{Config, Context, Targets, TimeMoe};
 
@@ -47,6 +47,11 @@ pub struct DataConfig {
     /// Threshold of the Huber loss, in standard deviations of the context.
     #[serde(default = "reference_delta")]
     pub huber_delta: f64,
+    /// If given, a series' loss is divided by how far the best of its own lags is from the series (the mean absolute
+    /// difference, in standard deviations), or by this floor where that is smaller: errors then count as MASE counts them,
+    /// and a series that repeats itself exactly is not drowned by noise that nobody can predict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_floor: Option<f64>,
     /// Relative share of synthetic series.
     pub synthetic: f64,
     /// Factors on how often the generator draws its kinds of series, by name.
@@ -87,6 +92,9 @@ impl TrainConfig {
         if self.data.tokens < longest || self.data.tokens > 1 << 24 {
             bail!("data.tokens is {}, expected at least the longest context and at most {}", self.data.tokens, 1 << 24);
         }
+        if self.data.scale_floor.is_some_and(|floor| !(floor > 0.0 && floor.is_finite())) {
+            bail!("data.scale_floor must be a positive number");
+        }
         Ok(())
     }
 }
@@ -126,6 +134,10 @@ impl Trainable for Forecaster {
             let start = mask.len() - (batch.length - 1);
             let last = padding.last().copied().unwrap_or(0);
             mask[start..start + last].fill(0.0);
+            if let Some(floor) = self.data.scale_floor {
+                let weight = 1.0 / best_lag_distance(values, observed).max(floor) as f32;
+                mask[start..].iter_mut().for_each(|m| *m *= weight);
+            }
         }
         let x = Tensor::from_vec(x, (batch.rows, context), &Device::Cpu)?;
         let positions = padding.iter().flat_map(|&p| (0..context).map(move |i| i.saturating_sub(p) as u32)).collect();
@@ -149,8 +161,24 @@ impl Trainable for Forecaster {
     }
 }
 
+/// The smallest mean absolute difference between a series and itself some steps earlier, over lags up to half its length: what
+/// the best of all seasonal-naive forecasts errs by. Values where `observed` is 0 do not count.
+fn best_lag_distance(values: &[f32], observed: &[f32]) -> f64 {
+    let n = values.len();
+    let distance = |lag: usize| {
+        let (mut sum, mut count) = (0f32, 0f32);
+        for ((a, b), (x, y)) in values.iter().zip(&values[lag..]).zip(observed.iter().zip(&observed[lag..])) {
+            sum += x * y * (a - b).abs();
+            count += x * y;
+        }
+        (2.0 * count >= (n - lag) as f32 && count > 0.0).then(|| f64::from(sum / count))
+    };
+    (1..=n / 2).filter_map(distance).fold(f64::INFINITY, f64::min).min(2.0)
+}
+
 /// Sources in the shares of the config, after the check against evaluation series.
-fn sources(data: &DataConfig) -> Result<Mixture> {
+fn sources(data: &DataConfig, future: usize) -> Result<Mixture> {
+    let windowing = Windowing { future, ..Windowing::default() };
     let mut evaluation = Vec::new();
     for folder in &data.evaluation {
         let name = folder.display();
@@ -167,10 +195,10 @@ fn sources(data: &DataConfig) -> Result<Mixture> {
     let mut parts: Vec<(f64, Box<dyn Source>)> = Vec::new();
     if data.synthetic > 0.0 {
         let shares = Shares::scaled(data.recipes.iter().map(|(name, factor)| (name.as_str(), *factor)))?;
-        parts.push((data.synthetic, Box::new(Synthetic { shares, ..Synthetic::default() })));
+        parts.push((data.synthetic, Box::new(Synthetic { shares, windowing })));
     }
     for folder in &data.folders {
-        let source = CsvFolder::open(&folder.path, CsvOptions::default())?;
+        let source = CsvFolder::open(&folder.path, CsvOptions { windowing, ..CsvOptions::default() })?;
         contamination::refuse(&source.views(), &evaluation)?;
         parts.push((folder.weight, Box::new(source)));
     }
@@ -196,7 +224,7 @@ pub fn run(
         }
         (false, None) => None,
     };
-    let source = sources(&config.data)?;
+    let source = sources(&config.data, config.model.horizon_lengths.last().copied().unwrap_or(1))?;
     let params = match newest.as_ref().or(config.init.as_ref()) {
         Some(dir) => Params::resume(&Checkpoint::open(dir)?, &Device::Cpu),
         None => Params::init(config.seed, &Device::Cpu),
@@ -213,4 +241,24 @@ pub fn run(
         trainer.resume(path)?;
     }
     trainer.run(stop, report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_lag_is_found_among_what_was_observed() {
+        let wave: Vec<f32> = (0..60).map(|t| [0.0, 1.0, 4.0, 2.0, -1.0][t % 5] + 0.1 * (t / 5 % 2) as f32).collect();
+        let mut observed = vec![1.0; 60];
+        // Two periods of 5 are exact, one is 0.1 off.
+        assert!(best_lag_distance(&wave, &observed) < 1e-6);
+        assert!((best_lag_distance(&wave[..18], &observed[..18]) - 0.1).abs() < 1e-6);
+        let mut spoilt = wave.clone();
+        spoilt[30] = 50.0;
+        assert!(best_lag_distance(&spoilt, &observed) > 0.5);
+        observed[30] = 0.0;
+        assert!(best_lag_distance(&spoilt, &observed) < 1e-6);
+        assert_eq!(best_lag_distance(&wave, &[0.0; 60]), 2.0);
+    }
 }

@@ -8,10 +8,12 @@ pub mod data;
 pub mod forecast;
 mod optimiser;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Error, Result, Tensor, bail};
 use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
@@ -30,7 +32,9 @@ pub struct StepLoss {
 }
 
 /// A model that can be trained.
-pub trait Trainable {
+///
+/// Accumulated parts of a step are computed at the same time, so a model is shared between threads.
+pub trait Trainable: Sync {
     /// What one forward pass takes.
     type Batch;
 
@@ -53,6 +57,9 @@ pub struct Plan {
     pub steps: u64,
     /// Batches accumulated for one step.
     pub accumulation: usize,
+    /// Threads that each compute an accumulated batch at the same time; results have the same bits for any number. It pays
+    /// with `CANDLE_NUM_THREADS=1` in the environment: candle's own thread pool serves one caller at a time.
+    pub workers: usize,
     /// Steps between reports.
     pub log_every: u64,
     /// Steps between checkpoints.
@@ -63,7 +70,14 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { steps: 1000, accumulation: 1, log_every: 20, checkpoint_every: 500, out: "runs/train".into() }
+        Self {
+            steps: 1000,
+            accumulation: 1,
+            workers: 1,
+            log_every: 20,
+            checkpoint_every: 500,
+            out: "runs/train".into(),
+        }
     }
 }
 
@@ -119,8 +133,13 @@ pub struct Trainer<'a, T> {
 impl<'a, T: Trainable> Trainer<'a, T> {
     /// A trainer at step 0.
     pub fn new(model: &'a T, params: &'a Params, plan: Plan, config: AdamWConfig) -> Result<Self> {
-        if plan.steps == 0 || plan.accumulation == 0 || plan.log_every == 0 || plan.checkpoint_every == 0 {
-            bail!("steps, accumulation, log_every and checkpoint_every must be at least 1");
+        if plan.steps == 0
+            || plan.accumulation == 0
+            || plan.workers == 0
+            || plan.log_every == 0
+            || plan.checkpoint_every == 0
+        {
+            bail!("steps, accumulation, workers, log_every and checkpoint_every must be at least 1");
         }
         let optimiser = AdamW::new(config, params)?;
         Ok(Self { model, params, plan, config, optimiser, step: 0 })
@@ -149,17 +168,21 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         let mut parts: Vec<(String, f64)> = Vec::new();
         let started = (Instant::now(), self.step);
         while self.step < self.plan.steps {
-            for part in 0..self.plan.accumulation {
-                let loss = self.model.loss(&self.model.batch(self.step, part)?)?;
-                let value = f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-                self.optimiser.accumulate(&loss.total.backward()?)?;
-                loss_sum += value;
-                tokens += loss.tokens;
-                count += 1;
-                for (i, (name, value)) in loss.parts.into_iter().enumerate() {
-                    match parts.get_mut(i) {
-                        Some((_, sum)) => *sum += value,
-                        None => parts.push((name, value)),
+            let workers = self.plan.workers.min(self.plan.accumulation);
+            for first in (0..self.plan.accumulation).step_by(workers) {
+                let wave = first..self.plan.accumulation.min(first + workers);
+                // In the order of the parts, so that the sum has the same bits however many worked on it.
+                for pass in self.passes(wave)? {
+                    let (loss, gradients) = pass?;
+                    self.optimiser.accumulate(&gradients)?;
+                    loss_sum += f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                    tokens += loss.tokens;
+                    count += 1;
+                    for (i, (name, value)) in loss.parts.into_iter().enumerate() {
+                        match parts.get_mut(i) {
+                            Some((_, sum)) => *sum += value,
+                            None => parts.push((name, value)),
+                        }
                     }
                 }
             }
@@ -197,6 +220,27 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         }
         self.export(&self.plan.out.join("model"), DType::BF16)?;
         Ok(Ended::Finished)
+    }
+
+    /// Forward and backward passes of some accumulated parts, each on a thread of its own: unlike threads that share every
+    /// product, they wait for each other once a step only.
+    fn passes(&self, parts: Range<usize>) -> Result<Vec<Result<(StepLoss, GradStore)>>> {
+        let pass = |part: usize| {
+            let loss = self.model.loss(&self.model.batch(self.step, part)?)?;
+            // The loss is read later; its graph, with every activation, is not needed any more.
+            let gradients = loss.total.backward()?;
+            Ok((StepLoss { total: loss.total.detach(), ..loss }, gradients))
+        };
+        if parts.len() == 1 {
+            return Ok(parts.map(pass).collect());
+        }
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = parts.map(|part| scope.spawn(move || pass(part))).collect();
+            let joined = workers.into_iter().map(|worker| {
+                worker.join().map_err(|_| Error::Msg("a training thread panicked; please report this as a bug".into()))
+            });
+            joined.collect()
+        })
     }
 
     /// Saves a checkpoint, then drops all but the two newest.

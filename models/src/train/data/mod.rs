@@ -30,8 +30,9 @@ pub struct Series {
 /// Windows of one training step, row by row.
 ///
 /// # Shapes
-/// `values` and `mask` are `[rows, length]`, row-major. A masked value is 0 and its mask is 0; observed values have mask 1.
-/// Masked values are left padding of a short series or a gap in the middle of one.
+/// `values` and `mask` are `[rows, length]`, row-major. Observed values have mask 1. The left padding of a short series is 0
+/// with mask 0; a gap repeats the value before it, with mask 0, since a forecaster never reads zeros where something is
+/// missing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Standardised values, finite, within ±[`Windowing::LIMIT`].

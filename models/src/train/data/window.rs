@@ -65,15 +65,16 @@ impl Windowing {
             Some((mean, deviation)) => (mean, deviation, true),
             None => (raw.iter().copied().find(|v| v.is_finite()).unwrap_or(0.0), 1.0, false),
         };
-        let (mut far, mut seen) = (0, 0);
+        let (mut far, mut seen, mut last) = (0, 0, 0.0);
         for ((&x, value), mask) in raw.iter().zip(&mut values[pad..]).zip(&mut mask[pad..]) {
             if x.is_finite() {
                 let z = (x - mean) / deviation;
                 seen += 1;
                 far += usize::from(z.abs() > 10.0);
-                (*value, *mask) = (z.clamp(-Self::LIMIT, Self::LIMIT) as f32, 1.0);
+                last = z.clamp(-Self::LIMIT, Self::LIMIT) as f32;
+                (*value, *mask) = (last, 1.0);
             } else {
-                (*value, *mask) = (0.0, 0.0);
+                (*value, *mask) = (last, 0.0);
             }
         }
         fit && seen * 2 >= raw.len() && far * 50 <= seen
@@ -144,7 +145,7 @@ mod tests {
         assert!(ok);
         assert!(mask[..12].iter().all(|m| *m == 0.0) && values[..12].iter().all(|v| *v == 0.0));
         assert_eq!((mask[14], mask[15], mask[16]), (1.0, 0.0, 1.0));
-        assert_eq!(values[15], 0.0);
+        assert_eq!(values[15], values[14]);
         assert_eq!(mask.iter().sum::<f32>(), 19.0);
     }
 

@@ -66,10 +66,12 @@ pub enum Recipe {
     Intermittent,
     /// Seasonal patterns and trends with next to no noise.
     Clean,
+    /// A stretch of any texture, short or long, over and over again.
+    Motif,
 }
 
 /// Every recipe with its name and share, in the order of the enum.
-const TABLE: [(Recipe, &str, f64); 13] = [
+const TABLE: [(Recipe, &str, f64); 14] = [
     (Recipe::Structural, "structural", 20.0),
     (Recipe::Multiplicative, "multiplicative", 11.0),
     (Recipe::Daily, "daily", 16.0),
@@ -83,6 +85,7 @@ const TABLE: [(Recipe, &str, f64); 13] = [
     (Recipe::Counts, "counts", 4.0),
     (Recipe::Intermittent, "intermittent", 2.0),
     (Recipe::Clean, "clean", 8.0),
+    (Recipe::Motif, "motif", 8.0),
 ];
 
 impl Recipe {
@@ -149,6 +152,7 @@ impl Recipe {
             Self::Counts => counts(rng, n),
             Self::Intermittent => intermittent(rng, n),
             Self::Clean => clean(rng, n),
+            Self::Motif => motif(rng, n),
         }
     }
 }
@@ -365,6 +369,46 @@ fn clean(rng: &mut Rng, n: usize) -> Vec<f64> {
     let loud = rng.log_range(0.0005, 0.03);
     let law = Law::draw(rng);
     values.iter_mut().for_each(|v| *v += loud * law.sample(rng));
+    values
+}
+
+/// What no smooth profile teaches: to find the place in the past that looks like now, whatever it looks like, and to go on
+/// from there. The stretch may come back louder or fainter, and slightly changed.
+fn motif(rng: &mut Rng, n: usize) -> Vec<f64> {
+    let period = rng.log_range(4.0, 0.7 * n as f64) as usize;
+    let stretch = match rng.below(4) {
+        0 => process::noise(rng, period),
+        1 => {
+            let memory = rng.range(0.3, 0.98);
+            process::autoregression(rng, period, memory, Law::Normal)
+        }
+        2 => {
+            // Steps: a level for a while, then another.
+            let (stay, mut level) = (rng.range(0.5, 0.97), rng.normal());
+            (0..period)
+                .map(|_| {
+                    level = if rng.chance(stay) { level } else { rng.normal() };
+                    level
+                })
+                .collect()
+        }
+        _ => {
+            // Spikes on the ground.
+            let (rate, ground) = (rng.range(0.03, 0.4), rng.log_range(0.01, 0.3));
+            (0..period).map(|_| if rng.chance(rate) { rng.normal().abs() } else { ground * rng.normal() }).collect()
+        }
+    };
+    let start = rng.below(period);
+    let swell = if rng.chance(0.4) { rng.log_range(0.02, 0.4) } else { 0.0 };
+    let heights: Vec<f64> = (0..n / period + 2).map(|_| (swell * rng.normal()).exp()).collect();
+    let mut values: Vec<f64> = (start..start + n).map(|t| heights[t / period] * stretch[t % period]).collect();
+    process::unit(&mut values);
+    if rng.chance(0.4) {
+        let span = rng.log_range(0.1, 4.0);
+        add(&mut values, span, &trend::trend(rng, n));
+    }
+    let loud = rng.log_range(0.002, 0.3);
+    values.iter_mut().for_each(|v| *v += loud * rng.normal());
     values
 }
 
