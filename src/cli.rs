@@ -132,6 +132,15 @@ struct ModelArgs {
     model: Option<PathBuf>,
 }
 
+/// A level of an interval: `90` or `90%` is 0.9.
+fn percent(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.trim().trim_end_matches('%').trim().parse().ok();
+    match number {
+        Some(number) if number >= 1.0 && number < 100.0 => Ok(number / 100.0),
+        _ => Err("an interval holds between 1 and 99.99 percent: give, for example, 90".into()),
+    }
+}
+
 /// Whether standard output takes colours: a terminal, and nobody asked for none (no-color.org).
 fn colour() -> bool {
     let asked_for_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -11,13 +11,16 @@
 //!   difference one period apart over all values before that origin; where that is 0, one step apart. An origin without a
 //!   scale (a constant history) or without an observed future is left out.
 //! * **Ratio**: the model's MASE over a baseline's. Ratios of series are averaged geometrically.
+//! * **Coverage**: the share of observed future values inside the model's interval. Its **width** is the mean distance between
+//!   the ends in units of the scale. Intervals may be calibrated on everything before the origin.
 
 mod metrics;
 mod report;
 
-pub use metrics::{Baseline, Score};
+pub use metrics::{Baseline, Coverage, Score};
 
 use crate::error::{Error, Place, Result, quoted};
+use crate::forecaster::Interval;
 use crate::table::{Table, TableOptions};
 use metrics::Errors;
 use serde::{Deserialize, Serialize};
@@ -58,6 +61,34 @@ pub struct Case {
     pub horizon: usize,
 }
 
+/// What a model is asked for: forecasts of one series from several origins.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Request {
+    /// Everything before each origin, at least one value, none missing.
+    pub pasts: Vec<Vec<f32>>,
+    /// The newest values that a forecast may rest on; those before them may calibrate an interval.
+    pub context: usize,
+    /// Values to forecast.
+    pub horizon: usize,
+}
+
+impl Request {
+    /// The histories that forecasts may rest on.
+    pub fn histories(&self) -> impl Iterator<Item = &[f32]> {
+        self.pasts.iter().map(|past| &past[past.len().saturating_sub(self.context)..])
+    }
+}
+
+/// What a model answers for one origin.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// As many values as the horizon.
+    pub values: Vec<f32>,
+    /// An interval of the same length, if the model gives one.
+    pub interval: Option<Interval>,
+}
+
 /// What a model did on all series of a plan.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -94,6 +125,8 @@ pub struct SeriesResult {
     pub baselines: Vec<BaselineScore>,
     /// The model's MASE over that of seasonal-naive; `None` where the latter is 0.
     pub ratio: Option<f64>,
+    /// How the model's intervals did; `None` where it gave none.
+    pub interval: Option<Coverage>,
 }
 
 /// What one baseline did on one series.
@@ -125,7 +158,7 @@ pub struct Summary {
 
 /// One forecast to make and to score.
 struct Cut {
-    history: Vec<f32>,
+    past: Vec<f32>,
     actual: Vec<f32>,
     scale: f64,
 }
@@ -166,8 +199,7 @@ impl Plan {
 
     /// Evaluates a model on every series.
     ///
-    /// `predict` gets the histories of all origins of one series (no missing values, at least one value each) and the
-    /// horizon, and returns one forecast of that many values for each. It is called once a series.
+    /// `predict` is called once a series and answers for each of its origins.
     ///
     /// # Errors
     /// Those of reading the files; [`Error::Input`] when a series is too short for its horizon or has no usable origin;
@@ -176,7 +208,7 @@ impl Plan {
     pub fn evaluate(
         &self,
         model: &str,
-        mut predict: impl FnMut(&[Vec<f32>], usize) -> Result<Vec<Vec<f32>>>,
+        mut predict: impl FnMut(&Request) -> Result<Vec<Answer>>,
     ) -> Result<Evaluation> {
         let mut series = Vec::with_capacity(self.series.len());
         for case in &self.series {
@@ -207,21 +239,28 @@ impl Plan {
         &self,
         case: &Case,
         values: &[f32],
-        predict: &mut impl FnMut(&[Vec<f32>], usize) -> Result<Vec<Vec<f32>>>,
+        predict: &mut impl FnMut(&Request) -> Result<Vec<Answer>>,
     ) -> Result<SeriesResult> {
         let cuts = self.cuts(case, values)?;
-        let histories: Vec<Vec<f32>> = cuts.iter().map(|cut| cut.history.clone()).collect();
-        let forecasts = predict(&histories, case.horizon)?;
-        let shaped = forecasts.len() == cuts.len() && forecasts.iter().all(|f| f.len() == case.horizon);
-        if !shaped || forecasts.iter().flatten().any(|v| !v.is_finite()) {
+        let pasts = cuts.iter().map(|cut| cut.past.clone()).collect();
+        let request = Request { pasts, context: self.context, horizon: case.horizon };
+        let histories: Vec<&[f32]> = request.histories().collect();
+        let answers = predict(&request)?;
+        let parts = |answer: &Answer| {
+            let ends = answer.interval.iter().flat_map(|i| [i.lower.clone(), i.upper.clone()]);
+            std::iter::once(answer.values.clone()).chain(ends).collect::<Vec<_>>()
+        };
+        let all: Vec<Vec<f32>> = answers.iter().flat_map(parts).collect();
+        let shaped = answers.len() == cuts.len() && all.iter().all(|values| values.len() == case.horizon);
+        if !shaped || all.iter().flatten().any(|v| !v.is_finite()) {
             let problem = if shaped { "values that are not finite" } else { "another number of values than asked for" };
             return Err(Error::Compute(format!("the model forecast {problem} for {}", quoted(&case.name))));
         }
         let errors = |forecast: &dyn Fn(usize) -> Vec<f32>| -> Vec<(f64, Errors)> {
             cuts.iter().enumerate().map(|(i, cut)| (cut.scale, Errors::of(&forecast(i), &cut.actual))).collect()
         };
-        let of_model = errors(&|i| forecasts[i].clone());
-        let of_baselines = Baseline::ALL.map(|b| errors(&|i| b.forecast(&cuts[i].history, case.period, case.horizon)));
+        let of_model = errors(&|i| answers[i].values.clone());
+        let of_baselines = Baseline::ALL.map(|b| errors(&|i| b.forecast(histories[i], case.period, case.horizon)));
         let model = metrics::score(&of_model);
         let baselines = Baseline::ALL.into_iter().zip(&of_baselines);
         let baselines: Vec<BaselineScore> =
@@ -237,6 +276,9 @@ impl Plan {
             origins_won: of_model.iter().zip(&of_baselines[0]).filter(|(m, b)| mase(m) < mase(b)).count(),
             model,
             ratio: ratio(model, baselines[0].score),
+            interval: metrics::coverage(
+                answers.iter().zip(&cuts).filter_map(|(a, cut)| Some((a.interval.as_ref()?, &*cut.actual, cut.scale))),
+            ),
             baselines,
         })
     }
@@ -257,11 +299,10 @@ impl Plan {
         let mut cuts = Vec::with_capacity(origins.len());
         for origin in origins {
             let (past, future) = values.split_at(origin);
-            let mut history = past[origin.saturating_sub(self.context)..].to_vec();
-            let actual = future[..case.horizon].to_vec();
-            let observed = metrics::interpolate(&mut history) && actual.iter().any(|v| v.is_finite());
+            let (mut filled, actual) = (past.to_vec(), future[..case.horizon].to_vec());
+            let observed = metrics::interpolate(&mut filled) && actual.iter().any(|v| v.is_finite());
             if let (true, Some(scale)) = (observed, metrics::scale(past, case.period)) {
-                cuts.push(Cut { history, actual, scale });
+                cuts.push(Cut { past: filled, actual, scale });
             }
         }
         if cuts.is_empty() {

@@ -1,6 +1,7 @@
 //! Zero-shot forecasting: a pretrained model continues any series.
 
 mod context;
+mod intervals;
 mod model;
 
 use std::path::Path;
@@ -11,7 +12,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Place, Result, quoted};
 use crate::series::{Series, Stamp};
-use context::Context;
+use context::{Context, constant};
+use intervals::Calibration;
+pub use intervals::Interval;
 use model::ModelFiles;
 pub use model::{ModelFile, ModelInfo, Parameters};
 
@@ -26,13 +29,15 @@ pub use model::{ModelFile, ModelInfo, Parameters};
 /// * The model sees the last [`ForecastOptions::context`] values.
 /// * A context of one value, or of equal values, is continued as that value without asking the model.
 /// * The model standardises each context and maps its answer back, so the scale of the data does not matter.
+/// * Intervals, if asked for ([`ForecastOptions::interval`]), are calibrated on what the model says about up to 20 points
+///   in the series' own past, which takes as many more forecasts.
 pub struct Forecaster {
     model: TimeMoe,
     info: ModelInfo,
 }
 
 /// How to forecast. `ForecastOptions::default()` suits most uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ForecastOptions {
     /// The most values of history that the model sees. `None` for 512, or what the model has room for beside the
@@ -44,6 +49,8 @@ pub struct ForecastOptions {
     pub missing: Missing,
     /// Raise negative forecasts to zero, for counts, demand and other quantities that cannot be negative.
     pub non_negative: bool,
+    /// Levels, above 0 and below 1, of the intervals to give with each forecast; none by default. See [`Interval`].
+    pub intervals: Vec<f64>,
 }
 
 /// What to do with missing values between observed ones.
@@ -65,7 +72,13 @@ pub const MAX_HORIZON: usize = 10_000;
 
 impl Default for ForecastOptions {
     fn default() -> Self {
-        ForecastOptions { context: None, batch: 32, missing: Missing::default(), non_negative: false }
+        ForecastOptions {
+            context: None,
+            batch: 32,
+            missing: Missing::default(),
+            non_negative: false,
+            intervals: Vec::new(),
+        }
     }
 }
 
@@ -88,6 +101,12 @@ impl ForecastOptions {
         self
     }
 
+    /// One more interval with each forecast, that should hold the truth in this share of rows (0.9 for 90 %).
+    pub fn interval(mut self, level: f64) -> Self {
+        self.intervals.push(level);
+        self
+    }
+
     /// Whether negative forecasts are raised to zero.
     pub fn non_negative(mut self, yes: bool) -> Self {
         self.non_negative = yes;
@@ -105,6 +124,10 @@ pub struct Forecast {
     pub timestamps: Vec<Stamp>,
     /// The point forecast of each row.
     pub values: Vec<f32>,
+    /// The intervals that were asked for, in that order. Empty where none was, and where the history is too short to
+    /// calibrate one (below 13 values).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub intervals: Vec<Interval>,
     /// Values of history that the forecast rests on, filled ones included.
     pub context: usize,
     /// How many of those were missing and filled.
@@ -165,29 +188,21 @@ impl Forecaster {
     /// should not be. [`Error::Compute`] when the model fails.
     pub fn forecast(&self, series: &[Series], horizon: usize, options: &ForecastOptions) -> Result<Vec<Forecast>> {
         let limit = self.check(horizon, options)?;
-        let contexts =
-            series.iter().map(|series| Context::of(series, limit, options.missing)).collect::<Result<Vec<_>>>()?;
+        let reach = if options.intervals.is_empty() { 0 } else { Calibration::reach(horizon) };
+        let contexts = series
+            .iter()
+            .map(|series| Context::of(series, limit.saturating_add(reach), options.missing))
+            .collect::<Result<Vec<_>>>()?;
         let stamps = series
             .iter()
             .zip(&contexts)
             .map(|(series, context)| future(series, context.end, horizon))
             .collect::<Result<Vec<_>>>()?;
-
-        let mut values: Vec<Vec<f32>> =
-            contexts.iter().map(|context| vec![context.constant().unwrap_or(f32::NAN); horizon]).collect();
-        let mut open: Vec<usize> = (0..contexts.len()).filter(|&at| contexts[at].constant().is_none()).collect();
-        // Neighbours of similar length waste little padding.
-        open.sort_by_key(|&at| contexts[at].values.len());
-        for batch in open.chunks(options.batch) {
-            let inputs: Vec<&[f32]> = batch.iter().map(|&at| contexts[at].values.as_slice()).collect();
-            let outputs = self.model.forecast(&inputs, horizon).map_err(|error| Error::compute(&error))?;
-            for (&at, output) in batch.iter().zip(outputs) {
-                values[at] = output;
-            }
-        }
-
-        let rows = series.iter().zip(contexts).zip(stamps).zip(values);
-        rows.map(|(((series, context), timestamps), mut values)| {
+        let newest: Vec<&[f32]> = contexts.iter().map(|context| context.newest(limit)).collect();
+        let values = self.go_on(&newest, horizon, options.batch)?;
+        let intervals = self.intervals(&contexts, &values, limit, options)?;
+        let rows = series.iter().zip(contexts).zip(stamps).zip(values.into_iter().zip(intervals));
+        rows.map(|(((series, context), timestamps), (mut values, mut intervals))| {
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(Error::Compute(format!(
                     "the forecast of series {} is not finite: check the model's weights, or rescale the data",
@@ -195,12 +210,59 @@ impl Forecaster {
                 )));
             }
             if options.non_negative {
-                values.iter_mut().for_each(|value| *value = value.max(0.0));
+                let ends =
+                    intervals.iter_mut().flat_map(|interval| interval.lower.iter_mut().chain(&mut interval.upper));
+                values.iter_mut().chain(ends).for_each(|value| *value = value.max(0.0));
             }
-            let (length, filled, start) = (context.values.len(), context.filled, context.end);
-            Ok(Forecast { name: series.name.clone(), timestamps, values, context: length, filled, start })
+            let (name, start) = (series.name.clone(), context.end);
+            let (length, filled) = (context.newest(limit).len(), context.filled(limit));
+            Ok(Forecast { name, timestamps, values, intervals, context: length, filled, start })
         })
         .collect()
+    }
+
+    /// Continues each history by `horizon` values.
+    fn go_on(&self, histories: &[&[f32]], horizon: usize, batch: usize) -> Result<Vec<Vec<f32>>> {
+        let constants: Vec<Option<f32>> = histories.iter().map(|history| constant(history)).collect();
+        let mut values: Vec<Vec<f32>> =
+            constants.iter().map(|constant| vec![constant.unwrap_or(f32::NAN); horizon]).collect();
+        let mut open: Vec<usize> = (0..histories.len()).filter(|&at| constants[at].is_none()).collect();
+        // Neighbours of similar length waste little padding.
+        open.sort_by_key(|&at| histories[at].len());
+        for batch in open.chunks(batch) {
+            let inputs: Vec<&[f32]> = batch.iter().map(|&at| histories[at]).collect();
+            let outputs = self.model.forecast(&inputs, horizon).map_err(|error| Error::compute(&error))?;
+            for (&at, output) in batch.iter().zip(outputs) {
+                values[at] = output;
+            }
+        }
+        Ok(values)
+    }
+
+    /// The intervals of each forecast, calibrated on forecasts of its own past.
+    fn intervals(
+        &self,
+        contexts: &[Context],
+        forecasts: &[Vec<f32>],
+        limit: usize,
+        options: &ForecastOptions,
+    ) -> Result<Vec<Vec<Interval>>> {
+        let mut intervals = vec![Vec::new(); contexts.len()];
+        let levels = &options.intervals;
+        if levels.is_empty() {
+            return Ok(intervals);
+        }
+        for ((context, forecast), intervals) in contexts.iter().zip(forecasts).zip(&mut intervals) {
+            let Some(calibration) = Calibration::plan(context.values.len(), limit, forecast.len()) else { continue };
+            let histories: Vec<&[f32]> = calibration
+                .origins
+                .iter()
+                .map(|&origin| &context.values[origin.saturating_sub(limit)..origin])
+                .collect();
+            let past = self.go_on(&histories, calibration.steps, options.batch)?;
+            *intervals = calibration.intervals(context, &past, forecast, levels);
+        }
+        Ok(intervals)
     }
 
     /// Checks the horizon and the options; the answer is the context limit.
@@ -217,6 +279,9 @@ impl Forecaster {
         }
         if options.batch == 0 {
             return Err(Error::option("the batch size is 0: compute at least 1 series at a time"));
+        }
+        if let Some(level) = options.intervals.iter().find(|level| !(**level > 0.0 && **level < 1.0)) {
+            return Err(Error::option(format!("the interval level {level} is not between 0 and 1: 0.9 asks for 90 %")));
         }
         let room = positions.saturating_sub(horizon).max(1);
         match options.context {

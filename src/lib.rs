@@ -42,7 +42,8 @@ pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Preci
 pub use error::candle_message;
 pub use error::{Error, Place, Result};
 pub use forecaster::{
-    DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, MAX_HORIZON, Missing, ModelFile, ModelInfo, Parameters,
+    DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, Interval, MAX_HORIZON, Missing, ModelFile, ModelInfo,
+    Parameters,
 };
 pub use series::{Index, Series, Stamp};
 pub use table::{Table, TableOptions};

@@ -88,7 +88,7 @@ mod tests {
         let timestamps = (rows..rows + horizon).map(|row| series.stamp(row as i64).unwrap()).collect();
         let values = (rows..rows + horizon).map(value).collect();
         let name = series.name.clone();
-        (series, Forecast { name, timestamps, values, context: rows, filled: 0, start: rows })
+        (series, Forecast { name, timestamps, values, intervals: Vec::new(), context: rows, filled: 0, start: rows })
     }
 
     #[test]

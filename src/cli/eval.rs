@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use moesaic::eval::Plan;
-use moesaic::{ForecastOptions, Series};
+use moesaic::eval::{Answer, Plan};
+use moesaic::{Forecast, ForecastOptions, Series};
 
-use super::{ModelArgs, open_model, print};
+use super::{ModelArgs, open_model, percent, print};
 
 /// Score forecasts against naive, seasonal-naive and drift.
 ///
@@ -19,6 +19,10 @@ pub(super) struct Args {
     plan: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
+    /// Give each forecast an interval that should hold this share of values, in percent, and measure what it holds; takes 20
+    /// times as long
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    interval: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -27,10 +31,14 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let plan = Plan::read(&args.plan)?;
     let model = open_model(args.model.model.as_deref())?;
-    let evaluation = plan.evaluate(&model.info().source, |histories, horizon| {
-        let series: Vec<Series> = histories.iter().map(|history| Series::new("history", history.as_slice())).collect();
-        let forecasts = model.forecast(&series, horizon, &ForecastOptions::default())?;
-        Ok(forecasts.into_iter().map(|forecast| forecast.values).collect())
+    let mut options = ForecastOptions::default();
+    options.intervals.extend(args.interval);
+    let evaluation = plan.evaluate(&model.info().source, |request| {
+        let series: Vec<Series> = request.pasts.iter().map(|past| Series::new("history", past.as_slice())).collect();
+        let forecasts = model.forecast(&series, request.horizon, &options.clone().context(request.context))?;
+        let answer =
+            |forecast: Forecast| Answer { values: forecast.values, interval: forecast.intervals.into_iter().next() };
+        Ok(forecasts.into_iter().map(answer).collect())
     })?;
     let text = if args.json { serde_json::to_string_pretty(&evaluation)? } else { evaluation.to_string() };
     Ok(print(&(text.trim_end().to_string() + "\n"))?)

@@ -1,5 +1,7 @@
 //! The baselines and the measures of an evaluation.
 
+use crate::forecaster::Interval;
+
 /// The simplest forecasts there are; a model that loses to them is of no use on that series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -122,6 +124,36 @@ pub struct Score {
     pub rmse: f64,
 }
 
+/// How the intervals of one series did, over all origins.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Coverage {
+    /// The share of values that was asked for.
+    pub level: f64,
+    /// The share that lay inside.
+    pub covered: f64,
+    /// Observed future values.
+    pub count: usize,
+    /// Mean distance between the ends, in units of the scale of MASE.
+    pub width: f64,
+}
+
+/// The coverage of intervals, each with what came true and its scale; None without any.
+pub(super) fn coverage<'a>(origins: impl Iterator<Item = (&'a Interval, &'a [f32], f64)>) -> Option<Coverage> {
+    let (mut level, mut inside, mut count, mut width) = (None, 0usize, 0usize, 0.0);
+    for (interval, actual, scale) in origins {
+        level = Some(interval.level);
+        for ((&low, &high), &y) in interval.lower.iter().zip(&interval.upper).zip(actual).filter(|(_, y)| y.is_finite())
+        {
+            inside += usize::from((low..=high).contains(&y));
+            width += (f64::from(high) - f64::from(low)) / scale;
+            count += 1;
+        }
+    }
+    let of_all = |sum: f64| sum / count.max(1) as f64;
+    level.map(|level| Coverage { level, covered: of_all(inside as f64), count, width: of_all(width) })
+}
+
 /// The score of one method over the origins of one series: (scale, errors) each.
 pub(super) fn score(origins: &[(f64, Errors)]) -> Score {
     let count = origins.iter().map(|(_, e)| e.count).sum::<usize>().max(1) as f64;
@@ -166,6 +198,17 @@ mod tests {
         assert_eq!(score.mase, 2.0);
         assert!((score.smape - 250.0 / 3.0).abs() < 1e-12);
         assert!((score.rmse - 3.5f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn coverage_by_hand() {
+        let interval = |lower: &[f32], upper: &[f32]| Interval { level: 0.8, lower: lower.into(), upper: upper.into() };
+        let (a, b) = (interval(&[0.0, 0.0, 1.0], &[2.0, 2.0, 3.0]), interval(&[5.0], &[5.0]));
+        let origins: [(&Interval, &[f32], f64); 2] = [(&a, &[2.0, NAN, 4.0], 2.0), (&b, &[5.0], 1.0)];
+        let found = coverage(origins.into_iter()).unwrap();
+        assert_eq!((found.level, found.covered, found.count), (0.8, 2.0 / 3.0, 3));
+        assert_eq!(found.width, (1.0 + 1.0 + 0.0) / 3.0);
+        assert_eq!(coverage(std::iter::empty()), None);
     }
 
     #[test]

@@ -18,6 +18,10 @@ impl fmt::Display for Evaluation {
             "RMSE".into(),
             "s-naive".into(),
         ]);
+        let level = self.series.iter().find_map(|series| series.interval).map(|interval| interval.level);
+        if let Some(level) = level {
+            header.extend([format!("inside {:.0} %", 100.0 * level), "width".into()]);
+        }
         for series in &self.series {
             let mut row = vec![series.name.clone()];
             row.extend([series.length, series.period, series.horizon].map(|n| n.to_string()));
@@ -28,6 +32,10 @@ impl fmt::Display for Evaluation {
             let naive = series.baselines.first().map_or(series.model, |b| b.score);
             row.extend([series.model.smape, naive.smape].map(|v| format!("{v:.1}")));
             row.extend([series.model.rmse, naive.rmse].map(short));
+            if level.is_some() {
+                row.push(series.interval.map_or("-".into(), |i| format!("{:.1} %", 100.0 * i.covered)));
+                row.push(series.interval.map_or("-".into(), |i| format!("{:.2}", i.width)));
+            }
             rows.push(row);
         }
         write_table(f, &rows)?;
@@ -44,7 +52,17 @@ impl fmt::Display for Evaluation {
                 summary.equal.to_string(),
             ]);
         }
-        write_table(f, &rows)
+        write_table(f, &rows)?;
+        let covered: Vec<f64> = self.series.iter().filter_map(|s| s.interval).map(|i| i.covered).collect();
+        match level {
+            Some(level) => writeln!(
+                f,
+                "\nIntervals of {:.0} % hold {:.1} % of the values, each series counted alike.",
+                100.0 * level,
+                100.0 * covered.iter().sum::<f64>() / covered.len().max(1) as f64
+            ),
+            None => Ok(()),
+        }
     }
 }
 

@@ -22,9 +22,11 @@ fn a_case_by_hand() {
     // Length 8, horizon 2: origins 4 and 6.
     let (_dir, plan) = plan(&["-2", "3", "2", "6", "4", "", "5", "8"], HEAD, "period = 2\nhorizon = 2");
     let mut seen = Vec::new();
-    let result = plan.unwrap().evaluate("fives", |histories, horizon| {
-        seen.extend(histories.to_vec());
-        Ok(vec![vec![5.0; horizon]; histories.len()])
+    let result = plan.unwrap().evaluate("fives", |request| {
+        seen.extend(request.histories().map(<[f32]>::to_vec));
+        assert_eq!(request.pasts[1], [-2.0, 3.0, 2.0, 6.0, 4.0, 4.0]);
+        let interval = Interval { level: 0.9, lower: vec![4.0; 2], upper: vec![5.0; 2] };
+        Ok(vec![Answer { values: vec![5.0; request.horizon], interval: Some(interval) }; request.pasts.len()])
     });
     // The second history is cut to 4 values and its gap, at the end, holds the last value.
     assert_eq!(seen, [vec![-2.0, 3.0, 2.0, 6.0], vec![2.0, 6.0, 4.0, 4.0]]);
@@ -35,6 +37,10 @@ fn a_case_by_hand() {
     // Origin 4: scale (|2+2| + |6-3|) / 2 = 3.5, actual 4 and missing. Origin 6: scale of all values before it, not of the
     // cut history, (4 + 3 + |4-2|) / 3 = 3, actual 5 and 8. The model: |4-5| / 3.5; (0 + 3) / 2 / 3.
     near(series.model.mase, (2.0 / 7.0 + 0.5) / 2.0);
+    // 4 and 5 lie inside, 8 does not; one value of the first origin, two of the second.
+    let interval = series.interval.unwrap();
+    near(interval.covered, 2.0 / 3.0);
+    near(interval.width, (1.0 / 3.5 + 2.0 / 3.0) / 3.0);
     let mases: Vec<f64> = series.baselines.iter().map(|b| b.score.mase).collect();
     // Seasonal-naive: 2 against 4; 4 and 4 against 5 and 8. Naive: 6 against 4; 4 and 4.
     let naive = (4.0 / 7.0 + 5.0 / 6.0) / 2.0;
@@ -63,9 +69,11 @@ fn origins_spread_over_the_second_half() {
     let values: Vec<&str> = values.iter().map(String::as_str).collect();
     let (_dir, plan) = plan(&values, "origins = 3\ncontext = 512", "period = 1\nhorizon = 8");
     let mut lengths = Vec::new();
-    let result = plan.unwrap().evaluate("m", |histories, horizon| {
-        lengths.extend(histories.iter().map(Vec::len));
-        Ok(histories.iter().map(|h| Baseline::SeasonalNaive.forecast(h, 1, horizon)).collect())
+    let result = plan.unwrap().evaluate("m", |request| {
+        lengths.extend(request.pasts.iter().map(Vec::len));
+        let answer =
+            |h: &[f32]| Answer { values: Baseline::SeasonalNaive.forecast(h, 1, request.horizon), interval: None };
+        Ok(request.histories().map(answer).collect())
     });
     assert_eq!(lengths, [20, 26, 32]);
     let result = result.unwrap();
@@ -91,7 +99,10 @@ fn the_zero_shot_plan_of_this_repository_is_sound() {
 
 #[test]
 fn errors_say_what_to_do() {
-    let ok = |h: &[Vec<f32>], n: usize| Ok(vec![vec![0.0; n]; h.len()]);
+    let always = |values: Vec<f32>| {
+        move |r: &Request| Ok(vec![Answer { values: values.clone(), interval: None }; r.pasts.len()])
+    };
+    let ok = |r: &Request| always(vec![0.0; r.horizon])(r);
     let message = |values: &[&str], head: &str, case: &str| {
         let (_dir, plan) = plan(values, head, case);
         plan.and_then(|plan| plan.evaluate("m", ok)).unwrap_err().to_string()
@@ -111,7 +122,7 @@ fn errors_say_what_to_do() {
     let (dir, plan) = plan(&good, &format!("{HEAD}\nfetch = \"make series\""), case);
     let plan = plan.unwrap();
     for (forecast, expected) in [(vec![0.0; 3], "another number"), (vec![f32::NAN; 2], "not finite")] {
-        let error = plan.evaluate("m", |h, _| Ok(vec![forecast.clone(); h.len()])).unwrap_err().to_string();
+        let error = plan.evaluate("m", always(forecast)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     fs::remove_file(dir.path().join("y.csv")).unwrap();

@@ -10,8 +10,8 @@ pub(super) struct Context {
     pub values: Vec<f32>,
     /// The row of the series at which the forecast starts.
     pub end: usize,
-    /// How many of the values were missing and filled.
-    pub filled: usize,
+    /// Which of the values were observed rather than filled.
+    pub observed: Vec<bool>,
 }
 
 impl Context {
@@ -37,15 +37,24 @@ impl Context {
         let mut values = all[anchor..=last].to_vec();
         interpolate(&mut values);
         values.drain(..start - anchor);
-        let filled = all[start..=last].iter().filter(|value| value.is_nan()).count();
-        Ok(Context { values, end: last + 1, filled })
+        Ok(Context { values, end: last + 1, observed: all[start..=last].iter().map(observed).collect() })
     }
 
-    /// The value, if all are the same.
-    pub fn constant(&self) -> Option<f32> {
-        let first = *self.values.first()?;
-        self.values.iter().all(|value| *value == first).then_some(first)
+    /// The newest values, at most `limit`: what the model sees.
+    pub fn newest(&self, limit: usize) -> &[f32] {
+        &self.values[self.values.len().saturating_sub(limit)..]
     }
+
+    /// How many of the newest values, at most `limit`, were missing and filled.
+    pub fn filled(&self, limit: usize) -> usize {
+        self.observed.iter().rev().take(limit).filter(|&&seen| !seen).count()
+    }
+}
+
+/// The value, if all are the same.
+pub(super) fn constant(values: &[f32]) -> Option<f32> {
+    let first = *values.first()?;
+    values.iter().all(|value| *value == first).then_some(first)
 }
 
 /// Fills NaN between two numbers by a straight line; the first and the last value must be numbers.
@@ -79,22 +88,23 @@ mod tests {
     fn gaps_are_filled_and_ends_are_cut() {
         let filled = context(&[NAN, NAN, 1.0, NAN, NAN, 4.0, NAN, 2.0, NAN], 100);
         assert_eq!(filled.values, [1.0, 2.0, 3.0, 4.0, 3.0, 2.0]);
-        assert_eq!((filled.end, filled.filled), (8, 3));
+        assert_eq!((filled.end, filled.filled(100), filled.filled(2)), (8, 3, 1));
+        assert_eq!((filled.newest(2), filled.newest(100).len()), (&[3.0, 2.0][..], 6));
     }
 
     #[test]
     fn a_gap_across_the_windows_edge_uses_the_value_before_it() {
         let filled = context(&[0.0, NAN, NAN, 3.0, 4.0], 3);
         assert_eq!(filled.values, [2.0, 3.0, 4.0]);
-        assert_eq!((filled.end, filled.filled), (5, 1));
+        assert_eq!((filled.end, filled.filled(3)), (5, 1));
     }
 
     #[test]
     fn constants_are_known() {
-        assert_eq!(context(&[7.0], 10).constant(), Some(7.0));
-        assert_eq!(context(&[7.0, NAN, 7.0], 10).constant(), Some(7.0));
-        assert_eq!(context(&[1.0, 7.0, 7.0], 2).constant(), Some(7.0));
-        assert_eq!(context(&[1.0, 7.0], 2).constant(), None);
+        assert_eq!(constant(&context(&[7.0], 10).values), Some(7.0));
+        assert_eq!(constant(&context(&[7.0, NAN, 7.0], 10).values), Some(7.0));
+        assert_eq!(constant(&context(&[1.0, 7.0, 7.0], 2).values), Some(7.0));
+        assert_eq!(constant(&context(&[1.0, 7.0], 2).values), None);
     }
 
     #[test]

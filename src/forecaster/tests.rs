@@ -174,3 +174,36 @@ fn requests_that_cannot_be_met_are_refused() {
     let message = model.forecast(&[Series::new("y", [1.0]).with_calendar(late)], 3, &defaults).unwrap_err();
     assert!(message.to_string().contains("after the year 9999"), "{message}");
 }
+
+#[test]
+fn intervals_come_in_the_order_asked_and_do_not_move_the_forecast() {
+    let model = forecaster();
+    let mut rng = Rng::new(5);
+    let noisy: Vec<f32> = (0..90).map(|t| (t as f32 * 0.7).sin() + 0.3 * rng.normal() as f32).collect();
+    let all = [Series::new("noisy", noisy), wave("short", 9), Series::new("flat", [4.0; 30])];
+    let plain = model.forecast(&all, 6, &ForecastOptions::default()).unwrap();
+    let options = ForecastOptions::default().interval(0.9).interval(0.5);
+    let banded = model.forecast(&all, 6, &options).unwrap();
+    for (a, b) in plain.iter().zip(&banded) {
+        assert_eq!((&a.values, a.context), (&b.values, b.context));
+        assert!(a.intervals.is_empty());
+    }
+    let [wide, narrow] = &banded[0].intervals[..] else { panic!("{:?}", banded[0].intervals) };
+    assert_eq!((wide.level, narrow.level), (0.9, 0.5));
+    for (k, value) in banded[0].values.iter().enumerate() {
+        assert!(wide.lower[k] <= narrow.lower[k] && narrow.lower[k] <= *value, "{k}");
+        assert!(*value <= narrow.upper[k] && narrow.upper[k] < wide.upper[k], "{k}");
+    }
+    // Nine values calibrate nothing; a constant is sure of itself.
+    assert!(banded[1].intervals.is_empty());
+    assert_eq!((banded[2].intervals[0].lower[5], banded[2].intervals[0].upper[5]), (4.0, 4.0));
+    // Alone or with others, the same bits.
+    let alone = model.forecast(&all[..1], 6, &options).unwrap();
+    assert_eq!(alone[0], banded[0]);
+    let raised = model.forecast(&all[..1], 6, &options.non_negative(true)).unwrap();
+    assert!(raised[0].intervals.iter().all(|band| band.lower.iter().all(|v| *v >= 0.0)));
+    for level in [0.0, 1.0, -0.5, f64::NAN] {
+        let error = model.forecast(&all, 6, &ForecastOptions::default().interval(level)).unwrap_err().to_string();
+        assert!(error.contains("not between 0 and 1"), "{error}");
+    }
+}
