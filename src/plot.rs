@@ -7,7 +7,7 @@ mod ticks;
 pub use svg::svg;
 pub use terminal::terminal;
 
-use crate::forecaster::Forecast;
+use crate::forecaster::{Forecast, Interval};
 use crate::series::Series;
 
 /// What a picture shows: a series and its continuation.
@@ -27,6 +27,8 @@ struct Lines {
     history: Vec<Vec<(f64, f64)>>,
     /// The last observed value, then the forecast.
     forecast: Vec<(f64, f64)>,
+    /// The intervals, widest first: lower and upper ends, both from the last observed value on.
+    bands: Vec<[Vec<(f64, f64)>; 2]>,
     /// Where the history ends and the forecast begins.
     boundary: f64,
     x: (f64, f64),
@@ -52,12 +54,21 @@ impl Panel<'_> {
         let last = history.last().and_then(|run| run.last()).copied();
         let ahead = self.forecast.values.iter().enumerate().map(|(at, &value)| ((start + at) as f64, f64::from(value)));
         let forecast: Vec<(f64, f64)> = last.into_iter().chain(ahead).collect();
-        let values = || history.iter().flatten().chain(&forecast).map(|point| point.1);
+        let mut intervals: Vec<&Interval> = self.forecast.intervals.iter().collect();
+        intervals.sort_by(|a, b| b.level.total_cmp(&a.level));
+        let end = |values: &[f32]| -> Vec<(f64, f64)> {
+            let ahead = values.iter().enumerate().map(|(at, &value)| ((start + at) as f64, f64::from(value)));
+            last.into_iter().chain(ahead).collect()
+        };
+        let bands: Vec<_> = intervals.into_iter().map(|i| [end(&i.lower), end(&i.upper)]).collect();
+        let values =
+            || history.iter().flatten().chain(&forecast).chain(bands.iter().flatten().flatten()).map(|point| point.1);
         let (low, high) = values().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         let end = (start + self.forecast.values.len()).saturating_sub(1).max(tail + 1);
         Lines {
             history,
             forecast,
+            bands,
             boundary: last.map_or(start as f64, |point| point.0),
             x: (tail as f64, end as f64),
             y: padded(low, high),
@@ -102,5 +113,21 @@ mod tests {
         assert_eq!(lines.forecast[0], (98.0, f64::from(series.values[98])));
         assert_eq!((lines.forecast.len(), lines.forecast[1].0, lines.x), (11, 99.0, (19.0, 108.0)));
         assert!(lines.y.0 < 15.0 && lines.y.1 > 25.0);
+    }
+
+    #[test]
+    fn bands_belong_to_the_picture() {
+        let (series, mut forecast) = wave(100, 10);
+        let interval = |level: f64, half: f32| {
+            let shifted = |by: f32| forecast.values.iter().map(|v| v + by).collect::<Vec<_>>();
+            Interval { level, lower: shifted(-half), upper: shifted(half) }
+        };
+        forecast.intervals = vec![interval(0.5, 3.0), interval(0.9, 30.0)];
+        let lines = (Panel { series: &series, forecast: &forecast, caption: "" }).lines(80);
+        // The widest first, from the last observed value on, and inside the picture.
+        let [lower, upper] = &lines.bands[0];
+        assert_eq!((lower[0], lower.len(), upper[10].1), (lines.forecast[0], 11, f64::from(forecast.values[9] + 30.0)));
+        assert!(lines.bands[1][1][10].1 < upper[10].1);
+        assert!(lines.y.1 > 45.0 && lines.y.0 < -5.0, "{:?}", lines.y);
     }
 }

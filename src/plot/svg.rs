@@ -21,7 +21,9 @@ const GRID: &str = "#e5e7eb";
 const AXIS: &str = "#9ca3af";
 const HISTORY: &str = "#374151";
 const FORECAST: &str = "#e8590c";
-const FUTURE: &str = "#fff4ec";
+const FUTURE: &str = "#fff9f4";
+/// Intervals, laid over each other.
+const BAND: &str = "#f4a261";
 
 /// Draws the panels one below the other, as a standalone SVG document that needs no fonts beside the viewer's own.
 pub fn svg(panels: &[Panel<'_>]) -> String {
@@ -82,6 +84,9 @@ fn draw(out: &mut String, panel: &Panel<'_>) {
     line(out, (left, bottom), (right, bottom), AXIS, "");
     line(out, (boundary, top), (boundary, bottom), AXIS, " stroke-dasharray=\"3 3\"");
 
+    for band in &lines.bands {
+        area(out, &frame, band);
+    }
     for run in &lines.history {
         path(out, &frame, run, HISTORY, 1.6);
     }
@@ -97,11 +102,26 @@ fn draw(out: &mut String, panel: &Panel<'_>) {
 
     text(out, (left, 30.0), &panel.series.name, &format!("fill=\"{TITLE}\" font-size=\"18\" font-weight=\"600\""));
     text(out, (left, 50.0), panel.caption, &format!("fill=\"{TEXT}\""));
-    legend(out, right);
+    let levels: Vec<String> =
+        panel.forecast.intervals.iter().map(|interval| format!("{} %", percent(interval.level))).collect();
+    legend(out, right, &levels.join(", "));
 }
 
-/// The key to the lines, its right end at `right`.
-fn legend(out: &mut String, right: f64) {
+/// A level in percent, without decimals that say nothing.
+fn percent(level: f64) -> f64 {
+    (level * 1e4).round() / 1e2
+}
+
+/// The key to the lines, its right end at `right`; `band` names the intervals, if there are any.
+fn legend(out: &mut String, right: f64, band: &str) {
+    if !band.is_empty() {
+        let x = right - 150.0;
+        let _ = writeln!(
+            out,
+            "<rect x=\"{x:.2}\" y=\"22\" width=\"18\" height=\"10\" fill=\"{BAND}\" fill-opacity=\"0.45\"/>"
+        );
+        text(out, (x + 25.0, 31.0), &format!("interval {band}"), &format!("fill=\"{TEXT}\""));
+    }
     for (label, colour, width, at) in [("history", HISTORY, 1.6, 150.0), ("forecast", FORECAST, 2.2, 72.0)] {
         let x = right - at;
         let _ = writeln!(
@@ -110,6 +130,17 @@ fn legend(out: &mut String, right: f64) {
             x + 18.0
         );
         text(out, (x + 25.0, 50.0), label, &format!("fill=\"{TEXT}\""));
+    }
+}
+
+/// What lies between the ends of an interval.
+fn area(out: &mut String, frame: &Frame<'_>, [lower, upper]: &[Vec<(f64, f64)>; 2]) {
+    let mut d = String::new();
+    for (at, &(x, y)) in lower.iter().chain(upper.iter().rev()).enumerate() {
+        let _ = write!(d, "{}{:.2} {:.2}", if at == 0 { "M" } else { "L" }, frame.x(x), frame.y(y));
+    }
+    if !d.is_empty() {
+        let _ = writeln!(out, "<path d=\"{d}Z\" fill=\"{BAND}\" fill-opacity=\"0.3\"/>");
     }
 }
 
@@ -163,6 +194,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::super::tests::wave;
     use super::*;
+    use crate::forecaster::Interval;
 
     #[test]
     fn names_from_the_data_cannot_break_the_document() {
@@ -175,6 +207,21 @@ mod tests {
         assert_eq!(picture.matches("<svg").count(), 1);
         assert_eq!(picture.matches("<g ").count(), 2);
         assert_eq!(picture.matches("&lt; y").count(), 2);
+    }
+
+    #[test]
+    fn intervals_are_areas_and_named() {
+        let (series, mut forecast) = wave(60, 12);
+        let shifted = |by: f32| forecast.values.iter().map(|v| v + by).collect::<Vec<_>>();
+        let interval = Interval { level: 0.9, lower: shifted(-1.0), upper: shifted(1.0) };
+        let without = svg(&[Panel { series: &series, forecast: &forecast, caption: "" }]);
+        forecast.intervals = vec![interval];
+        let with = svg(&[Panel { series: &series, forecast: &forecast, caption: "" }]);
+        assert_eq!((with.matches("fill-opacity=\"0.3\"").count(), without.matches("fill-opacity").count()), (1, 0));
+        assert!(with.contains(">interval 90 %</text>") && !without.contains("interval"));
+        // Both ends of 13 points, closed.
+        let area = with.split("Z\" fill=").next().unwrap().rsplit("d=\"").next().unwrap();
+        assert_eq!(area.matches(' ').count(), 26);
     }
 
     #[test]

@@ -12,6 +12,8 @@ const RESET: &str = "\u{1b}[0m";
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ink {
     None,
+    /// The ends of an interval.
+    Band,
     History,
     Forecast,
 }
@@ -48,7 +50,11 @@ pub fn terminal(panel: &Panel<'_>, width: usize, height: usize, colour: bool) ->
         let mut text = String::new();
         let mut inked = Ink::None;
         let mut flush = |text: &mut String, inked: Ink| {
-            let painted = if inked == Ink::Forecast { paint(FORECAST, text) } else { std::mem::take(text) };
+            let painted = match inked {
+                Ink::Forecast => paint(FORECAST, text),
+                Ink::Band => paint(DIM, text),
+                Ink::None | Ink::History => std::mem::take(text),
+            };
             text.clear();
             out.push_str(&painted);
         };
@@ -106,11 +112,32 @@ impl Area<'_> {
     /// The braille dots of each cell and who drew there last.
     fn cells(&self) -> Vec<Vec<(u8, Ink)>> {
         let mut cells = vec![vec![(0, Ink::None); self.columns]; self.rows];
+        // Only the widest interval, dotted, and first: what is drawn later prevails in a cell.
+        for end in self.lines.bands.first().into_iter().flatten() {
+            self.dots(&mut cells, end);
+        }
         for run in &self.lines.history {
             self.draw(&mut cells, run, Ink::History);
         }
         self.draw(&mut cells, &self.lines.forecast, Ink::Forecast);
         cells
+    }
+
+    /// A dotted line: one dot to a column of cells.
+    fn dots(&self, cells: &mut [Vec<(u8, Ink)>], points: &[(f64, f64)]) {
+        for pair in points.windows(2) {
+            let (from, to) = (self.dot_column(pair[0].0), self.dot_column(pair[1].0));
+            for x in (from..=to).filter(|x| x % 2 == 1) {
+                let along = if to > from { (x - from) as f64 / (to - from) as f64 } else { 1.0 };
+                let y = pair[0].1 + (pair[1].1 - pair[0].1) * along;
+                self.draw(cells, &[(self.lines.x.0 + self.width() * x as f64, y)], Ink::Band);
+            }
+        }
+    }
+
+    /// What one dot is wide on the x axis.
+    fn width(&self) -> f64 {
+        (self.lines.x.1 - self.lines.x.0) / (2 * self.columns - 1) as f64
     }
 
     fn draw(&self, cells: &mut [Vec<(u8, Ink)>], points: &[(f64, f64)], ink: Ink) {
@@ -166,6 +193,7 @@ fn share(value: f64, (low, high): (f64, f64), dots: usize) -> usize {
 mod tests {
     use super::super::tests::wave;
     use super::*;
+    use crate::forecaster::Interval;
 
     #[test]
     fn a_picture_fits_its_width_and_shows_both_lines() {
@@ -187,6 +215,21 @@ mod tests {
             plain = plain.replace(code, "");
         }
         assert_eq!(plain, terminal(&panel, 80, 12, false));
+    }
+
+    #[test]
+    fn the_widest_interval_is_dotted() {
+        let (series, mut forecast) = wave(100, 40);
+        let plain = terminal(&Panel { series: &series, forecast: &forecast, caption: "" }, 80, 12, false);
+        let shifted = |by: f32| forecast.values.iter().map(|v| v + by).collect::<Vec<_>>();
+        let interval = Interval { level: 0.8, lower: shifted(-20.0), upper: shifted(20.0) };
+        forecast.intervals = vec![interval];
+        let banded = Panel { series: &series, forecast: &forecast, caption: "" };
+        let text = terminal(&banded, 80, 12, false);
+        let inked = |text: &str| text.chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count();
+        assert!(text != plain && inked(&text) > 30, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(terminal(&banded, 80, 12, true).contains(DIM));
     }
 
     #[test]
