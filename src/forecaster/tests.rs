@@ -207,3 +207,17 @@ fn intervals_come_in_the_order_asked_and_do_not_move_the_forecast() {
         assert!(error.contains("not between 0 and 1"), "{error}");
     }
 }
+
+#[test]
+fn forecasts_keep_to_the_floor_of_their_history() {
+    let model = forecaster();
+    let nights: Vec<f32> = (0..96).map(|h| (h as f32 * 0.2618).sin().max(-0.2)).collect();
+    let low = |options: &ForecastOptions| {
+        let forecast = model.forecast(&[Series::new("y", nights.clone())], 40, options).unwrap().remove(0);
+        forecast.values.iter().copied().fold(f32::MAX, f32::min)
+    };
+    // The model of random weights does pass it.
+    assert!(low(&ForecastOptions::default().bounds(false)) < -0.2);
+    assert_eq!(low(&ForecastOptions::default()), -0.2);
+    assert_eq!(low(&ForecastOptions::default().non_negative(true)), 0.0);
+}
