@@ -136,7 +136,7 @@ struct ModelArgs {
 fn percent(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.trim().trim_end_matches('%').trim().parse().ok();
     match number {
-        Some(number) if number >= 1.0 && number < 100.0 => Ok(number / 100.0),
+        Some(number) if (1.0..100.0).contains(&number) => Ok(number / 100.0),
         _ => Err("an interval holds between 1 and 99.99 percent: give, for example, 90".into()),
     }
 }
