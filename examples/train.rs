@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
             context: vec![128, 64],
             tokens: 2048,
             huber_delta: 0.5,
+            scale_floor: None,
             synthetic: 1.0,
             recipes: Default::default(),
             folders,

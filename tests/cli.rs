@@ -316,3 +316,34 @@ fn help_names_every_option() {
     assert_eq!(bare.code, Some(2));
     assert!(bare.stderr.contains("Usage:"), "{}", bare.stderr);
 }
+
+#[test]
+fn intervals_are_printed_in_every_form() {
+    let rows: String =
+        (0..60).map(|t| format!("{}\n", [3.0, 5.0, 4.0, 9.0][t % 4] + (t * 7 % 5) as f64 * 0.1)).collect();
+    let csv = format!("y\n{rows}");
+    let text = forecast(&csv, &["--horizon", "3", "--interval", "90", "--interval", "50%", "--csv"]);
+    let table: Vec<Vec<&str>> = good(&text).lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(table[0], ["step", "y", "y lo-90", "y hi-90", "y lo-50", "y hi-50"]);
+    for row in &table[1..] {
+        let [_, value, low, high, inner_low, inner_high] =
+            row.iter().map(|v| v.parse::<f64>().unwrap()).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row:?}")
+        };
+        assert!(low <= inner_low && inner_low <= value && value <= inner_high && inner_high <= high, "{row:?}");
+    }
+    let text = forecast(&csv, &["--horizon", "3", "--interval", "90"]);
+    assert!(good(&text).contains("lo-90") && good(&text).contains("hi-90"), "{}", text.stdout);
+    let json = forecast(&csv, &["--horizon", "3", "--interval", "90", "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(good(&json)).unwrap();
+    let interval = &answer["forecasts"][0]["intervals"][0];
+    assert_eq!((&interval["level"], interval["upper"].as_array().unwrap().len()), (&0.9.into(), 3));
+    // Too short to calibrate: a remark, not an error.
+    let short = forecast("y\n1\n2\n1\n3\n", &["--horizon", "2", "--interval", "90", "--csv"]);
+    assert!(good(&short).starts_with("step,y\n") && short.stderr.contains("no interval"), "{}", short.stderr);
+    for bad in ["0", "100", "much"] {
+        let run = forecast(&csv, &["--interval", bad]);
+        assert!(run.code == Some(2) && run.stderr.contains("give, for example, 90"), "{}", run.stderr);
+    }
+}

@@ -54,6 +54,20 @@ fn a_stopped_and_resumed_run_has_the_losses_of_an_uninterrupted_one() {
 }
 
 #[test]
+fn threads_and_the_scale_of_losses() {
+    let losses = |workers: usize, floor: Option<f64>| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path(), 4);
+        (config.plan.accumulation, config.plan.workers, config.data.scale_floor) = (5, workers, floor);
+        train(&config, false, None).1
+    };
+    // Five batches on one, two or more threads than batches: the same sums in the same order.
+    let one = losses(1, None);
+    assert_eq!((losses(2, None), losses(8, None)), (one.clone(), one.clone()));
+    assert_ne!(losses(2, Some(0.15)), one);
+}
+
+#[test]
 fn a_run_can_start_from_the_weights_of_another() {
     let dir = tempfile::tempdir().unwrap();
     let first = config(&dir.path().join("first"), 6);

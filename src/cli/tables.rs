@@ -13,19 +13,32 @@ pub(super) fn readable(time: Option<&str>, series: &[Series], forecasts: &[Forec
     let mut shown: Option<&[moesaic::Stamp]> = None;
     for (series, forecast) in series.iter().zip(forecasts) {
         let decimals = decimals(series, forecast);
-        let values = forecast.values.iter().map(|value| format!("{:.decimals$}", f64::from(*value)));
-        let column = block(std::iter::once(short(&forecast.name)).chain(values), true);
-        let used: usize = blocks.iter().map(|block| width_of(block) + 2).sum();
+        let own: Vec<Vec<String>> = columns(forecast)
+            .map(|(name, values)| {
+                let cells = values.iter().map(|value| format!("{:.decimals$}", f64::from(*value)));
+                block(std::iter::once(short(name.unwrap_or(forecast.name.clone()).as_str())).chain(cells), true)
+            })
+            .collect();
+        let wide = |blocks: &[Vec<String>]| blocks.iter().map(|block| width_of(block) + 2).sum::<usize>();
         // Series whose forecasts start elsewhere, or that do not fit beside the others, begin a table of their own.
-        if shown != Some(&forecast.timestamps) || used + width_of(&column) > width {
+        if shown != Some(&forecast.timestamps) || wide(&blocks) + wide(&own) > width + 2 {
             out.push_str(&beside(&std::mem::take(&mut blocks), width));
             let stamps = forecast.timestamps.iter().map(ToString::to_string);
             blocks.push(block(std::iter::once(short(time.unwrap_or("step"))).chain(stamps), time.is_none()));
             shown = Some(&forecast.timestamps);
         }
-        blocks.push(column);
+        blocks.extend(own);
     }
     out + &beside(&blocks, width)
+}
+
+/// The columns of one forecast: its values, without a name of their own, and the ends of its intervals.
+fn columns(forecast: &Forecast) -> impl Iterator<Item = (Option<String>, &[f32])> {
+    let ends = forecast.intervals.iter().flat_map(|interval| {
+        let level = (interval.level * 1e4).round() / 1e2;
+        [(Some(format!("lo-{level}")), &interval.lower[..]), (Some(format!("hi-{level}")), &interval.upper[..])]
+    });
+    std::iter::once((None, &forecast.values[..])).chain(ends)
 }
 
 /// Rows above which a table of one series is split into blocks.
@@ -92,7 +105,7 @@ fn decimals(series: &Series, forecast: &Forecast) -> usize {
     if scale > 0.0 { (2.0 - scale.log10().floor()).clamp(0.0, 9.0) as usize } else { 0 }
 }
 
-/// CSV with the time column and one column for each series. A cell is empty where a series has no forecast for the row.
+/// CSV with the time column, one column for each series, and two for each of its intervals (`y lo-90`, `y hi-90`). A cell is empty where a series has no forecast for the row.
 pub(super) fn csv(time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
     let mut rows: Vec<moesaic::Stamp> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
@@ -105,16 +118,26 @@ pub(super) fn csv(time: Option<&str>, forecasts: &[Forecast]) -> Result<String> 
             rows.len() - 1
         });
     }
-    let mut cells = vec![vec![String::new(); forecasts.len()]; rows.len()];
-    for (column, forecast) in forecasts.iter().enumerate() {
-        for (stamp, value) in forecast.timestamps.iter().zip(&forecast.values) {
+    let columns: Vec<(String, &Forecast, &[f32])> = forecasts
+        .iter()
+        .flat_map(|forecast| {
+            let named = |end: Option<String>| match end {
+                Some(end) => format!("{} {end}", forecast.name),
+                None => forecast.name.clone(),
+            };
+            columns(forecast).map(move |(end, values)| (named(end), forecast, values))
+        })
+        .collect();
+    let mut cells = vec![vec![String::new(); columns.len()]; rows.len()];
+    for (column, (_, forecast, values)) in columns.iter().enumerate() {
+        for (stamp, value) in forecast.timestamps.iter().zip(*values) {
             if let Some(row) = at.get(&stamp.to_string()).and_then(|&row| cells.get_mut(row)) {
                 row[column] = value.to_string();
             }
         }
     }
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(std::iter::once(time.unwrap_or("step")).chain(forecasts.iter().map(|f| f.name.as_str())))?;
+    writer.write_record(std::iter::once(time.unwrap_or("step")).chain(columns.iter().map(|c| c.0.as_str())))?;
     for (stamp, cells) in rows.iter().zip(cells) {
         writer.write_record(std::iter::once(stamp.to_string()).chain(cells))?;
     }
