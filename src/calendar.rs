@@ -176,6 +176,11 @@ impl Calendar {
         self
     }
 
+    /// The same step, written alike, from another moment on.
+    pub(crate) fn starting(&self, start: DateTime) -> Self {
+        Calendar { start: first_on(start, &self.frequency), ..self.clone() }
+    }
+
     /// The step between rows.
     pub fn frequency(&self) -> Frequency {
         self.frequency

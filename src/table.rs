@@ -5,6 +5,8 @@
 //! * **Header.** The first line, unless all its cells are numbers and dates.
 //! * **Time.** The first column named like time (`date`, `time`, `ds`, `month`, `year`, ...) whose cells all are moments;
 //!   otherwise the first column whose cells all are dates. Rows need not be ordered. Missing rows are missing values.
+//! * **Series.** One for each value column; in a long table one for each value of an id column, each with its own rows. The id
+//!   column is given, or found where times repeat and a single column of text tells them apart.
 //! * **Values.** Every other column in which numbers prevail. Empty cells, `NA`, `NaN`, `null`, `-`, `?` and their like
 //!   are missing.
 //!
@@ -13,6 +15,7 @@
 
 mod columns;
 mod dialect;
+mod long;
 mod rows;
 mod values;
 
@@ -31,6 +34,8 @@ pub struct TableOptions {
     pub columns: Vec<String>,
     /// The time column; `None` to find it.
     pub time: Option<String>,
+    /// The column that tells the series of a long table apart; `None` to find it where times repeat.
+    pub id: Option<String>,
     /// Ignore time and number the rows 1, 2, 3, ... in the order of the file.
     pub number_rows: bool,
 }
@@ -39,6 +44,12 @@ impl TableOptions {
     /// Reads these value columns only.
     pub fn columns<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.columns = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Tells series apart by this column: the table is long, one row for each series and time.
+    pub fn id(mut self, name: impl Into<String>) -> Self {
+        self.id = Some(name.into());
         self
     }
 
@@ -53,11 +64,14 @@ impl TableOptions {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Table {
-    /// One series for each value column, in the order of the file or of [`TableOptions::columns`].
+    /// One series for each value column, in the order of the file or of [`TableOptions::columns`]; in a long table for each id
+    /// in the order of the file, named by the id, and `id/column` where there are several value columns.
     pub series: Vec<Series>,
+    /// The name of the id column of a long table.
+    pub id: Option<String>,
     /// The name of the time column.
     pub time: Option<String>,
-    /// The step between rows, if the table has moments and at least two rows.
+    /// The step between rows, if the table has moments and at least two rows; the most common one of a long table.
     pub frequency: Option<Frequency>,
     /// Remarks, one line each: columns left out, rows reordered or missing, an ambiguous date format.
     pub notes: Vec<String>,
@@ -83,24 +97,39 @@ impl Table {
         let text = dialect::text(name, bytes)?;
         let dialect = dialect::Dialect::of(text);
         let survey = columns::Survey::of(name, text, &dialect)?;
-        let choice = survey.choose(name, options)?;
-        let read = rows::Rows::read(name, text, &dialect, &survey, &choice)?;
-        let mut notes = choice.notes;
-        let time = choice.time.map(|time| survey.columns[time.column].name.clone());
-        let (index, layout) = read.layout(name, time.as_deref(), &mut notes)?;
-        let frequency = match &index {
-            crate::Index::Calendar(calendar) => Some(calendar.frequency()),
-            crate::Index::Steps { .. } => None,
-        };
-        let mut series = Vec::with_capacity(choice.values.len());
-        for (&column, values) in choice.values.iter().zip(&read.values) {
-            let title = &survey.columns[column].name;
-            series.push(Series::new(title.clone(), layout.arrange(values)).with_index(index.clone()));
+        let mut choice = survey.choose(name, options)?;
+        let mut read = rows::Rows::read(name, text, &dialect, &survey, &choice)?;
+        if let (None, Some(candidate)) = (choice.id, survey.only_text(&choice).filter(|_| read.repeats())) {
+            // Whether the column tells series apart shows when no time repeats within one.
+            let id = columns::Choice { id: Some(candidate), ..choice.clone() };
+            let split = rows::Rows::read(name, text, &dialect, &survey, &id)?;
+            if split.by_id().iter().all(|rows| !rows.repeats()) {
+                (choice, read) = (id, split);
+                let title = &survey.columns[candidate].name;
+                choice.notes.retain(|note| !note.starts_with(&format!("column {} ", quoted(title))));
+                let series = read.ids.len();
+                choice.notes.push(format!("times repeat; {} tells {series} series apart", quoted(title)));
+            }
         }
+        let titles: Vec<&str> = choice.values.iter().map(|&at| survey.columns[at].name.as_str()).collect();
+        let time = choice.time.map(|time| survey.columns[time.column].name.clone());
+        let id = choice.id.map(|id| survey.columns[id].name.clone());
+        let mut notes = choice.notes;
+        let series = match id {
+            Some(_) => long::series(name, &read, &titles, time.as_deref(), &mut notes)?,
+            None => {
+                let (index, layout) = read.layout(name, time.as_deref(), &mut notes)?;
+                let named = titles.iter().zip(&read.values);
+                named
+                    .map(|(title, values)| Series::new(*title, layout.arrange(values)).with_index(index.clone()))
+                    .collect()
+            }
+        };
         if series.iter().all(|series| series.values.is_empty()) {
             return Err(Error::input(Place::file(name), "has a header but no rows: add rows of data below it"));
         }
-        Ok(Table { series, time, frequency, notes })
+        let frequency = long::usual(&series);
+        Ok(Table { series, id, time, frequency, notes })
     }
 }
 

@@ -347,3 +347,15 @@ fn intervals_are_printed_in_every_form() {
         assert!(run.code == Some(2) && run.stderr.contains("give, for example, 90"), "{}", run.stderr);
     }
 }
+
+#[test]
+fn long_tables_stay_long() {
+    let csv = "date,shop,sold\n2024-01-01,a,1\n2024-01-02,a,1\n2024-01-02,b,7\n2024-01-03,b,7\n2024-01-01,c,\n2024-01-02,c,\n";
+    let run = forecast(csv, &["--horizon", "2", "--csv"]);
+    let expected = "shop,date,forecast\na,2024-01-03,1\na,2024-01-04,1\nb,2024-01-04,7\nb,2024-01-05,7\n";
+    assert_eq!(good(&run), expected);
+    assert!(run.stderr.contains("'shop' tells 3 series apart") && run.stderr.contains("'c' has only missing values"));
+    // Nothing but missing values is an error.
+    let run = forecast("date,y\n2024-01-01,\n2024-01-02,\n", &["--column", "y"]);
+    assert!(run.code == Some(1) && run.stderr.contains("only missing values"), "{}", run.stderr);
+}

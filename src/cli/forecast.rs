@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Time column [default: found by its name and content]
     #[arg(long, value_name = "NAME")]
     time: Option<String>,
+    /// Column that tells series apart, for a long table [default: found where times repeat]
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
     /// Ignore times and number the rows 1, 2, 3, ...
     #[arg(long)]
     steps: bool,
@@ -52,7 +55,7 @@ pub(super) struct Args {
     /// Print JSON: the model, remarks, and for each series its stamps and values
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// Print CSV: the time column and one column for each series
+    /// Print CSV: the time column and one column for each series; long if the table was
     #[arg(long)]
     csv: bool,
     /// Draw history and forecast into an SVG file
@@ -70,7 +73,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         bail!("the horizon is 0: ask for at least 1 step");
     }
     let picture = args.plot.as_deref().map(open_picture).transpose()?;
-    let table = read(args)?;
+    let mut table = read(args)?;
+    let empty = leave_out_empty(&mut table);
     let model = open_model(args.model.model.as_deref())?;
     let horizon = args.horizon.unwrap_or_else(|| usual_horizon(&table).min(model.max_horizon()));
     let mut options = ForecastOptions::default().non_negative(args.non_negative);
@@ -80,6 +84,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let caption = caption(&table, model.info(), horizon, &forecasts);
 
     let mut notes = table.notes.clone();
+    notes.extend(empty);
     notes.extend(about_filled(&forecasts));
     notes.extend(about_intervals(&args.interval, &forecasts));
     if let Some(picture) = picture {
@@ -93,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     notes.iter().for_each(|text| note(text));
     if args.csv {
-        return Ok(print(&tables::csv(table.time.as_deref(), &forecasts)?)?);
+        return Ok(print(&tables::csv(table.id.as_deref(), table.time.as_deref(), &forecasts)?)?);
     }
     let mut text = tables::readable(table.time.as_deref(), &table.series, &forecasts, WIDTH);
     for panel in panels(&table.series, &forecasts, &caption, MOST_PICTURES) {
@@ -122,6 +127,7 @@ fn open_picture(path: &Path) -> Result<Output> {
 fn read(args: &Args) -> Result<Table> {
     let mut options = TableOptions::default().columns(args.column.clone());
     options.time.clone_from(&args.time);
+    options.id.clone_from(&args.id);
     options.number_rows = args.steps;
     if args.file.as_os_str() == "-" {
         let mut bytes = Vec::new();
@@ -147,6 +153,21 @@ fn caption(table: &Table, model: &ModelInfo, horizon: usize, forecasts: &[Foreca
 fn panels<'a>(series: &'a [Series], forecasts: &'a [Forecast], caption: &'a str, most: usize) -> Vec<Panel<'a>> {
     let pairs = series.iter().zip(forecasts).take(most);
     pairs.map(|(series, forecast)| Panel { series, forecast, caption }).collect()
+}
+
+/// Takes series without a value out of a table that has others, with a remark.
+fn leave_out_empty(table: &mut Table) -> Option<String> {
+    let empty = |series: &Series| series.values.iter().all(|value| value.is_nan());
+    let first = table.series.iter().find(|series| empty(series))?.name.clone();
+    let count = table.series.iter().filter(|series| empty(series)).count();
+    if count == table.series.len() {
+        return None; // the forecaster says so, and fails
+    }
+    table.series.retain(|series| !empty(series));
+    Some(match count {
+        1 => format!("'{first}' has only missing values and is left out"),
+        _ => format!("{count} series have only missing values and are left out; the first is '{first}'"),
+    })
 }
 
 /// A remark about forecasts that rest mostly on filled values.

@@ -106,7 +106,11 @@ fn decimals(series: &Series, forecast: &Forecast) -> usize {
 }
 
 /// CSV with the time column, one column for each series, and two for each of its intervals (`y lo-90`, `y hi-90`). A cell is empty where a series has no forecast for the row.
-pub(super) fn csv(time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
+/// With an `id` the table is long: one row for each series and time.
+pub(super) fn csv(id: Option<&str>, time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
+    if let Some(id) = id {
+        return long(id, time, forecasts);
+    }
     let mut rows: Vec<moesaic::Stamp> = Vec::new();
     let mut at: HashMap<String, usize> = HashMap::new();
     // All series of a table lie on one axis: the forecast that starts first, then what the others add, is in order.
@@ -140,6 +144,25 @@ pub(super) fn csv(time: Option<&str>, forecasts: &[Forecast]) -> Result<String> 
     writer.write_record(std::iter::once(time.unwrap_or("step")).chain(columns.iter().map(|c| c.0.as_str())))?;
     for (stamp, cells) in rows.iter().zip(cells) {
         writer.write_record(std::iter::once(stamp.to_string()).chain(cells))?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// One row for each series and time: id, time, value, and the ends of intervals.
+fn long(id: &str, time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    // Short series have no intervals; the others name the columns.
+    let widest = forecasts.iter().max_by_key(|forecast| forecast.intervals.len());
+    let ends: Vec<String> = widest.map_or(Vec::new(), |forecast| columns(forecast).filter_map(|c| c.0).collect());
+    let head = [id, time.unwrap_or("step"), "forecast"];
+    writer.write_record(head.into_iter().chain(ends.iter().map(String::as_str)))?;
+    for forecast in forecasts {
+        for (row, stamp) in forecast.timestamps.iter().enumerate() {
+            let mut cells: Vec<String> =
+                columns(forecast).map(|(_, values)| values.get(row).map_or(String::new(), f32::to_string)).collect();
+            cells.resize(1 + ends.len(), String::new());
+            writer.write_record([forecast.name.clone(), stamp.to_string()].into_iter().chain(cells))?;
+        }
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }

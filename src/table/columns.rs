@@ -29,7 +29,9 @@ pub(super) struct Column {
 }
 
 /// Which columns to read, and how.
+#[derive(Clone)]
 pub(super) struct Choice {
+    pub id: Option<usize>,
     pub time: Option<TimeChoice>,
     pub values: Vec<usize>,
     pub notes: Vec<String>,
@@ -136,10 +138,15 @@ impl Survey {
             }
             None => self.find_time(name, options.number_rows)?,
         };
-        let is_time = |column: usize| time.is_some_and(|time| time.column == column);
+        let id = options.id.as_ref().map(|wanted| self.find(name, wanted, "--id")).transpose()?;
+        if let Some(id) = id.filter(|&id| time.is_some_and(|time| time.column == id)) {
+            let problem = "is the time column: name another column for the ids of series (--id)";
+            return Err(Error::input(Place::file(name).column(&self.columns[id].name), problem));
+        }
+        let taken = |column: usize| id == Some(column) || time.is_some_and(|time| time.column == column);
         let mut values = Vec::new();
         if options.columns.is_empty() {
-            for (at, column) in self.columns.iter().enumerate().filter(|(at, _)| !is_time(*at)) {
+            for (at, column) in self.columns.iter().enumerate().filter(|(at, _)| !taken(*at)) {
                 if self.holds_values(at, time.is_some()) {
                     values.push(at);
                 } else if let Some((line, text)) = &column.first_text {
@@ -152,8 +159,11 @@ impl Survey {
         } else {
             for wanted in &options.columns {
                 let at = self.find(name, wanted, "--column")?;
-                if is_time(at) {
-                    let problem = "is the time column: name a column of values, or another time column";
+                if taken(at) {
+                    let problem = match id == Some(at) {
+                        true => "is the id column: name a column of values, or another id column",
+                        false => "is the time column: name a column of values, or another time column",
+                    };
                     return Err(Error::input(Place::file(name).column(&self.columns[at].name), problem));
                 }
                 if !values.contains(&at) {
@@ -169,7 +179,14 @@ impl Survey {
             let problem = format!("has no column of numbers to forecast (columns: {all}): add one");
             return Err(Error::input(Place::file(name), problem));
         }
-        Ok(Choice { time: time.filter(|_| !options.number_rows), values, notes })
+        Ok(Choice { id, time: time.filter(|_| !options.number_rows), values, notes })
+    }
+
+    /// The column of text, if there is exactly one beside time and values: it may tell the series of a long table apart.
+    pub fn only_text(&self, choice: &Choice) -> Option<usize> {
+        let free = |at: usize| !choice.values.contains(&at) && choice.time.is_none_or(|time| time.column != at);
+        let mut texts = (0..self.columns.len()).filter(|&at| free(at) && self.columns[at].texts > 0);
+        texts.next().filter(|&at| texts.next().is_none() && self.columns[at].missing == 0)
     }
 
     /// Numbers prevail, or it is the only column there is to forecast (so that a bad cell is reported, not skipped).

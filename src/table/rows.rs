@@ -1,5 +1,7 @@
 //! The second pass: reads the chosen columns and puts the rows on a regular axis.
 
+use std::collections::HashMap;
+
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
 
@@ -7,7 +9,7 @@ use super::columns::{Choice, Survey, each_record, field};
 use super::dialect::Dialect;
 use super::values::{Cell, cell};
 use crate::calendar::{Calendar, Grid, Precision, Read, infer_steps};
-use crate::error::{Error, Place, Result, quoted};
+use crate::error::{Error, Place, Result, one_line, quoted};
 use crate::series::{Index, spread};
 
 /// The chosen columns, row by row.
@@ -20,6 +22,10 @@ pub(super) struct Rows {
     precision: Option<Precision>,
     /// The order of day and month that was taken, if another fits as well.
     ambiguous: Option<&'static str>,
+    /// The ids of a long table in the order in which they appear.
+    pub ids: Vec<String>,
+    /// The id of each row, as its place in `ids`; empty for a wide table.
+    id_of: Vec<u32>,
 }
 
 /// Where each row of the file goes on the axis.
@@ -53,13 +59,28 @@ impl Rows {
             values: choice.values.iter().map(|_| Vec::with_capacity(capacity)).collect(),
             precision: time.and_then(|time| time.format.precision()),
             ambiguous: time.filter(|time| time.ambiguous).and_then(|time| time.format.order()),
+            ids: Vec::new(),
+            id_of: Vec::with_capacity(if choice.id.is_some() { capacity } else { 0 }),
         };
+        let mut known: HashMap<String, u32> = HashMap::new();
         let mut header = survey.header;
         each_record(name, text, dialect, |record, line| {
             if std::mem::take(&mut header) {
                 return Ok(());
             }
             let at = |column: usize| Place::file(name).line(line).column(&survey.columns[column].name);
+            if let Some(id) = choice.id {
+                let raw = field(record, id);
+                let text = raw.trim();
+                if text.is_empty() {
+                    return Err(Error::input(at(id), "is empty: every row needs the id of its series"));
+                }
+                let next = u32::try_from(rows.ids.len()).unwrap_or(u32::MAX);
+                rows.id_of.push(*known.entry(text.to_string()).or_insert_with(|| {
+                    rows.ids.push(one_line(text));
+                    next
+                }));
+            }
             if let Some(time) = time {
                 let raw = field(record, time.column);
                 let Some(moment) = time.format.read(raw.trim()) else {
@@ -97,6 +118,47 @@ impl Rows {
             Ok(())
         })?;
         Ok(rows)
+    }
+
+    /// The rows of each id, in the order of the file.
+    pub fn by_id(&self) -> Vec<Rows> {
+        let mut split: Vec<Rows> = self
+            .ids
+            .iter()
+            .map(|_| Rows {
+                times: Vec::new(),
+                lines: Vec::new(),
+                values: vec![Vec::new(); self.values.len()],
+                precision: self.precision,
+                ambiguous: self.ambiguous,
+                ids: Vec::new(),
+                id_of: Vec::new(),
+            })
+            .collect();
+        for (row, &id) in self.id_of.iter().enumerate() {
+            let Some(own) = split.get_mut(id as usize) else { continue };
+            own.times.extend(self.times.get(row).copied());
+            own.lines.extend(self.lines.get(row).copied());
+            for (own, values) in own.values.iter_mut().zip(&self.values) {
+                own.extend(values.get(row).copied());
+            }
+        }
+        split
+    }
+
+    /// Whether two rows have the same time.
+    pub fn repeats(&self) -> bool {
+        let mut moments: Vec<DateTime> = self.times.iter().filter_map(wall_clock).collect();
+        let mut steps: Vec<i64> =
+            self.times.iter().filter_map(|time| if let Read::Step(step) = time { Some(*step) } else { None }).collect();
+        moments.sort_unstable();
+        steps.sort_unstable();
+        moments.windows(2).any(|pair| pair[0] == pair[1]) || steps.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
+    /// The moment of the only row, if there is one row.
+    pub fn only_moment(&self) -> Option<DateTime> {
+        if let [time] = &self.times[..] { wall_clock(time) } else { None }
     }
 
     /// The names of the rows and where each goes. Adds to `notes` what was done to the rows.
@@ -191,7 +253,7 @@ impl Rows {
             if times[a] == times[b] {
                 let lines = [a, b].map(|row| self.lines.get(row).copied().unwrap_or_default());
                 let problem = format!(
-                    "has the same time as line {}: keep one row for each time (one file for each series)",
+                    "has the same time as line {}: keep one row for each time, or name the column that tells series apart (--id)",
                     lines[0].min(lines[1])
                 );
                 return Err(Error::input(place().line(lines[0].max(lines[1])), problem));

@@ -190,3 +190,56 @@ fn mutated_tables_never_panic() {
         }
     }
 }
+
+#[test]
+fn long_tables_have_a_series_for_each_id() {
+    let text = "date,shop,sold\n2024-01-02,b,5\n2024-01-01,a,1\n2024-01-02,a,2\n2024-01-04,a,4\n2024-01-03,b,6\n";
+    // Found, because times repeat and one column of text tells rows apart; or named.
+    let named = |options: TableOptions| Table::parse_csv("t.csv", text.as_bytes(), &options).unwrap();
+    for table in [good(text), named(TableOptions::default().id("shop"))] {
+        assert_eq!((table.id.as_deref(), table.time.as_deref()), (Some("shop"), Some("date")));
+        let names: Vec<&str> = table.series.iter().map(|series| series.name.as_str()).collect();
+        assert_eq!(names, ["b", "a"]);
+        assert_eq!(shown(&table.series[0]), ["2024-01-02=5", "2024-01-03=6"]);
+        assert_eq!(shown(&table.series[1]), ["2024-01-01=1", "2024-01-02=2", "2024-01-03=NaN", "2024-01-04=4"]);
+        assert_eq!(table.frequency.unwrap().to_string(), "daily");
+        assert!(
+            table.notes.iter().any(|note| note.starts_with("series 'a': 1 of 4 row is absent")),
+            "{:?}",
+            table.notes
+        );
+    }
+    assert!(good(text).notes.iter().any(|note| note.contains("'shop' tells 2 series apart")));
+    assert!(good(text).notes.iter().all(|note| !note.contains("left out")));
+}
+
+#[test]
+fn long_tables_may_have_number_ids_several_values_and_single_rows() {
+    let text = "store,month,x,y\n7,2024-01,1,2\n7,2024-02,3,4\n8,2024-01,5,6\n8,2024-02,7,8\n9,2024-02,9,9\n";
+    let error = parse(text).unwrap_err().to_string();
+    assert!(error.contains("same time as line 2") && error.contains("--id"), "{error}");
+    let table = Table::parse_csv("t.csv", text.as_bytes(), &TableOptions::default().id("store")).unwrap();
+    let names: Vec<&str> = table.series.iter().map(|series| series.name.as_str()).collect();
+    assert_eq!(names, ["7/x", "7/y", "8/x", "8/y", "9/x", "9/y"]);
+    assert_eq!(table.series[3].values, [6.0, 8.0]);
+    // The last store's only row takes the step of the others.
+    assert_eq!(table.series[4].stamp(1).unwrap().to_string(), "2024-03");
+    assert!(table.notes.iter().any(|note| note.contains("a series with a single row")), "{:?}", table.notes);
+    // Without times every id counts its own rows.
+    let table = Table::parse_csv("t", b"k,v\na,1\nb,9\na,2\n", &TableOptions::default().id("k")).unwrap();
+    assert_eq!(shown(&table.series[0]), ["1=1", "2=2"]);
+}
+
+#[test]
+fn ids_that_cannot_be_used_are_errors() {
+    let message = |text: &str, options: TableOptions| {
+        Table::parse_csv("t.csv", text.as_bytes(), &options).unwrap_err().to_string()
+    };
+    let text = "date,shop,sold\n2024-01-01,a,1\n2024-01-01,,2\n";
+    assert!(message(text, TableOptions::default().id("shop")).contains("line 3, column 'shop': is empty"));
+    assert!(message(text, TableOptions::default().id("store")).contains("has no column 'store' (--id)"));
+    assert!(message(text, TableOptions::default().id("date").time("date")).contains("is the time column"));
+    let twice = "date,shop,sold\n2024-01-01,a,1\n2024-01-02,a,1\n2024-01-02,a,2\n";
+    assert!(message(twice, TableOptions::default()).contains("same time as line 3"));
+    assert!(message(twice, TableOptions::default().id("shop")).contains("same time as line 3"));
+}

@@ -36,6 +36,10 @@ impl Normalisation {
     }
 }
 
+/// Tokens that go through the model at once: with more of them the activations of a layer leave the cache, and 64 series of
+/// 512 values took 1.6 times as long in one piece as in pieces of this size.
+const TOKENS: usize = 2048;
+
 impl TimeMoe {
     /// The head that the greedy schedule (Algorithm 1 of the paper) uses with `remaining` values to go: the largest horizon
     /// that does not exceed them, or the first head.
@@ -86,8 +90,8 @@ impl TimeMoe {
         Tensor::cat(&emitted, 1)
     }
 
-    /// Forecasts raw series: each is standardised by its own mean and deviation, the batch padded at the left, continued,
-    /// and mapped back. A row's forecast has the same bits whatever it is batched with.
+    /// Forecasts raw series: each is standardised by its own mean and deviation, continued in batches padded at the left, and
+    /// mapped back. Series of similar length should be neighbours. A row's forecast has the same bits whatever it is batched with.
     ///
     /// # Errors
     /// An empty series, or a value that is not finite.
@@ -100,7 +104,24 @@ impl TimeMoe {
                 bail!("series {i} has {} at index {at}; fill or drop values that are not finite", values[at]);
             }
         }
-        let Some(longest) = series.iter().map(|s| s.len()).max() else { return Ok(Vec::new()) };
+        let mut forecasts = Vec::with_capacity(series.len());
+        let mut rest = series;
+        while !rest.is_empty() {
+            let mut longest = 0;
+            let fits = |(rows, values): &(usize, &&[f32])| {
+                longest = longest.max(values.len());
+                *rows == 0 || (rows + 1) * longest <= TOKENS
+            };
+            let (now, later) = rest.split_at(rest.iter().enumerate().take_while(fits).count());
+            forecasts.extend(self.forecast_together(now, horizon)?);
+            rest = later;
+        }
+        Ok(forecasts)
+    }
+
+    /// One batch of [`forecast`](Self::forecast), padded to its longest series.
+    fn forecast_together(&self, series: &[&[f32]], horizon: usize) -> Result<Vec<Vec<f32>>> {
+        let longest = series.iter().map(|s| s.len()).max().unwrap_or(0);
         let norms: Vec<_> = series.iter().map(|s| Normalisation::of(s)).collect();
         let (mut context, mut mask) = (Vec::new(), Vec::new());
         for (values, norm) in series.iter().zip(&norms) {
