@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The zero-shot evaluation of `fracast` (PyPI, Apache-2.0, 85,001 parameters) beside ours, on the same cuts.
 
-    python3 -m pip install fracast && python3 benches/fracast.py
+    python3 -m pip install fracast && python3 benches/zero_shot_fracast.py
 
 Reads benches/zero_shot.toml, cuts every series as `moesaic eval forecast` does (src/eval.rs), lets fracast forecast by its
 median, and prints MASE ratios against seasonal-naive beside those of `moesaic eval forecast --json`. Which series fracast
