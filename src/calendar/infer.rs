@@ -99,12 +99,15 @@ fn explain(sorted: &[i128], span: i128) -> Option<i128> {
     let moments = i128::try_from(sorted.len() + 1).ok()?;
     let common = most_common(sorted);
     if sorted.iter().all(|step| step % common == 0) {
-        let sparse = (moments * SPARSEST_COMMON as i128).min(LONGEST_SPARSE);
-        let longest = sparse.max(moments * SPARSEST_DIVISOR as i128);
-        return (span / common < longest).then_some(common);
+        return (span / common < most_rows(moments)).then_some(common);
     }
     let divisor = sorted.iter().fold(0, |a, &b| gcd(a, b));
     (span / divisor < moments * SPARSEST_DIVISOR as i128).then_some(divisor)
+}
+
+/// The most rows of an axis whose step is the common one of so many moments.
+fn most_rows(moments: i128) -> i128 {
+    (moments * SPARSEST_COMMON as i128).min(LONGEST_SPARSE).max(moments * SPARSEST_DIVISOR as i128)
 }
 
 /// Monthly steps: the same time of day, months that all differ, and one rule for the day of the month.
@@ -132,7 +135,9 @@ fn business_days(moments: &[DateTime], common: i128) -> Option<Frequency> {
     let weekend = |moment: &DateTime| matches!(moment.weekday(), Weekday::Saturday | Weekday::Sunday);
     let daily = common == i128::from(super::DAY) * NANOS && moments.iter().all(|moment| moment.time() == first.time());
     let weeks = (super::weekday_index(first.date()) + super::days_between(first.date(), last.date())) / 7;
-    (daily && weeks > 0 && !moments.iter().any(weekend)).then_some(Frequency::BusinessDays)
+    // A mistyped year must not make an axis of decades.
+    let filled = i128::from(weeks) * 5 < most_rows(moments.len() as i128);
+    (daily && weeks > 0 && filled && !moments.iter().any(weekend)).then_some(Frequency::BusinessDays)
 }
 
 fn fixed(sorted: &[i128], span: i128) -> Option<Frequency> {
