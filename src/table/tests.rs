@@ -185,8 +185,8 @@ fn mutated_tables_never_panic() {
                 _ => bytes.truncate(at.max(1)),
             }
         }
-        let mut options = TableOptions::default();
-        options.id = (round % 3 == 0).then(|| "shop".to_string());
+        let id = (round % 3 == 0).then(|| "shop".to_string());
+        let options = TableOptions { id, ..TableOptions::default() };
         match Table::parse_csv("m", &bytes, &options) {
             Ok(table) => {
                 let longest = table.series.iter().map(|series| series.values.len()).max().unwrap_or(0);
