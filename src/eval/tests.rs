@@ -130,3 +130,46 @@ fn errors_say_what_to_do() {
     assert!(error.contains("y.csv") && error.contains("make series"), "{error}");
     assert!(Plan::read(dir.path().join("gone.toml")).is_err());
 }
+
+#[test]
+fn mutated_plans_never_panic() {
+    let good = format!(
+        "{HEAD}\nfetch = \"x\"\n[[series]]\nname = \"y\"\nfile = \"y.csv\"\ncolumn = \"y\"\nperiod = 2\nhorizon = 2\n"
+    );
+    let pieces =
+        ["0", "-1", "99999999999999999999", "[[", "]", "=", "\"", "\n", "é", "1e9", "nan", "{", "horizon = 3\n"];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plan.toml");
+    let mut rng = moesaic_kernels::rng::Rng::new(5);
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..20_000 {
+        let mut text = good.clone();
+        for _ in 0..=rng.below(3) {
+            let at = rng.below(text.len().max(1)).min(text.len());
+            if !text.is_char_boundary(at) {
+                continue;
+            }
+            match rng.below(4) {
+                0 => text.truncate(at),
+                1 => text.insert_str(at, pieces[rng.below(pieces.len())]),
+                2 => drop((at < text.len()).then(|| text.remove(at))),
+                _ => {
+                    let end = at + text[at..].chars().take_while(char::is_ascii_alphanumeric).count();
+                    text.replace_range(at..end, pieces[rng.below(pieces.len())]);
+                }
+            }
+        }
+        fs::write(&path, &text).unwrap();
+        match Plan::read(&path) {
+            Ok(plan) => {
+                assert!((1..=1_000_000).contains(&plan.origins) && !plan.series.is_empty());
+                read += 1;
+            }
+            Err(error) => {
+                assert!(!error.to_string().contains('\n'), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(read > 300 && refused > 5000, "{read} {refused}");
+}
