@@ -2,10 +2,10 @@
 //!
 //! The model forecasts the series from several origins in its past; how far the truth was from those forecasts says how far
 //! it may be from this one. Lower and upper ends are calibrated separately, since errors of demand or sunspots are not
-//! symmetric. Source: Vovk et al., "Algorithmic Learning in a Random World" (2005); rolling origins as calibration set
-//! as in Stankeviciute et al., "Conformal Time-series Forecasting" (NeurIPS 2021), with one difference: residuals of all
-//! steps are pooled in units of their step's mean size, because a single history has too few origins for a quantile per
-//! step. Origins of one history are not exchangeable, so coverage is measured, not guaranteed.
+//! symmetric. Sources: split conformal prediction, Vovk et al., "Algorithmic Learning in a Random World" (2005); for forecasts
+//! of several steps, Stankeviciute et al., "Conformal Time-series Forecasting" (NeurIPS 2021), which calibrates on other
+//! series and each step apart. Here the calibration set is rolling origins of one history, too few for a quantile per step, so
+//! residuals of all steps are pooled in units of their step's mean size. Origins of one history are not exchangeable, so coverage is measured, not guaranteed.
 
 use serde::Serialize;
 
