@@ -123,7 +123,8 @@ impl Format {
 /// The formats that all cells seen so far agree with, best first.
 #[derive(Debug, Clone)]
 pub(crate) struct TimeColumn {
-    formats: Vec<Format>,
+    /// A bit for each of [`FORMATS`]: tables of tens of thousands of columns have as many of these.
+    formats: u64,
     /// Cells that some date format (not a bare number) fitted before the first that none did.
     pub(crate) dates_before_failure: u64,
     /// The line and text of the first cell that no format fits.
@@ -132,26 +133,32 @@ pub(crate) struct TimeColumn {
 
 impl TimeColumn {
     pub(crate) fn new() -> Self {
-        TimeColumn { formats: FORMATS.to_vec(), dates_before_failure: 0, failure: None }
+        const { assert!(FORMATS.len() <= 64) };
+        TimeColumn { formats: u64::MAX, dates_before_failure: 0, failure: None }
     }
 
     /// Drops the formats that `cell` (not blank) contradicts.
     pub(crate) fn see(&mut self, cell: &str, line: u64) {
-        if self.formats.is_empty() {
+        if self.formats(true).next().is_none() {
             return;
         }
-        let dated = self.formats.iter().any(|format| !format.is_number());
-        self.formats.retain(|format| format.read(cell).is_some());
-        if self.formats.is_empty() {
+        let dated = self.formats(false).next().is_some();
+        for (bit, format) in FORMATS.iter().enumerate() {
+            if self.formats >> bit & 1 == 1 && format.read(cell).is_none() {
+                self.formats &= !(1 << bit);
+            }
+        }
+        if self.formats(true).next().is_none() {
             self.failure = Some((line, cell.to_string()));
-        } else if dated && self.formats.iter().any(|format| !format.is_number()) {
+        } else if dated && self.formats(false).next().is_some() {
             self.dates_before_failure += 1;
         }
     }
 
     /// The formats left, best first. Bare numbers are left out unless `numbers`.
     pub(crate) fn formats(&self, numbers: bool) -> impl Iterator<Item = Format> + '_ {
-        self.formats.iter().copied().filter(move |format| numbers || !format.is_number())
+        let left = FORMATS.into_iter().enumerate().filter(|(bit, _)| self.formats >> bit & 1 == 1);
+        left.map(|(_, format)| format).filter(move |format| numbers || !format.is_number())
     }
 }
 
