@@ -21,7 +21,10 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     // One byte more than is allowed shows that there is more, also of a device without an end.
     file.take(LONGEST + 1).read_to_end(&mut text).map_err(|reason| Error::io("read", path, reason))?;
     if text.len() as u64 > LONGEST {
-        return Err(Error::config(path, format!("has more than {LONGEST} bytes, which no settings have: check the file")));
+        return Err(Error::config(
+            path,
+            format!("has more than {LONGEST} bytes, which no settings have: check the file"),
+        ));
     }
     parse(path, &text)
 }

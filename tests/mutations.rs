@@ -71,3 +71,16 @@ fn every_parser_has_a_fuzz_target() {
         assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"targets/{name}.rs\"\n")), "{name}");
     }
 }
+
+/// Not a test: `cargo test --release --test mutations -- --ignored` writes the inputs that fuzzing starts from.
+#[test]
+#[ignore = "writes fuzz/corpus"]
+fn write_fuzz_seeds() {
+    for parser in parsers::all() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(parser.name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (n, seed) in (parser.seeds)().iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{n}")), seed).unwrap();
+        }
+    }
+}

@@ -19,7 +19,8 @@ fn listed(count: usize, separator: &str, item: impl Fn(usize) -> String) -> Stri
 
 #[test]
 fn headers_of_many_small_tensors() {
-    let entry = |i: usize, shape: &str| format!("\"{i:x}\":{{\"dtype\":\"U8\",\"shape\":[{shape}],\"data_offsets\":[0,0]}}");
+    let entry =
+        |i: usize, shape: &str| format!("\"{i:x}\":{{\"dtype\":\"U8\",\"shape\":[{shape}],\"data_offsets\":[0,0]}}");
     let axes = ["0"; 16].join(",");
     let headers = [
         ("short entries", format!("{{{}}}", listed(40_000, ",", |i| entry(i, "0")))),
@@ -28,9 +29,8 @@ fn headers_of_many_small_tensors() {
         ("nested", format!("{{\"a\":{}", "[".repeat(300_000))),
         ("a long name", format!("{{\"{}\":0}}", "x".repeat(300_000))),
     ];
-    let framed = headers.map(|(what, header)| {
-        (what, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat())
-    });
+    let framed =
+        headers.map(|(what, header)| (what, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()));
     within(parsers::safetensors(), &framed);
     within(
         parsers::safetensors_index(),
@@ -96,12 +96,37 @@ fn tables_of_unusual_proportions() {
         ("columns of text", format!("{}\n{}\n", listed(30_000, ",", |i| format!("c{i:x}")), row(30_000, "b"))),
         ("rows of one cell", format!("y\n{}", "1\n".repeat(100_000))),
         ("rows with gaps", format!("step,y\n{}", listed(3_000, "\n", |i| format!("{},1", pairs(i))))),
-        ("a wide table with gaps", format!("step,{}\n{}", row(900, "a"), listed(8, "\n", |i| format!("{},{}", pairs(i), row(900, "1"))))),
-        ("a wide table with a gap", format!("step,{}\n0,{}\n1,{}\n199,{}\n", row(9_000, "a"), row(9_000, "1"), row(9_000, "1"), row(9_000, "1"))),
+        (
+            "a wide table with gaps",
+            format!("step,{}\n{}", row(900, "a"), listed(8, "\n", |i| format!("{},{}", pairs(i), row(900, "1")))),
+        ),
+        (
+            "a wide table with a gap",
+            format!(
+                "step,{}\n0,{}\n1,{}\n199,{}\n",
+                row(9_000, "a"),
+                row(9_000, "1"),
+                row(9_000, "1"),
+                row(9_000, "1")
+            ),
+        ),
         ("ids", format!("shop,t,y\n{}", listed(30_000, "\n", |i| format!("{i:x},2024-01-01,1")))),
-        ("ids with two rows", format!("shop,t,y\n{}", listed(30_000, "\n", |i| format!("{:x},{},1", i / 2, 9 * (i % 2))))),
-        ("ids of many columns", format!("shop,{}\n{}\n", listed(300, ",", |i| format!("{i:x}")), listed(300, "\n", |i| format!("{i:x},{}", row(300, "1"))))),
-        ("a long id of many columns", format!("shop,{}\n{},{}\n", listed(9_000, ",", |i| format!("{i:x}")), long(90_000), row(9_000, "1"))),
+        (
+            "ids with two rows",
+            format!("shop,t,y\n{}", listed(30_000, "\n", |i| format!("{:x},{},1", i / 2, 9 * (i % 2)))),
+        ),
+        (
+            "ids of many columns",
+            format!(
+                "shop,{}\n{}\n",
+                listed(300, ",", |i| format!("{i:x}")),
+                listed(300, "\n", |i| format!("{i:x},{}", row(300, "1")))
+            ),
+        ),
+        (
+            "a long id of many columns",
+            format!("shop,{}\n{},{}\n", listed(9_000, ",", |i| format!("{i:x}")), long(90_000), row(9_000, "1")),
+        ),
         (
             "long ids of many long columns",
             format!(
@@ -126,7 +151,10 @@ fn tables_of_unusual_proportions() {
     within(parsers::table(), &inputs);
     within(
         parsers::times(),
-        &[("empty cells", vec![b'\n'; 50_000]), ("days", listed(9_000, "\n", |i| format!("{}", 19_000 + i)).into_bytes())],
+        &[
+            ("empty cells", vec![b'\n'; 50_000]),
+            ("days", listed(9_000, "\n", |i| format!("{}", 19_000 + i)).into_bytes()),
+        ],
     );
     within(
         parsers::train_csv(),
@@ -143,5 +171,8 @@ fn tables_of_unusual_proportions() {
 #[test]
 fn moments_without_end() {
     let rows = |step: u64| (0..20_000u64).flat_map(|i| (i * step).to_le_bytes()).collect::<Vec<u8>>();
-    within(parsers::moments(), &[("seconds", rows(1 << 16)), ("days", rows(86_400 << 16)), ("years", rows(u64::MAX / 9))]);
+    within(
+        parsers::moments(),
+        &[("seconds", rows(1 << 16)), ("days", rows(86_400 << 16)), ("years", rows(u64::MAX / 9))],
+    );
 }

@@ -25,7 +25,8 @@ pub fn table() -> Parser {
                 "step\tshop\ty\tz\n10\tb\t1\t0\n20\tb\t2\t1\n10\ta\t3\t-1\n40\ta\t4\tnan\n",
                 "\u{feff}time|y\r\n2024-03-30 23:30:00.5Z|1e3\r\n2024-03-30 23:30:01Z|\r\n",
             ];
-            let examples = [include_str!("../../examples/data/co2.csv"), include_str!("../../examples/data/elnino.csv")];
+            let examples =
+                [include_str!("../../examples/data/co2.csv"), include_str!("../../examples/data/elnino.csv")];
             let head = |text: &str| text.lines().take(30).map(|line| format!("{line}\n")).collect::<String>();
             small.iter().map(|text| text.to_string()).chain(examples.map(head)).map(String::into_bytes).collect()
         },
@@ -173,7 +174,8 @@ pub fn train_csv() -> Parser {
     Parser {
         name: "train_csv",
         seeds: || {
-            let small = ["time,y\n2020,1\n2021,2.5\n2022,\n", "when,a,b\nmonday,1,NA\ntuesday,-3e2,4\n", "\u{feff}y\n1\n2\n"];
+            let small =
+                ["time,y\n2020,1\n2021,2.5\n2022,\n", "when,a,b\nmonday,1,NA\ntuesday,-3e2,4\n", "\u{feff}y\n1\n2\n"];
             small.iter().map(|text| text.as_bytes().to_vec()).collect()
         },
         parse: |input| {

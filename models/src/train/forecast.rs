@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
-use moesaic_kernels::{Params, one_line};
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::{Params, one_line};
 use serde::{Deserialize, Serialize};
 
 use super::data::csv::{CsvFolder, CsvOptions, read_csv};
