@@ -159,6 +159,17 @@ pub(crate) fn one_line(text: &str) -> String {
     clean.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Another library's message, which may repeat any length of the user's text, on one line and cut to a length that fits a
+/// message.
+pub(crate) fn brief(text: &str) -> String {
+    const LONGEST: usize = 300;
+    // Cut first: the rest is not worth a copy.
+    match text.char_indices().nth(LONGEST) {
+        Some((cut, _)) => format!("{}…", one_line(&text[..cut])),
+        None => one_line(text),
+    }
+}
+
 /// User text in quotes, on one line, cut to a length that fits a message.
 pub(crate) fn quoted(text: &str) -> String {
     const LONGEST: usize = 40;

@@ -21,6 +21,7 @@ pub use metrics::{Baseline, Coverage, Score};
 
 use crate::error::{Error, Place, Result, quoted};
 use crate::forecaster::Interval;
+use crate::settings;
 use crate::table::{Table, TableOptions};
 use metrics::Errors;
 use serde::{Deserialize, Serialize};
@@ -170,15 +171,22 @@ impl Plan {
     /// [`Error::Io`] when the file cannot be read; [`Error::Config`] when it is no plan, or has a count of 0 or no series.
     pub fn read(path: impl AsRef<Path>) -> Result<Plan> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
-        let mut plan: Plan = toml::from_str(&text).map_err(|e| {
-            let line =
-                e.span().map_or(0, |span| text.as_bytes().iter().take(span.start).filter(|b| **b == b'\n').count());
-            Error::config(path, format!("line {}: {}", line + 1, crate::error::one_line(e.message())))
-        })?;
-        plan.folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-        plan.check().map_err(|problem| Error::config(path, problem))?;
-        Ok(plan)
+        settings::read::<Plan>(path)?.checked(path)
+    }
+
+    /// The plan in the text of a file; `path` is what messages call it, and its folder is that of the series.
+    ///
+    /// # Errors
+    /// [`Error::Config`], as [`Plan::read`].
+    pub fn parse(path: impl AsRef<Path>, text: &[u8]) -> Result<Plan> {
+        let path = path.as_ref();
+        settings::parse::<Plan>(path, text)?.checked(path)
+    }
+
+    fn checked(mut self, path: &Path) -> Result<Plan> {
+        self.folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        self.check().map_err(|problem| Error::config(path, problem))?;
+        Ok(self)
     }
 
     fn check(&self) -> std::result::Result<(), String> {

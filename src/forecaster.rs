@@ -18,6 +18,7 @@ use context::{Context, constant};
 use intervals::Calibration;
 pub use intervals::Interval;
 use model::ModelFiles;
+pub use model::parse_config;
 pub use model::{ModelFile, ModelInfo, Parameters};
 
 /// A pretrained forecasting model. It holds no state between calls: one forecaster behind an `Arc` serves any number of

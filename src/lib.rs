@@ -35,12 +35,16 @@ mod forecaster;
 #[cfg(feature = "cli")]
 pub mod plot;
 mod series;
+#[doc(hidden)] // for the program, which reads the settings of training runs
+pub mod settings;
 mod table;
 
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 #[doc(hidden)] // for the program, which trains through the models crate
 pub use error::candle_message;
 pub use error::{Error, Place, Result};
+#[doc(hidden)] // apart from the files that it reads, for tests of damaged configurations
+pub use forecaster::parse_config;
 pub use forecaster::{
     DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, Interval, MAX_HORIZON, Missing, ModelFile, ModelInfo,
     Parameters,

@@ -15,7 +15,7 @@ mod locate;
 mod source;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod write;
 
 use std::borrow::Cow;

@@ -31,6 +31,8 @@ mod routes;
 mod tokens;
 
 pub use attention::CausalAttention;
+#[doc(hidden)] // how the messages of the workspace show what stands in a file
+pub use checkpoint::text::{one_line, shown};
 pub use cpu::pack::Packed;
 pub use experts::{Activation, BankKind, ExpertBank, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
 pub use layer::{MoeLayer, SharedExpert};

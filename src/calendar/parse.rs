@@ -73,6 +73,17 @@ const FORMATS: [Format; 32] = [
     Format::Number(Digits::Step),
 ];
 
+/// A bit for each of [`FORMATS`], and for each that is no bare number.
+const ALL: u64 = (1 << FORMATS.len()) - 1;
+const DATES: u64 = {
+    let (mut bits, mut at) = (0, 0);
+    while at < FORMATS.len() {
+        bits |= (!matches!(FORMATS[at], Format::Number(_)) as u64) << at;
+        at += 1;
+    }
+    bits
+};
+
 /// What a cell means: a moment with the offset it was written with, or a row number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Read {
@@ -123,7 +134,8 @@ impl Format {
 /// The formats that all cells seen so far agree with, best first.
 #[derive(Debug, Clone)]
 pub(crate) struct TimeColumn {
-    formats: Vec<Format>,
+    /// Bits of [`ALL`], and no list: tables of tens of thousands of columns have as many of these.
+    formats: u64,
     /// Cells that some date format (not a bare number) fitted before the first that none did.
     pub(crate) dates_before_failure: u64,
     /// The line and text of the first cell that no format fits.
@@ -132,26 +144,34 @@ pub(crate) struct TimeColumn {
 
 impl TimeColumn {
     pub(crate) fn new() -> Self {
-        TimeColumn { formats: FORMATS.to_vec(), dates_before_failure: 0, failure: None }
+        TimeColumn { formats: ALL, dates_before_failure: 0, failure: None }
     }
 
     /// Drops the formats that `cell` (not blank) contradicts.
     pub(crate) fn see(&mut self, cell: &str, line: u64) {
-        if self.formats.is_empty() {
+        if self.formats == 0 {
             return;
         }
-        let dated = self.formats.iter().any(|format| !format.is_number());
-        self.formats.retain(|format| format.read(cell).is_some());
-        if self.formats.is_empty() {
+        let dated = self.formats & DATES != 0;
+        let mut open = self.formats;
+        while open != 0 {
+            let bit = open.trailing_zeros();
+            open &= open - 1;
+            if FORMATS.get(bit as usize).is_none_or(|format| format.read(cell).is_none()) {
+                self.formats &= !(1 << bit);
+            }
+        }
+        if self.formats == 0 {
             self.failure = Some((line, cell.to_string()));
-        } else if dated && self.formats.iter().any(|format| !format.is_number()) {
+        } else if dated && self.formats & DATES != 0 {
             self.dates_before_failure += 1;
         }
     }
 
     /// The formats left, best first. Bare numbers are left out unless `numbers`.
     pub(crate) fn formats(&self, numbers: bool) -> impl Iterator<Item = Format> + '_ {
-        self.formats.iter().copied().filter(move |format| numbers || !format.is_number())
+        let left = FORMATS.into_iter().enumerate().filter(|(bit, _)| self.formats >> bit & 1 == 1);
+        left.map(|(_, format)| format).filter(move |format| numbers || !format.is_number())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `moesaic train forecast`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,7 +26,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config = read(&args.config)?;
+    let config: TrainConfig = moesaic::settings::read(&args.config)?;
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -53,16 +53,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<TrainConfig> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| anyhow!("cannot read {shown}: {error}"))?;
-    toml::from_str(&text).map_err(|error| {
-        let before = error.span().map_or(0, |span| span.start);
-        let line = text.bytes().take(before).filter(|byte| *byte == b'\n').count() + 1;
-        anyhow!("{shown}: line {line}: {}", error.message())
-    })
 }
 
 fn progress(report: &Report) -> String {

@@ -54,7 +54,7 @@ impl ModelFiles {
 }
 
 /// Reads a configuration and refuses models of another kind before their other fields are looked at.
-pub(super) fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
+pub fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
     let refuse = |problem: String| Error::config(path, problem);
     let text = std::str::from_utf8(text).map_err(|_| refuse("is not UTF-8 text: check the file".into()))?;
     let json: serde_json::Value = serde_json::from_str(text)

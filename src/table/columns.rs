@@ -1,5 +1,7 @@
 //! A first pass over a table: what each column holds, and which columns to read.
 
+use std::collections::HashSet;
+
 use csv::ByteRecord;
 
 use super::dialect::Dialect;
@@ -27,6 +29,10 @@ pub(super) struct Column {
     first_text: Option<(u64, String)>,
     time: TimeColumn,
 }
+
+/// Wider tables are taken for a mistake: what is known of a column takes a hundred times the two bytes that it may take in
+/// the file.
+const MOST_COLUMNS: usize = 1 << 16;
 
 /// Which columns to read, and how.
 #[derive(Clone)]
@@ -79,7 +85,7 @@ impl Survey {
         let mut first = true;
         each_record(name, text, dialect, |record, line| {
             if std::mem::take(&mut first) {
-                survey.start(record);
+                survey.start(name, record, line)?;
                 if survey.header {
                     return Ok(());
                 }
@@ -90,21 +96,32 @@ impl Survey {
     }
 
     /// Takes the names from the first record, or numbers the columns when it is data.
-    fn start(&mut self, record: &ByteRecord) {
+    fn start(&mut self, file: &str, record: &ByteRecord, line: u64) -> Result<()> {
+        if record.len() > MOST_COLUMNS {
+            let problem = format!(
+                "has {} fields, more than the {MOST_COLUMNS} columns that a table may have: check its separators, or \
+                 write one row for each series and time (--id)",
+                record.len()
+            );
+            return Err(Error::input(Place::file(file).line(line), problem));
+        }
         let data = |text: &str| matches!(cell(text, self.comma), Cell::Number(_)) || looks_like_date(text.trim());
         let blank = |text: &str| text.trim().is_empty();
         self.header = !record.iter().all(|field| {
             let text = String::from_utf8_lossy(field);
             blank(&text) || data(&text)
         });
+        let mut names = HashSet::new();
         for at in 0..record.len() {
             let text = field(record, at);
             let mut name = if self.header { one_line(&text) } else { format!("column {}", at + 1) };
-            if !name.is_empty() && self.columns.iter().any(|column| column.name == name) {
+            if !name.is_empty() && names.contains(&name) {
                 name = format!("{name} (column {})", at + 1);
             }
+            names.insert(name.clone());
             self.columns.push(Column::new(name));
         }
+        Ok(())
     }
 
     fn see(&mut self, name: &str, record: &ByteRecord, line: u64) -> Result<()> {
@@ -184,8 +201,8 @@ impl Survey {
 
     /// The column of text, if there is exactly one beside time and values: it may tell the series of a long table apart.
     pub fn only_text(&self, choice: &Choice) -> Option<usize> {
-        let free = |at: usize| !choice.values.contains(&at) && choice.time.is_none_or(|time| time.column != at);
-        let mut texts = (0..self.columns.len()).filter(|&at| free(at) && self.columns[at].texts > 0);
+        let taken: HashSet<usize> = choice.values.iter().copied().chain(choice.time.map(|time| time.column)).collect();
+        let mut texts = (0..self.columns.len()).filter(|at| !taken.contains(at) && self.columns[*at].texts > 0);
         texts.next().filter(|&at| texts.next().is_none() && self.columns[at].missing == 0)
     }
 

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 
 use super::rows::Rows;
 use crate::calendar::{Calendar, Frequency};
-use crate::error::{Result, quoted};
+use crate::error::{Error, Place, Result, quoted};
 use crate::series::{Index, Series};
 
 /// Remarks on single series that are worth showing; a table of thousands has as many.
 const SHOWN: usize = 3;
+
+/// Ids and column names are written once in the file and once for each series: long ones would make much of little.
+const LONGEST_NAME: usize = 512;
 
 /// The series of a long table, in the order in which their ids appear.
 pub(super) fn series(
@@ -18,6 +21,16 @@ pub(super) fn series(
     time: Option<&str>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Series>> {
+    let names = rows.ids.iter().map(String::as_str).chain(titles.iter().copied());
+    if let Some(long) = names.filter(|_| titles.len() > 1).find(|name| name.len() > LONGEST_NAME) {
+        let problem = format!(
+            "the name {} has {} bytes, more than the {LONGEST_NAME} that an id or a column of a long table may have: \
+             shorten it, or check the quotes",
+            quoted(long),
+            long.len()
+        );
+        return Err(Error::input(Place::file(file), problem));
+    }
     let mut all = Vec::with_capacity(rows.ids.len() * titles.len());
     let mut single = Vec::new();
     let mut remarks = Vec::new();

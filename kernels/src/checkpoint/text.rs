@@ -20,7 +20,7 @@ const LONGEST_COMPARED: usize = 256;
 const LIKE: f64 = 0.6;
 
 /// A name in quotes, on one line, cut where it is very long.
-pub(super) fn shown(name: &str) -> String {
+pub fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if name.chars().nth(LONGEST).is_some() {
         text.push_str("...");
@@ -29,7 +29,7 @@ pub(super) fn shown(name: &str) -> String {
 }
 
 /// Another library's message, on one line and cut where it is very long (serde_json repeats strings of the file).
-pub(super) fn one_line(message: impl std::fmt::Display) -> String {
+pub fn one_line(message: impl std::fmt::Display) -> String {
     let message = message.to_string();
     let mut text: String = message.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if message.chars().nth(LONGEST).is_some() {

@@ -6,6 +6,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::fused;
 use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
+use crate::checkpoint::text::shown;
 use crate::cpu::pack::Packed;
 use crate::host::tracked;
 use crate::ops::silu_glu;
@@ -33,7 +34,8 @@ impl Activation {
             "gelu" => Self::Gelu,
             "relu" => Self::Relu,
             other => {
-                bail!("activation {other:?} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu")
+                let other = shown(other);
+                bail!("activation {other} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu")
             }
         })
     }

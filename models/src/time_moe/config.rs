@@ -1,6 +1,7 @@
 //! `config.json` of `model_type: time_moe`.
 
 use candle_core::{Error, Result, bail};
+use moesaic_kernels::{one_line, shown};
 use serde::{Deserialize, Serialize};
 
 /// The keys of a published `config.json` that the model reads; others are kept out of the way.
@@ -124,7 +125,7 @@ impl Config {
     /// Parses and checks a `config.json`.
     pub fn from_json(json: &str) -> Result<Self> {
         let config: Self = serde_json::from_str(json)
-            .map_err(|e| Error::msg(format!("this is not the config.json of a Time-MoE: {e}")))?;
+            .map_err(|e| Error::msg(format!("this is not the config.json of a Time-MoE: {}", one_line(e))))?;
         config.validate()?;
         Ok(config)
     }
@@ -132,7 +133,8 @@ impl Config {
     /// Checks that the sizes fit each other and stay in bounds, before anything is allocated.
     pub fn validate(&self) -> Result<()> {
         if self.model_type != "time_moe" {
-            bail!("model_type is {:?}, expected \"time_moe\"; other forecasters are not supported", self.model_type);
+            let other = shown(&self.model_type);
+            bail!("model_type is {other}, expected \"time_moe\"; other forecasters are not supported");
         }
         let [width, count, positions] = LIMITS.map(|(_, n)| n);
         let horizons = self.horizon_lengths.len();

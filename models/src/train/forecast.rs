@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
-use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::{Params, one_line};
 use serde::{Deserialize, Serialize};
 
 use super::data::csv::{CsvFolder, CsvOptions, read_csv};
@@ -87,7 +87,8 @@ impl TrainConfig {
         self.optimiser.validate()?;
         let longest = self.data.context.iter().max().copied().unwrap_or(0);
         if longest == 0 || self.data.context.iter().any(|&c| !(16..=1 << 16).contains(&c)) {
-            bail!("data.context is {:?}, expected lengths in 16 to 65536", self.data.context);
+            let lengths = one_line(format!("{:?}", self.data.context));
+            bail!("data.context is {lengths}, expected lengths in 16 to 65536");
         }
         if self.data.tokens < longest || self.data.tokens > 1 << 24 {
             bail!("data.tokens is {}, expected at least the longest context and at most {}", self.data.tokens, 1 << 24);

@@ -8,6 +8,7 @@ use super::window::moments;
 use super::{Batch, Series, Source, Windowing};
 use candle_core::{Error, Result, bail};
 use moesaic_kernels::rng::Rng;
+use moesaic_kernels::shown;
 use std::path::{Path, PathBuf};
 
 /// A series needs this many observed values to be used at all.
@@ -214,9 +215,15 @@ fn is_time(name: &str) -> bool {
 ///
 /// Errors name the file, and the line and column of a cell that is neither a finite number nor missing.
 pub fn read_csv(path: &Path) -> Result<Vec<Series>> {
-    let file = path.display().to_string();
+    let name = path.display().to_string();
+    let file = std::fs::File::open(path).map_err(|e| Error::msg(format!("{name}: {e}")))?;
+    parse_csv(&name, file)
+}
+
+/// [`read_csv`] from any reader; `file` is what messages and the names of series call it.
+pub fn parse_csv(file: &str, text: impl std::io::Read) -> Result<Vec<Series>> {
     let bad = |e: csv::Error| Error::msg(format!("{file}: {e}"));
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(bad)?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
     let mut names: Vec<String> = reader.headers().map_err(bad)?.iter().map(str::to_owned).collect();
     if let Some(first) = names.first_mut() {
         // Spreadsheets put a byte order mark before the first name.
@@ -241,9 +248,10 @@ pub fn read_csv(path: &Path) -> Result<Vec<Series>> {
                     _ => {
                         let line = record.position().map_or(row as u64 + 2, csv::Position::line);
                         bail!(
-                            "{file}: line {line}, column {:?}: {cell:?} is not a finite number; correct it, leave it \
+                            "{file}: line {line}, column {}: {} is not a finite number; correct it, leave it \
                              empty if it is missing, or remove the column",
-                            names[index]
+                            shown(&names[index]),
+                            shown(cell)
                         );
                     }
                 }
