@@ -6,9 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::header::{
-    ACCEPT_RANGES, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE,
-};
+use ureq::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -19,7 +17,7 @@ use super::options::HubOptions;
 use super::problem::{HubErrorKind, Outcome, Problem};
 use crate::error::{Error, Result, one_line, quoted};
 
-/// A listing of a repository is read up to this length: about 100,000 files.
+/// A listing of a repository is read up to this length.
 const LONGEST_LISTING: u64 = 16 << 20;
 /// Redirects that one request follows.
 const MOST_REDIRECTS: usize = 10;
@@ -200,9 +198,8 @@ impl Client {
             StatusCode::PARTIAL_CONTENT => {
                 let range = text(headers, CONTENT_RANGE.as_str()).and_then(range);
                 let Some((start, size)) = range.filter(|(start, _)| *start == from) else {
-                    let unit = ACCEPT_RANGES.as_str();
                     return Err(Problem::server(format!(
-                        "{host} gives another part of {file} than was asked for ({unit})"
+                        "{host} gives another part of {file} than was asked for: check HF_ENDPOINT"
                     )));
                 };
                 (start, size)
@@ -267,6 +264,11 @@ impl Client {
         let (kind, problem) = match (status.as_u16(), code) {
             // A redirect that was not followed says what was asked.
             (200..=399, _) => return Ok(()),
+            // The storage of large files: its signed addresses end after a while, and a repetition gets a new one.
+            (status, _) if *host != self.origin.to_string() => {
+                let what = file.unwrap_or("the listing");
+                (HubErrorKind::Server, format!("{host} does not give {what} (status {status}): try again later"))
+            }
             (401 | 403, Some("GatedRepo")) => {
                 let token = if self.token.is_some() { "with the account of HF_TOKEN" } else { "and set HF_TOKEN" };
                 (HubErrorKind::Access, format!("is gated: accept its terms on {page} {token}"))

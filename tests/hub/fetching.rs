@@ -187,7 +187,8 @@ fn two_at_once_fetch_a_file_once() {
 #[test]
 fn progress_is_reported_unless_it_is_not_wanted() {
     let (server, cache) = (Server::start(files()), folder());
-    let seen: Arc<Mutex<Vec<(String, usize, usize, Stage)>>> = Arc::default();
+    type Seen = Mutex<Vec<(String, usize, usize, Stage)>>;
+    let seen: Arc<Seen> = Arc::default();
     let sink = Arc::clone(&seen);
     let options = options(&server, cache.path()).on_progress(move |progress| {
         assert_eq!(progress.repo, REPO);

@@ -43,6 +43,15 @@ fn refusals_say_what_to_do() {
         assert_eq!(self::kind(&error), kind, "{status} {code}: {error}");
         nothing_of(cache.path(), "blobs");
     }
+    // The storage's refusals say nothing about the model.
+    let (server, cache) = (Server::start(files()), folder());
+    server.change(|request, reply| {
+        if request.storage {
+            *reply = Reply::new(403, "<Error>expired</Error>");
+        }
+    });
+    let error = hub(&server, cache.path()).model(REPO).unwrap_err();
+    check("storage", &error, Unable, "does not give model.safetensors (status 403): try again later");
     let (server, cache) = (Server::start(files()), folder());
     let hub = hub(&server, cache.path());
     for id in ["org", "org/name/x", "../name", "org/name@", "https://huggingface.co/org/name"] {

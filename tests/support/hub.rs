@@ -212,8 +212,10 @@ fn send(shared: &Shared, writer: &mut TcpStream, request: &Request, reply: &Repl
     if request.method == "HEAD" {
         return Some(true);
     }
-    while reply.endless {
-        writer.write_all(&reply.body).ok()?;
+    if reply.endless {
+        loop {
+            writer.write_all(&reply.body).ok()?; // until the client has enough
+        }
     }
     match reply.cut {
         None => writer.write_all(&reply.body).ok()?,
