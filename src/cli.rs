@@ -3,17 +3,16 @@
 mod eval;
 mod forecast;
 mod info;
+mod model;
 mod output;
 mod tables;
 mod train;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use moesaic::Forecaster;
 
 /// Forecasts time series with sparse mixture-of-experts models, offline.
 #[derive(Debug, Parser)]
@@ -114,22 +113,6 @@ fn usage(rendered: &str) -> String {
         .filter(|part| !part.is_empty() && !part.starts_with("Usage:") && !part.starts_with("For more information"))
         .collect();
     format!("{}; see --help", parts.join("; "))
-}
-
-/// The model in this folder, or the built-in one.
-fn open_model(dir: Option<&Path>) -> moesaic::Result<Forecaster> {
-    match dir {
-        Some(dir) => Forecaster::from_dir(dir),
-        None => Forecaster::embedded(),
-    }
-}
-
-/// The option that chooses a model, alike in all commands.
-#[derive(Debug, clap::Args)]
-struct ModelArgs {
-    /// Folder of a model (config.json, model.safetensors); the built-in one if left out
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
 }
 
 /// A level of an interval: `90` or `90%` is 0.9.

@@ -40,6 +40,17 @@ pub enum Error {
     /// The computation itself failed.
     #[error("{0}")]
     Compute(String),
+    /// The Hub, or the cache of what came from it, could not give a model.
+    #[cfg(feature = "hub")]
+    #[error("{id}: {problem}")]
+    Hub {
+        /// The model, `org/name` or `org/name@revision`.
+        id: String,
+        /// What kind of problem it is, by what helps.
+        kind: crate::hub::HubErrorKind,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {reason}", path = path.display())]
     Io {

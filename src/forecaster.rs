@@ -12,6 +12,8 @@ use moesaic_models::time_moe::TimeMoe;
 use serde::Serialize;
 
 use crate::error::{Error, Place, Result, quoted};
+#[cfg(feature = "hub")]
+use crate::hub::Hub;
 use crate::series::{Series, Stamp};
 use bounds::Bounds;
 use context::{Context, constant};
@@ -168,6 +170,38 @@ impl Forecaster {
     /// damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
         Self::load(ModelFiles::open(dir.as_ref())?)
+    }
+
+    /// A model on the Hub, `org/name` or `org/name@revision`, by way of the cache, as the environment says
+    /// ([`HubOptions::from_env`](crate::hub::HubOptions::from_env)). Downloads what the cache lacks, after the
+    /// configuration has been found to be one of a model that forecasts. Blocks until all is there. Where the Hub cannot be
+    /// reached, a complete copy in the cache is used; its commit is in [`ModelInfo::source`].
+    ///
+    /// ```no_run
+    /// # fn main() -> moesaic::Result<()> {
+    /// let forecaster = moesaic::Forecaster::from_hub("Maple728/TimeMoE-50M")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Hub`] when the model cannot be had, [`Error::Input`] for what is no id, and the errors of
+    /// [`Forecaster::from_dir`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub(id: &str) -> Result<Self> {
+        Self::from_hub_with(id, &Hub::from_env()?)
+    }
+
+    /// As [`Forecaster::from_hub`], from this Hub, whatever the environment says.
+    ///
+    /// # Errors
+    /// As [`Forecaster::from_hub`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub_with(id: &str, hub: &Hub) -> Result<Self> {
+        let (files, snapshot) = ModelFiles::fetch(id, hub)?;
+        let mut forecaster = Self::load(files)?;
+        forecaster.info.source = snapshot.to_string();
+        Ok(forecaster)
     }
 
     fn load(files: ModelFiles) -> Result<Self> {

@@ -2,7 +2,7 @@
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
-//! library, or any Time-MoE in a folder in the Hugging Face layout.
+//! library, or any Time-MoE in a folder in the Hugging Face layout or on the Hub.
 //!
 //! ```
 //! use moesaic::{ForecastOptions, Forecaster, Table, TableOptions};
@@ -22,16 +22,20 @@
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files.
 //! * [`eval`] scores forecasts against baselines on series with a known future.
+//! * `hub` (feature `hub`) fetches models from the Hugging Face Hub by their id.
 //! * `plot` (feature `cli`) draws a series and its forecast in a terminal or as SVG.
 //! * [`Error`] is one typed error; every message is one line that says what to do.
 //!
 //! # Features
 //! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
+//! * `hub` (default): the module `hub` and `Forecaster::from_hub`. Nothing uses the network unless it is given a Hub id.
 
 mod calendar;
 mod error;
 pub mod eval;
 mod forecaster;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "cli")]
 pub mod plot;
 mod series;

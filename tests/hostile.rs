@@ -163,8 +163,16 @@ fn configurations() {
     fails(
         "no folder",
         folder.path(),
+        &["info", "./org/name"],
+        "./org/name: does not exist: give a folder with config.json",
+    );
+    #[cfg(feature = "hub")]
+    fails(
+        "no folder, and not in the cache of the Hub",
+        folder.path(),
         &["info", "org/name"],
-        "org/name: does not exist: give a folder with config.json",
+        "offline mode (HF_HUB_OFFLINE) forbids to fetch it: unset that once, or copy the model there (there is no folder \
+         org/name either)",
     );
     fails("a file", folder.path(), &["info", "t.csv"], "t.csv: is not a folder");
 }

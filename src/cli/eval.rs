@@ -6,7 +6,8 @@ use anyhow::Result;
 use moesaic::eval::{Answer, Plan};
 use moesaic::{Forecast, ForecastOptions, Series};
 
-use super::{ModelArgs, open_model, percent, print};
+use super::model::ModelArgs;
+use super::{percent, print};
 
 /// Score forecasts against naive, seasonal-naive and drift.
 ///
@@ -30,7 +31,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let plan = Plan::read(&args.plan)?;
-    let model = open_model(args.model.model.as_deref())?;
+    let model = args.model.open()?;
     let mut options = ForecastOptions::default();
     options.intervals.extend(args.interval);
     let evaluation = plan.evaluate(&model.info().source, |request| {

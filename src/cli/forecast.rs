@@ -8,13 +8,14 @@ use moesaic::plot::{self, Panel};
 use moesaic::{Forecast, ForecastOptions, Forecaster, ModelInfo, Series, Table, TableOptions};
 use serde::Serialize;
 
+use super::model::ModelArgs;
 use super::output::Output;
-use super::{ModelArgs, colour, count, note, open_model, percent, print, tables};
+use super::{colour, count, note, percent, print, tables};
 
 /// Continue the series of a CSV file.
 ///
 /// Finds the time column and forecasts every column of numbers. Prints the future rows and draws history and forecast;
-/// --json and --csv print for programs instead. Works offline.
+/// --json and --csv print for programs instead. Works offline, unless --model is the id of a model on the Hub.
 ///
 /// Missing values (empty cells, NA, NaN, -, ...) and missing rows are filled by a straight line between their
 /// neighbours; after the last observed value they are forecast, so a forecast starts at the first row after it.
@@ -75,7 +76,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let picture = args.plot.as_deref().map(open_picture).transpose()?;
     let mut table = read(args)?;
     let empty = leave_out_empty(&mut table);
-    let model = open_model(args.model.model.as_deref())?;
+    let model = args.model.open()?;
     let horizon = args.horizon.unwrap_or_else(|| usual_horizon(&table).min(model.max_horizon()));
     let mut options = ForecastOptions::default().non_negative(args.non_negative);
     options.context = args.context;

@@ -5,13 +5,18 @@ use std::path::PathBuf;
 use anyhow::Result;
 use moesaic::ModelInfo;
 
-use super::{bytes, count, print};
+use super::{bytes, count, model, print};
 
 /// Describe a model: architecture, parameters, experts, files.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Folder of a model; the built-in one if left out
-    #[arg(value_name = "DIR")]
+    #[cfg_attr(feature = "hub", doc = "")]
+    #[cfg_attr(
+        feature = "hub",
+        doc = "Also the id of a model on the Hub, which is downloaded first: org/name or org/name@revision."
+    )]
+    #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -19,10 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let info = match &args.model {
-        Some(dir) => ModelInfo::of_dir(dir)?,
-        None => ModelInfo::embedded()?,
-    };
+    let info = model::describe(args.model.as_deref())?;
     let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe(&info) };
     Ok(print(&text)?)
 }

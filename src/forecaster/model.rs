@@ -9,6 +9,8 @@ use moesaic_models::time_moe::Config;
 use serde::Serialize;
 
 use crate::error::{Error, Result, candle_message, one_line, quoted};
+#[cfg(feature = "hub")]
+use crate::hub::{Hub, Snapshot};
 
 /// A configuration and the weights that belong to it, both opened, neither loaded.
 pub(super) struct ModelFiles {
@@ -17,6 +19,8 @@ pub(super) struct ModelFiles {
     pub config: Config,
     pub checkpoint: Checkpoint,
 }
+
+const CONFIG: &str = "config.json";
 
 /// A configuration longer than this is not one.
 const LONGEST_CONFIG: u64 = 1 << 20;
@@ -41,16 +45,28 @@ impl ModelFiles {
             let problem = format!("{what}: give a folder with config.json and model.safetensors");
             return Err(Error::config(dir, problem));
         }
-        let path = dir.join("config.json");
-        let size = fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?.len();
-        if size > LONGEST_CONFIG {
-            return Err(Error::config(&path, format!("has {size} bytes, which no configuration has: check the file")));
-        }
-        let text = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-        let config = parse_config(&path, &text)?;
+        let config = read_config(dir)?;
         let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
         Ok(ModelFiles { source: dir.to_path_buf(), config, checkpoint })
     }
+
+    /// Brings a model from the Hub into the cache; one of another kind is refused before its weights come.
+    #[cfg(feature = "hub")]
+    pub fn fetch(id: &str, hub: &Hub) -> Result<(Self, Snapshot)> {
+        let snapshot = hub.model_if(id, |folder| read_config(folder).map(drop))?;
+        Ok((Self::open(&snapshot.folder)?, snapshot))
+    }
+}
+
+/// Reads the configuration in a model's folder.
+fn read_config(dir: &Path) -> Result<Config> {
+    let path = dir.join(CONFIG);
+    let size = fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?.len();
+    if size > LONGEST_CONFIG {
+        return Err(Error::config(&path, format!("has {size} bytes, which no configuration has: check the file")));
+    }
+    let text = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    parse_config(&path, &text)
 }
 
 /// Reads a configuration and refuses models of another kind before their other fields are looked at.
@@ -73,7 +89,7 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ModelInfo {
-    /// The folder, or `embedded`.
+    /// The folder, `org/name@commit` for a model from the Hub, or `embedded`.
     pub source: String,
     /// The model family, as `model_type` in `config.json`.
     pub architecture: String,
@@ -108,6 +124,16 @@ impl ModelInfo {
     /// As [`Forecaster::from_dir`](super::Forecaster::from_dir), but for what only shows when weights are read.
     pub fn of_dir(dir: impl AsRef<Path>) -> Result<Self> {
         Ok(Self::new(&ModelFiles::open(dir.as_ref())?))
+    }
+
+    /// Describes a model on the Hub, `org/name` or `org/name@revision`. Downloads it whole where the cache lacks it.
+    ///
+    /// # Errors
+    /// As [`Forecaster::from_hub`](super::Forecaster::from_hub), but for what only shows when weights are read.
+    #[cfg(feature = "hub")]
+    pub fn of_hub(id: &str, hub: &Hub) -> Result<Self> {
+        let (files, snapshot) = ModelFiles::fetch(id, hub)?;
+        Ok(ModelInfo { source: snapshot.to_string(), ..Self::new(&files) })
     }
 
     /// Describes the model that is part of the library.

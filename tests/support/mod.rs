@@ -35,6 +35,14 @@ pub fn example(name: &str) -> PathBuf {
 pub fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moesaic"));
     command.current_dir(folder).env_remove("NO_COLOR").stdin(Stdio::null());
+    // No test asks the real Hub, nor looks into the cache of whoever runs it.
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"] {
+        command.env_remove(name);
+    }
+    for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "SSL_CERT_FILE", "HF_HUB_DISABLE_PROGRESS_BARS"] {
+        command.env_remove(name).env_remove(name.to_ascii_lowercase());
+    }
+    command.env("HF_HOME", folder.join("hf")).env("HF_HUB_OFFLINE", "1");
     command
 }
 

@@ -95,24 +95,7 @@ fn open_index(path: &Path, label: String) -> Result<Checkpoint> {
     let index_label = path.display().to_string();
     let index = read_index(path, &index_label)?;
     let dir = path.parent().unwrap_or(Path::new(""));
-    let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
-    for (tensor, shard) in &index.weight_map {
-        if !is_plain(shard) {
-            refuse!(
-                "{index_label}: tensor {} is said to be in {}: a shard must be a .safetensors file beside the index",
-                shown(tensor),
-                shown(shard)
-            );
-        }
-        let next = shards.len();
-        shards.entry(shard).or_insert(next);
-    }
-    let mut names = vec![""; shards.len()];
-    for (name, at) in &shards {
-        if let Some(slot) = names.get_mut(*at) {
-            *slot = name;
-        }
-    }
+    let names = shards(&index, &index_label)?;
     let (mut sources, mut metadata) = (Vec::with_capacity(names.len()), BTreeMap::new());
     let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
     for (file, name) in names.iter().enumerate() {
@@ -152,6 +135,40 @@ fn open_index(path: &Path, label: String) -> Result<Checkpoint> {
         }
     }
     Ok(Checkpoint::assemble(label, sources, tensors, metadata))
+}
+
+/// The files that the shard index at `path` names, each once: plain names of `.safetensors` files beside the index. They need
+/// not be there yet.
+///
+/// # Errors
+/// The index cannot be read, is none, or names a file outside its folder.
+pub fn shard_files(path: &Path) -> Result<Vec<String>> {
+    let label = path.display().to_string();
+    let index = read_index(path, &label)?;
+    Ok(shards(&index, &label)?.into_iter().map(str::to_string).collect())
+}
+
+/// The shards of an index in the order in which it first names them.
+fn shards<'a>(index: &'a RawIndex, label: &str) -> Result<Vec<&'a str>> {
+    let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
+    for (tensor, shard) in &index.weight_map {
+        if !is_plain(shard) {
+            refuse!(
+                "{label}: tensor {} is said to be in {}: a shard must be a .safetensors file beside the index",
+                shown(tensor),
+                shown(shard)
+            );
+        }
+        let next = shards.len();
+        shards.entry(shard).or_insert(next);
+    }
+    let mut names = vec![""; shards.len()];
+    for (name, at) in &shards {
+        if let Some(slot) = names.get_mut(*at) {
+            *slot = name;
+        }
+    }
+    Ok(names)
 }
 
 /// A file name and nothing else: no folders, no `..`, no drive, no alternate stream.

@@ -1,0 +1,115 @@
+//! Which model a command works with: the built-in one, one in a folder, or one on the Hub.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use moesaic::{Forecaster, ModelInfo};
+
+/// The option that chooses a model, alike in all commands.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelArgs {
+    /// Folder of a model (config.json, model.safetensors); the built-in one if left out
+    #[cfg_attr(feature = "hub", doc = "")]
+    #[cfg_attr(
+        feature = "hub",
+        doc = "Also the id of a model on the Hub, which is downloaded once: org/name or org/name@revision. HF_HOME, \
+               HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT are honoured."
+    )]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    pub fn open(&self) -> Result<Forecaster> {
+        #[cfg(feature = "hub")]
+        if let Some(id) = self.model.as_deref().and_then(hub::id) {
+            return hub::with(id, Forecaster::from_hub_with);
+        }
+        Ok(match &self.model {
+            Some(dir) => Forecaster::from_dir(dir)?,
+            None => Forecaster::embedded()?,
+        })
+    }
+}
+
+/// Describes the model in this folder or of this id, or the built-in one.
+pub(super) fn describe(model: Option<&Path>) -> Result<ModelInfo> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = model.and_then(hub::id) {
+        return hub::with(id, ModelInfo::of_hub);
+    }
+    Ok(match model {
+        Some(dir) => ModelInfo::of_dir(dir)?,
+        None => ModelInfo::embedded()?,
+    })
+}
+
+#[cfg(feature = "hub")]
+mod hub {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use anyhow::{Result, anyhow};
+    use indicatif::{ProgressBar, ProgressStyle};
+    use moesaic::Error;
+    use moesaic::hub::{Hub, HubErrorKind, HubOptions, Progress, RepoId, Stage};
+
+    use super::super::note;
+
+    /// The text as the id of a model on the Hub. What exists on this machine is never one.
+    pub fn id(path: &Path) -> Option<&str> {
+        path.to_str().filter(|text| !path.exists() && text.parse::<RepoId>().is_ok())
+    }
+
+    /// Does something with a model of the Hub, while a bar shows what is downloaded.
+    pub fn with<T>(id: &str, open: impl FnOnce(&str, &Hub) -> moesaic::Result<T>) -> Result<T> {
+        let bar = Bar::default();
+        let shown = bar.clone();
+        let options = HubOptions::from_env()?.on_progress(move |progress| shown.show(progress)).on_remark(note);
+        let opened = open(id, &Hub::new(options)?);
+        bar.clear();
+        opened.map_err(|error| match &error {
+            Error::Hub { kind: HubErrorKind::Access | HubErrorKind::NotFound | HubErrorKind::Offline, .. } => {
+                anyhow!("{error} (there is no folder {id} either)")
+            }
+            _ => error.into(),
+        })
+    }
+
+    /// A bar on standard error, where that is a terminal.
+    #[derive(Clone, Default)]
+    struct Bar(Arc<Mutex<Option<ProgressBar>>>);
+
+    impl Bar {
+        fn show(&self, progress: &Progress<'_>) {
+            let mut bar = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match progress.stage {
+                Stage::Fetching { done, size } => {
+                    let name = || format!("{} ({} of {})", progress.file, progress.number, progress.files);
+                    let bar =
+                        bar.get_or_insert_with(|| ProgressBar::new(size).with_style(style()).with_message(name()));
+                    bar.set_length(size);
+                    bar.set_position(done);
+                }
+                Stage::Waiting => note(&format!("{} is being fetched by another process: waiting", progress.file)),
+                _ => remove(&mut bar),
+            }
+        }
+
+        fn clear(&self) {
+            remove(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn remove(bar: &mut Option<ProgressBar>) {
+        if let Some(bar) = bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn style() -> ProgressStyle {
+        let line = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        // The template is a constant; a default bar is better than none.
+        ProgressStyle::with_template(line).unwrap_or_else(|_| ProgressStyle::default_bar())
+    }
+}
