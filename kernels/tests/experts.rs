@@ -73,10 +73,9 @@ proptest! {
         let bound = if kind == 1 { 3e-3 } else { 1e-4 };
         prop_assert!(worst(&stages, &want) < bound, "stages: {}", worst(&stages, &want));
         let packed = bank.clone().pack().unwrap();
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
-            let (fused, from_tiles) = with_isa(isa, || (bank.forward(&x, &routes).unwrap(), packed.forward(&x, &routes).unwrap()));
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
+            let fused = with_isa(isa, || packed.forward(&x, &routes).unwrap());
             prop_assert!(worst(&fused, &want) < bound, "fused on {isa:?}: {}", worst(&fused, &want));
-            prop_assert_eq!(bits(&fused), bits(&from_tiles));
         }
     }
 
@@ -97,7 +96,10 @@ proptest! {
         let x = bf16(x);
         let want = naive(&bank, &x, &routes).unwrap();
         let largest = want.abs().unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap().into_iter().fold(1.0, f64::max);
-        for got in [bank.forward(&x, &routes).unwrap(), bank.forward_stages(&x, &routes).unwrap()] {
+        let packed = bank.clone().pack().unwrap();
+        let mut all = vec![bank.forward_stages(&x, &routes).unwrap()];
+        all.extend([Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].map(|isa| with_isa(isa, || packed.forward(&x, &routes).unwrap())));
+        for got in all {
             prop_assert_eq!(got.dtype(), DType::BF16);
             prop_assert!(worst(&got, &want) < 0.03 * largest, "{}", worst(&got, &want));
         }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::pack::View;
-use super::tile::{MR, NR, Out, Panel, tile};
+use super::tile::{MR, NR, Out, Panel, Rows, tile};
 use super::{Isa, Scratch, SendPtr, isa, math, parallel};
 
 /// Queries whose scores are held at once.
@@ -133,7 +133,7 @@ impl Panels {
                 let mr = MR.min(a.rows - row);
                 let out = Out { ptr: c[row * ld + j * NR..].as_mut_ptr(), ld, n: NR.min(columns - j * NR), accumulate };
                 // SAFETY: the assertion above covers the last row and column of `c`.
-                unsafe { tile(isa, a.k, mr, &a.data[row * a.k..][..mr * a.k], Panel::F32(panel), out) };
+                unsafe { tile(isa, a.k, mr, Rows::F32(&a.data[row * a.k..][..mr * a.k]), Panel::F32(panel), out) };
                 row += mr;
             }
         }

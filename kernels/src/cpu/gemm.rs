@@ -2,9 +2,15 @@
 //!
 //! A grouped linear, its gradients and a plain linear are all such lists, so there is one driver.
 
-use super::pack::{Elem, Packed, View};
-use super::tile::{MR, NR, Out, Panel, tile};
-use super::{Scratch, SendPtr, isa, parallel};
+use std::ops::Range;
+
+use candle_core::DType;
+
+use super::pack::{Elem, Packed, View, lanes};
+use super::pool::{Stage, stages};
+use super::scratch::{bits, bits_mut};
+use super::tile::{MR, NR, Out, Panel, Rows, tile};
+use super::{Isa, Scratch, SendPtr, isa};
 
 /// The right-hand side of a product, `[k, n]`.
 pub(crate) enum Rhs<'a, T> {
@@ -12,6 +18,24 @@ pub(crate) enum Rhs<'a, T> {
     Plain(View<'a, T>),
     /// Expert `1` of weights that were packed at load.
     Packed(&'a Packed, usize),
+}
+
+impl<T> Rhs<'_, T> {
+    /// Panels of an `n` columns wide product.
+    fn panels(&self, n: usize) -> usize {
+        match self {
+            Self::Plain(_) => n.div_ceil(NR),
+            Self::Packed(packed, _) => packed.panels(),
+        }
+    }
+
+    /// The columns of panel `j`.
+    fn columns(&self, j: usize, n: usize) -> Range<usize> {
+        match self {
+            Self::Plain(_) => j * NR..(j * NR + NR).min(n),
+            Self::Packed(packed, _) => packed.columns(j),
+        }
+    }
 }
 
 /// `C = A · B (+ bias)`: `A` is `[m, k]`, `B` is `[k, n]`, and row `i` of `C` starts at `c + i * ld` of the output buffer.
@@ -26,19 +50,27 @@ pub(crate) struct Product<'a, A, B> {
     pub ld: usize,
 }
 
-/// Rows of `A` that a task keeps a panel of `B` for.
-const CHUNK: usize = 36 * MR;
+/// Blocks of rows that a task keeps a panel of `B` for.
+pub(crate) const CHUNK: usize = 36;
 /// Multiply-adds below which threads do not pay.
-const WORTH: usize = 1 << 15;
+pub(crate) const WORTH: usize = 1 << 15;
+/// Rows from which a task widens a bf16 panel once instead of in each tile.
+pub(crate) const WIDEN: usize = 2 * MR;
 
 /// Splits `m` rows evenly into tiles: block `i` of `blocks` is `(start, rows)`.
-fn block(m: usize, blocks: usize, i: usize) -> (usize, usize) {
+pub(crate) fn block(m: usize, blocks: usize, i: usize) -> (usize, usize) {
     let (base, extra) = (m / blocks, m % blocks);
     (i * base + i.min(extra), base + usize::from(i < extra))
 }
 
 /// Computes every product into `c`. Outputs of different products must not overlap; each range is checked.
+///
+/// bf16 rows meet packed bf16 weights in pairs where the processor multiplies those; everything else is computed in f32.
 pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32]) {
+    let isa = isa();
+    let pairs = |p: &Product<'_, A, B>| {
+        A::BF16 && isa == Isa::Avx512Bf16 && matches!(p.b, Rhs::Packed(packed, _) if packed.dtype() == DType::BF16)
+    };
     // Offsets of each product's packed operands, and the tasks: (product, block of A to pack) or (product, panel of B).
     let mut a_at = Vec::with_capacity(products.len());
     let mut b_at = Vec::with_capacity(products.len());
@@ -53,8 +85,8 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
         }
         assert!(p.ld >= p.n && p.c + (p.m - 1) * p.ld + p.n <= c.len(), "product {index} writes beyond its output");
         work = work.saturating_add(p.m * p.n * p.k);
-        let (blocks, panels) = (p.m.div_ceil(MR), p.n.div_ceil(NR));
-        a_len += p.m * p.k;
+        let (blocks, panels) = (p.m.div_ceil(MR), p.b.panels(p.n));
+        a_len += p.m * lanes(p.k, pairs(p));
         // Without depth (an expert without tokens, in a weight gradient) there is nothing to pack, and C is zero.
         if p.k > 0 {
             packing.extend((0..blocks).map(|i| (index, i, false)));
@@ -63,17 +95,16 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
             b_len += panels * p.k * NR;
             packing.extend((0..if p.k > 0 { panels } else { 0 }).map(|j| (index, j, true)));
         }
-        for first in (0..blocks).step_by(CHUNK / MR) {
-            let last = (first + CHUNK / MR).min(blocks);
+        for first in (0..blocks).step_by(CHUNK) {
+            let last = (first + CHUNK).min(blocks);
             tasks.extend((0..panels).map(|j| (index, first..last, j)));
         }
     }
     let mut a_packed = Scratch::new(a_len);
     let mut b_packed = Scratch::new(b_len);
-    let isa = isa();
+    let (a_out, b_out, c_out) = (SendPtr::new(&mut a_packed), SendPtr::new(&mut b_packed), SendPtr::new(c));
 
-    let (a_out, b_out) = (SendPtr::new(&mut a_packed), SendPtr::new(&mut b_packed));
-    parallel(packing.len(), work > WORTH, |t| {
+    let pack = |t: usize| {
         let (index, i, is_panel) = packing[t];
         let p = &products[index];
         if is_panel {
@@ -84,43 +115,59 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
             }
         } else {
             let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
+            let depth = lanes(p.k, pairs(p));
             // SAFETY: the blocks of a product are disjoint, and each is written by one task.
-            let dst = unsafe { a_out.slice(a_at[index] + start * p.k, rows * p.k) };
-            p.a.pack_rows(start, rows, p.k, dst);
+            let dst = unsafe { a_out.slice(a_at[index] + start * depth, rows * depth) };
+            match pairs(p) {
+                true => p.a.pack_row_pairs(start, rows, p.k, bits_mut(dst)),
+                false => p.a.pack_rows(start, rows, p.k, dst),
+            }
         }
-    });
-
-    let c_out = SendPtr::new(c);
-    let (a_packed, b_packed) = (&*a_packed, &*b_packed);
-    parallel(tasks.len(), work > WORTH, |t| {
+    };
+    let multiply = |t: usize| {
         let (index, blocks, j) = &tasks[t];
-        let p = &products[*index];
+        let (index, j) = (*index, *j);
+        let p = &products[index];
+        let (columns, depth) = (p.b.columns(j, p.n), lanes(p.k, pairs(p)));
+        let mut wide = Scratch::new(0);
         let panel = match &p.b {
-            Rhs::Plain(_) => Panel::F32(&b_packed[b_at[*index] + j * p.k * NR..][..p.k * NR]),
-            Rhs::Packed(packed, expert) => packed.panel(*expert, *j),
+            // SAFETY: the stage before has written all panels, and nobody writes them now.
+            Rhs::Plain(_) => Panel::F32(unsafe { b_out.shared(b_at[index] + j * p.k * NR, p.k * NR) }),
+            Rhs::Packed(packed, expert) => {
+                let panel = packed.panel(*expert, j);
+                if !pairs(p) && packed.dtype() == DType::BF16 && blocks.len() * MR >= WIDEN {
+                    wide = Scratch::new(p.k * NR);
+                    panel.widen(isa, p.k, &mut wide)
+                } else {
+                    panel
+                }
+            }
         };
-        let cols = (p.n - j * NR).min(NR);
         for i in blocks.clone() {
             let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
-            let a = &a_packed[a_at[*index] + start * p.k..][..rows * p.k];
-            let at = p.c + start * p.ld + j * NR;
-            // SAFETY: `at + (rows - 1) * ld + cols` lies inside `c` (asserted above for the whole product), and this
+            // SAFETY: the stage before has written all rows, and nobody writes them now.
+            let a = unsafe { a_out.shared(a_at[index] + start * depth, rows * depth) };
+            let a = if pairs(p) { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
+            let at = p.c + start * p.ld + columns.start;
+            // SAFETY: `at + (rows - 1) * ld + columns` lies inside `c` (asserted above for the whole product), and this
             // task alone writes these rows and columns. Only single rows become references below.
             unsafe {
-                let out = Out { ptr: c_out.at(at), ld: p.ld, n: cols, accumulate: false };
+                let out = Out { ptr: c_out.at(at), ld: p.ld, n: columns.len(), accumulate: false };
                 tile(isa, p.k, rows, a, panel, out);
             }
             if let Some(bias) = p.bias {
                 for row in 0..rows {
                     // SAFETY: as above.
-                    let c = unsafe { c_out.slice(at + row * p.ld, cols) };
-                    for (c, b) in c.iter_mut().zip(&bias[j * NR..]) {
+                    let c = unsafe { c_out.slice(at + row * p.ld, columns.len()) };
+                    for (c, b) in c.iter_mut().zip(&bias[columns.clone()]) {
                         *c += b;
                     }
                 }
             }
         }
-    });
+        drop(wide);
+    };
+    stages(work > WORTH, &[Stage { count: packing.len(), task: &pack }, Stage { count: tasks.len(), task: &multiply }]);
 }
 
 #[cfg(test)]
@@ -151,7 +198,7 @@ mod tests {
 
     #[test]
     fn products_agree_with_f64_on_every_instruction_set() {
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
             for (m, n, k) in [(1, 1, 1), (3, 33, 7), (14, 32, 16), (15, 31, 5), (29, 70, 33), (40, 17, 64), (5, 40, 0)]
             {
                 let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
@@ -180,7 +227,7 @@ mod tests {
         let (m, n, k) = (37, 65, 130);
         let weight = Tensor::from_vec(random(n * k, 2), (n, k), &Device::Cpu).unwrap();
         let packed = Packed::new(&weight).unwrap();
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
             with_isa(isa, || {
                 let all = product(m, n, k, None, 1);
                 assert_eq!(all, product(m, n, k, None, 2));
