@@ -196,9 +196,10 @@ impl Memory {
 fn peak() -> f64 {
     const STEPS: usize = 1 << 22;
     fn portable() -> usize {
+        let (a, b) = black_box((0.999f32, 0.002f32));
         let mut acc = [1.0f32; 64];
         for _ in 0..STEPS {
-            acc.iter_mut().for_each(|a| *a = *a * 0.999 + 0.001);
+            acc.iter_mut().for_each(|acc| *acc = *acc * a + b);
         }
         black_box(acc);
         64 * STEPS
@@ -207,7 +208,8 @@ fn peak() -> f64 {
     #[target_feature(enable = "avx2,fma")]
     fn avx2() -> usize {
         use std::arch::x86_64::*;
-        let (a, b) = (_mm256_set1_ps(0.999), _mm256_set1_ps(0.001));
+        // Unknown to the compiler, which would otherwise compute the sums itself.
+        let (a, b) = black_box((_mm256_set1_ps(0.999), _mm256_set1_ps(0.002)));
         let mut acc = [_mm256_set1_ps(1.0); 12];
         for _ in 0..STEPS {
             for acc in &mut acc {

@@ -9,7 +9,7 @@ use candle_core::DType;
 use super::pack::{Elem, Packed, View, lanes};
 use super::pool::{Stage, stages};
 use super::scratch::{bits, bits_mut};
-use super::tile::{MR, NR, Out, Panel, Rows, tile};
+use super::tile::{Halves, MR, NR, Out, Panel, Rows, most_rows, tiles};
 use super::{Isa, Scratch, SendPtr, isa};
 
 /// The right-hand side of a product, `[k, n]`.
@@ -68,6 +68,7 @@ pub(crate) fn block(m: usize, blocks: usize, i: usize) -> (usize, usize) {
 /// bf16 rows meet packed bf16 weights in pairs where the processor multiplies those; everything else is computed in f32.
 pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32]) {
     let isa = isa();
+    let most = most_rows(isa);
     let pairs = |p: &Product<'_, A, B>| {
         A::BF16 && isa == Isa::Avx512Bf16 && matches!(p.b, Rhs::Packed(packed, _) if packed.dtype() == DType::BF16)
     };
@@ -85,7 +86,7 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
         }
         assert!(p.ld >= p.n && p.c + (p.m - 1) * p.ld + p.n <= c.len(), "product {index} writes beyond its output");
         work = work.saturating_add(p.m * p.n * p.k);
-        let (blocks, panels) = (p.m.div_ceil(MR), p.b.panels(p.n));
+        let (blocks, panels) = (p.m.div_ceil(most), p.b.panels(p.n));
         a_len += p.m * lanes(p.k, pairs(p));
         // Without depth (an expert without tokens, in a weight gradient) there is nothing to pack, and C is zero.
         if p.k > 0 {
@@ -114,7 +115,7 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
                 view.pack_panel(i * NR, p.n, p.k, dst);
             }
         } else {
-            let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
+            let (start, rows) = block(p.m, p.m.div_ceil(most), i);
             let depth = lanes(p.k, pairs(p));
             // SAFETY: the blocks of a product are disjoint, and each is written by one task.
             let dst = unsafe { a_out.slice(a_at[index] + start * depth, rows * depth) };
@@ -132,10 +133,10 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
         let mut wide = Scratch::new(0);
         let panel = match &p.b {
             // SAFETY: the stage before has written all panels, and nobody writes them now.
-            Rhs::Plain(_) => Panel::F32(unsafe { b_out.shared(b_at[index] + j * p.k * NR, p.k * NR) }),
+            Rhs::Plain(_) => Panel::F32(Halves::of(unsafe { b_out.shared(b_at[index] + j * p.k * NR, p.k * NR) })),
             Rhs::Packed(packed, expert) => {
                 let panel = packed.panel(*expert, j);
-                if !pairs(p) && packed.dtype() == DType::BF16 && blocks.len() * MR >= WIDEN {
+                if !pairs(p) && packed.dtype() == DType::BF16 && blocks.len() * most > WIDEN {
                     wide = Scratch::new(p.k * NR);
                     panel.widen(isa, p.k, &mut wide)
                 } else {
@@ -143,25 +144,26 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
                 }
             }
         };
-        for i in blocks.clone() {
-            let (start, rows) = block(p.m, p.m.div_ceil(MR), i);
-            // SAFETY: the stage before has written all rows, and nobody writes them now.
-            let a = unsafe { a_out.shared(a_at[index] + start * depth, rows * depth) };
+        let place = |i: usize| {
+            let (start, rows) = block(p.m, p.m.div_ceil(most), blocks.start + i);
+            (start, rows, p.c + start * p.ld + columns.start)
+        };
+        let each = |i: usize| {
+            let (start, rows, at) = place(i);
+            // SAFETY: the stage before has written all rows, and nobody writes them now; `at` lies inside `c`, see below.
+            let (a, ptr) = unsafe { (a_out.shared(a_at[index] + start * depth, rows * depth), c_out.at(at)) };
             let a = if pairs(p) { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
-            let at = p.c + start * p.ld + columns.start;
-            // SAFETY: `at + (rows - 1) * ld + columns` lies inside `c` (asserted above for the whole product), and this
-            // task alone writes these rows and columns. Only single rows become references below.
-            unsafe {
-                let out = Out { ptr: c_out.at(at), ld: p.ld, n: columns.len(), accumulate: false };
-                tile(isa, p.k, rows, a, panel, out);
-            }
-            if let Some(bias) = p.bias {
+            (rows, a, Out { ptr, ld: p.ld, n: columns.len(), accumulate: false })
+        };
+        // SAFETY: `at + (rows - 1) * ld + columns` lies inside `c` (asserted above for the whole product), and this task alone
+        // writes these rows and columns. Only single rows become references below.
+        unsafe { tiles(isa, p.k, panel, blocks.len(), each) };
+        if let Some(bias) = p.bias {
+            for (_, rows, at) in (0..blocks.len()).map(place) {
                 for row in 0..rows {
                     // SAFETY: as above.
                     let c = unsafe { c_out.slice(at + row * p.ld, columns.len()) };
-                    for (c, b) in c.iter_mut().zip(&bias[columns.clone()]) {
-                        *c += b;
-                    }
+                    c.iter_mut().zip(&bias[columns.clone()]).for_each(|(c, b)| *c += b);
                 }
             }
         }

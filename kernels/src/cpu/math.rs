@@ -320,8 +320,9 @@ for_isa! {
 
 #[inline(always)]
 fn widen_pairs_body<const FMA: bool>(pairs: &[u32], wide: &mut [f32]) {
-    for (pairs, rows) in pairs.chunks_exact(super::tile::NR).zip(wide.chunks_mut(2 * super::tile::NR)) {
-        let (even, odd) = rows.split_at_mut(super::tile::NR);
+    const HALF: usize = super::tile::HALF;
+    for (pairs, rows) in pairs.chunks_exact(HALF).zip(wide.chunks_mut(2 * HALF)) {
+        let (even, odd) = rows.split_at_mut(HALF);
         for (value, pair) in even.iter_mut().zip(pairs) {
             *value = f32::from_bits(pair << 16);
         }
@@ -333,7 +334,7 @@ fn widen_pairs_body<const FMA: bool>(pairs: &[u32], wide: &mut [f32]) {
 }
 
 for_isa! {
-    /// A bf16 panel `[ceil(k/2)][NR]` as f32 `[k][NR]`.
+    /// Half a bf16 panel, `[ceil(k/2)][HALF]`, as f32 `[k][HALF]`.
     pub(crate) fn widen_pairs(pairs: &[u32], wide: &mut [f32]) = widen_pairs_body
 }
 

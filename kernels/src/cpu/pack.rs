@@ -8,7 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::scratch::{Line, bits, bits_mut};
-use super::tile::{NR, Panel};
+use super::tile::{HALF, Halves, NR, Panel};
 use super::{Isa, SendPtr, math, parallel};
 
 /// Element types that kernels read; sums are always f32.
@@ -131,24 +131,32 @@ impl<'a, T: Elem> View<'a, T> {
         pack_pairs(mr, k, |i| &self.data[self.start(i0 + i)..][..k], dst);
     }
 
-    /// Packs columns `j0..min(j0 + NR, n)` of this `[k, n]` matrix into a panel `[k][NR]`, zero beyond `n`.
+    /// Packs columns `j0..min(j0 + NR, n)` of this `[k, n]` matrix into a panel, two halves `[k][HALF]`, zero beyond `n`.
     pub(crate) fn pack_panel(&self, j0: usize, n: usize, k: usize, dst: &mut [f32]) {
-        let cols = (n - j0).min(NR);
-        if self.rs == 1 && self.gather.is_none() {
-            // Columns are contiguous, as those of a transposed weight: a panel is `NR` packed rows.
+        let (left, right) = dst.split_at_mut(k * HALF);
+        self.pack_half(j0, (n - j0).min(HALF), k, left);
+        self.pack_half(j0 + HALF, (n - j0).saturating_sub(HALF).min(HALF), k, right);
+    }
+
+    /// Packs `cols` columns from `j0` into `[k][HALF]`.
+    fn pack_half(&self, j0: usize, cols: usize, k: usize, dst: &mut [f32]) {
+        if cols == 0 {
+            dst.fill(0.0);
+        } else if self.rs == 1 && self.gather.is_none() {
+            // Columns are contiguous, as those of a transposed weight: half a panel is `HALF` packed rows.
             let column = |j: usize| &self.data[self.offset + (j0 + j) * self.cs..][..k];
-            if cols == NR {
-                pack_lanes(NR, k, column, |column, p| column[p].to_f32(), dst);
+            if cols == HALF {
+                pack_lanes(HALF, k, column, |column, p| column[p].to_f32(), dst);
             } else {
-                dst[..k * NR].fill(0.0);
+                dst.fill(0.0);
                 for j in 0..cols {
-                    for (d, s) in dst[j..].iter_mut().step_by(NR).zip(column(j)) {
+                    for (d, s) in dst[j..].iter_mut().step_by(HALF).zip(column(j)) {
                         *d = s.to_f32();
                     }
                 }
             }
         } else if self.cs == 1 {
-            for (p, d) in dst.chunks_exact_mut(NR).take(k).enumerate() {
+            for (p, d) in dst.chunks_exact_mut(HALF).enumerate() {
                 let src = &self.data[self.start(p) + j0..][..cols];
                 for (d, s) in d.iter_mut().zip(src) {
                     *d = s.to_f32();
@@ -156,10 +164,10 @@ impl<'a, T: Elem> View<'a, T> {
                 d[cols..].fill(0.0);
             }
         } else {
-            dst[..k * NR].fill(0.0);
+            dst.fill(0.0);
             for p in 0..k {
                 for j in 0..cols {
-                    dst[p * NR + j] = self.data[self.start(p) + (j0 + j) * self.cs].to_f32();
+                    dst[p * HALF + j] = self.data[self.start(p) + (j0 + j) * self.cs].to_f32();
                 }
             }
         }
@@ -182,8 +190,8 @@ fn pack_lanes<'a, T: Elem, L: Copy + Default>(
                 *d = load(row, p);
             }
         }
-        // Panels, full tiles, and the sizes that even splits of a few dozen rows make, get loops of constant width.
-        32 => transpose::<T, L, 32>(n, row, load, dst),
+        // Halves of panels, full tiles, and the sizes that even splits of a few dozen rows make, get loops of constant width.
+        16 => transpose::<T, L, 16>(n, row, load, dst),
         14 => transpose::<T, L, 14>(n, row, load, dst),
         13 => transpose::<T, L, 13>(n, row, load, dst),
         12 => transpose::<T, L, 12>(n, row, load, dst),
@@ -239,7 +247,7 @@ fn pack_pairs<'a, T: Elem>(m: usize, k: usize, row: impl Fn(usize) -> &'a [T], d
     }
 }
 
-/// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/32][K][32]`, bf16 as `[E][N/32][ceil(K/2)][32][2]`, with
+/// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/16][K][16]`, bf16 as `[E][N/16][ceil(K/2)][16][2]`, with
 /// zero columns up to a multiple of 32. Forward only: training keeps the plain tensor.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -305,13 +313,17 @@ impl Packed {
             let columns = self.columns(i % panels);
             let first = (i / panels * self.n + columns.start) * k;
             if self.pairs {
-                let (column, dst) = (|j: usize| &w[first + j * k..][..k], bits_mut(dst));
-                if columns.len() == NR {
-                    pack_pairs(NR, k, column, dst);
-                } else {
-                    for j in 0..columns.len() {
-                        for (d, v) in dst[j..].iter_mut().step_by(NR).zip(column(j).chunks(2)) {
-                            *d = pair(v[0].to_f32(), v.get(1).map_or(0.0, |v| v.to_f32()));
+                let (left, right) = bits_mut(dst).split_at_mut(len / 2);
+                for (half, dst) in [left, right].into_iter().enumerate() {
+                    let column = |j: usize| &w[first + (half * HALF + j) * k..][..k];
+                    match columns.len().saturating_sub(half * HALF) {
+                        HALF.. => pack_pairs(HALF, k, column, dst),
+                        cols => {
+                            for j in 0..cols {
+                                for (d, v) in dst[j..].iter_mut().step_by(HALF).zip(column(j).chunks(2)) {
+                                    *d = pair(v[0].to_f32(), v.get(1).map_or(0.0, |v| v.to_f32()));
+                                }
+                            }
                         }
                     }
                 }
@@ -358,7 +370,7 @@ impl Packed {
     pub(crate) fn panel(&self, e: usize, j: usize) -> Panel<'_> {
         let len = self.panel_len();
         let panel = &Line::floats(&self.data)[(e * self.panels() + j) * len..][..len];
-        if self.pairs { Panel::Bf16(bits(panel)) } else { Panel::F32(panel) }
+        if self.pairs { Panel::Bf16(Halves::of(bits(panel))) } else { Panel::F32(Halves::of(panel)) }
     }
 }
 
@@ -376,8 +388,10 @@ mod tests {
             assert_eq!((packed.panels(), packed.dtype(), packed.dims()), (4, dtype, (1, n, k)));
             assert_eq!([0, 1, 2, 3].map(|j| packed.columns(j)), [0..32, 32..40, 40..72, 72..80]);
             let value = |j: usize, column: usize, p: usize| match packed.panel(0, j) {
-                Panel::F32(b) => b[p * NR + column],
-                Panel::Bf16(b) => f32::from_bits(b[p / 2 * NR + column] >> (16 * (p % 2)) << 16),
+                Panel::F32(b) => [b.left, b.right][column / HALF][p * HALF + column % HALF],
+                Panel::Bf16(b) => {
+                    f32::from_bits([b.left, b.right][column / HALF][p / 2 * HALF + column % HALF] >> (16 * (p % 2)) << 16)
+                }
             };
             for j in 0..4 {
                 for (column, row) in packed.columns(j).enumerate() {

@@ -1,14 +1,17 @@
 //! The micro-kernels: `C[mr, n] (+)= A[mr, k] · B[k, n]` for at most [`MR`] rows and one panel of [`NR`] columns.
 //!
-//! `A` is packed `[k][mr]` in f32, or `[ceil(k/2)][mr]` in pairs of bf16; a panel of `B` is `[k][NR]` in f32, or
-//! `[ceil(k/2)][NR]` in pairs (two k side by side). Sums are f32. f32 rows meet bf16 weights by widening them in
-//! registers, which is exact, so an f32 input keeps its precision and the weights cost half the memory traffic; pairs meet
-//! pairs in the processor's own bf16 product, at twice the rate of f32.
+//! `A` is packed `[k][mr]` in f32, or `[ceil(k/2)][mr]` in pairs of bf16. A panel of `B` is two halves `[k][16]` in f32, or
+//! `[ceil(k/2)][16]` in pairs (two k side by side): a half is what AVX2 holds in the first-level cache, both are read side by
+//! side by AVX-512. Sums are f32. f32 rows meet bf16 weights by widening them in registers, which is exact, so an f32 input
+//! keeps its precision and the weights cost half the memory traffic; pairs meet pairs in the processor's own bf16 product, at
+//! twice the rate of f32.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+
+use std::ops::Range;
 
 use super::Isa;
 
@@ -26,13 +29,47 @@ pub(crate) enum Rows<'a> {
     Pairs(&'a [u32]),
 }
 
+/// Columns of half a panel.
+pub(crate) const HALF: usize = NR / 2;
+
+/// The largest number of rows that a tile should get: a whole number of what the kernels take at once.
+pub(crate) fn most_rows(isa: Isa) -> usize {
+    if isa == Isa::Avx2 { 12 } else { MR }
+}
+
+/// The depth after which a product starts over with the next rows, an even number: half a panel of it stays in the first
+/// level of the cache where tiles read halves.
+fn depth(isa: Isa) -> usize {
+    if isa == Isa::Avx2 { 256 } else { usize::MAX - 1 }
+}
+
+/// The two halves of a panel, `[lanes][HALF]` each.
+#[derive(Clone, Copy)]
+pub(crate) struct Halves<'a, T> {
+    pub left: &'a [T],
+    pub right: &'a [T],
+}
+
+impl<'a, T> Halves<'a, T> {
+    /// A panel whose halves follow each other.
+    pub(crate) fn of(panel: &'a [T]) -> Self {
+        let (left, right) = panel.split_at(panel.len() / 2);
+        Self { left, right }
+    }
+
+    /// The lanes of a range.
+    pub(crate) fn lanes(self, range: Range<usize>) -> Self {
+        let range = range.start * HALF..range.end * HALF;
+        Self { left: &self.left[range.clone()], right: &self.right[range] }
+    }
+}
+
 /// One panel of packed weights.
 #[derive(Clone, Copy)]
 pub(crate) enum Panel<'a> {
-    /// `[k][NR]`
-    F32(&'a [f32]),
-    /// `[ceil(k/2)][NR]` pairs of bf16, the even k in the low half, zero beyond an odd k.
-    Bf16(&'a [u32]),
+    F32(Halves<'a, f32>),
+    /// Pairs of bf16, the even k in the low half, zero beyond an odd k.
+    Bf16(Halves<'a, u32>),
 }
 
 impl<'a> Panel<'a> {
@@ -40,10 +77,30 @@ impl<'a> Panel<'a> {
     pub(crate) fn widen(self, isa: Isa, k: usize, wide: &'a mut [f32]) -> Self {
         match self {
             Panel::Bf16(b) => {
-                super::math::widen_pairs(isa, &b[..k.div_ceil(2) * NR], &mut wide[..k * NR]);
-                Panel::F32(wide)
+                let (left, right) = wide[..k * NR].split_at_mut(k * HALF);
+                super::math::widen_pairs(isa, b.left, left);
+                super::math::widen_pairs(isa, b.right, right);
+                Panel::F32(Halves { left, right })
             }
             panel => panel,
+        }
+    }
+
+    /// Elements `k` of the depth; for bf16 they start at an even one.
+    fn depth(self, k: Range<usize>) -> Self {
+        match self {
+            Panel::F32(b) => Panel::F32(b.lanes(k)),
+            Panel::Bf16(b) => Panel::Bf16(b.lanes(k.start / 2..k.end.div_ceil(2))),
+        }
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// Elements `k` of the depth of `mr` rows; for pairs they start at an even one.
+    fn depth(self, k: Range<usize>, mr: usize) -> Self {
+        match self {
+            Rows::F32(a) => Rows::F32(&a[k.start * mr..k.end * mr]),
+            Rows::Pairs(a) => Rows::Pairs(&a[k.start / 2 * mr..k.end.div_ceil(2) * mr]),
         }
     }
 }
@@ -58,6 +115,30 @@ pub(crate) struct Out {
     pub accumulate: bool,
 }
 
+/// Computes the tiles of one panel: `each` names the rows of tile `i`, how many, and where its result goes.
+///
+/// # Safety
+/// As [`tile`], for each.
+pub(crate) unsafe fn tiles<'a>(
+    isa: Isa,
+    k: usize,
+    panel: Panel<'_>,
+    count: usize,
+    each: impl Fn(usize) -> (usize, Rows<'a>, Out),
+) {
+    // A single tile reads the panel once, in whatever order.
+    let step = if count > 1 { depth(isa).min(k.max(1)) } else { k.max(1) };
+    for from in (0..k.max(1)).step_by(step) {
+        let range = from..k.min(from + step);
+        for i in 0..count {
+            let (mr, a, out) = each(i);
+            let out = Out { accumulate: out.accumulate || from > 0, ..out };
+            // SAFETY: the caller's promise.
+            unsafe { tile(isa, range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), out) };
+        }
+    }
+}
+
 /// Computes one tile.
 ///
 /// # Safety
@@ -69,8 +150,8 @@ pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Pan
         Rows::Pairs(a) => assert!(a.len() >= k.div_ceil(2) * mr && isa == Isa::Avx512Bf16),
     }
     match panel {
-        Panel::F32(b) => assert!(b.len() >= k * NR),
-        Panel::Bf16(b) => assert!(b.len() >= k.div_ceil(2) * NR),
+        Panel::F32(b) => assert!(b.left.len().min(b.right.len()) >= k * HALF),
+        Panel::Bf16(b) => assert!(b.left.len().min(b.right.len()) >= k.div_ceil(2) * HALF),
     }
     // SAFETY: slices are as long as the kernels read (asserted), `out` is the caller's promise, and `isa` is never above
     // what the CPU was found to have.
@@ -99,20 +180,19 @@ unsafe fn portable(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
                 *v = unsafe { *out.ptr.add(row * out.ld + j) };
             }
         }
-        match panel {
-            Panel::F32(b) => {
-                for (p, b) in b.chunks_exact(NR).take(k).enumerate() {
-                    let x = a[p * mr + row];
-                    for (v, b) in acc.iter_mut().zip(b) {
-                        *v += x * b;
+        let (left, right) = acc.split_at_mut(HALF);
+        for p in 0..k {
+            let x = a[p * mr + row];
+            match panel {
+                Panel::F32(b) => {
+                    for (acc, b) in [(&mut *left, b.left), (&mut *right, b.right)] {
+                        acc.iter_mut().zip(&b[p * HALF..][..HALF]).for_each(|(v, b)| *v += x * b);
                     }
                 }
-            }
-            Panel::Bf16(b) => {
-                for p in 0..k {
-                    let x = a[p * mr + row];
-                    for (v, b) in acc.iter_mut().zip(&b[p / 2 * NR..][..NR]) {
-                        *v += x * f32::from_bits(b >> (16 * (p % 2)) << 16);
+                Panel::Bf16(b) => {
+                    for (acc, b) in [(&mut *left, b.left), (&mut *right, b.right)] {
+                        let wide = |b: u32| f32::from_bits(b >> (16 * (p % 2)) << 16);
+                        acc.iter_mut().zip(&b[p / 2 * HALF..][..HALF]).for_each(|(v, b)| *v += x * wide(*b));
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! The inference path of packed experts: one parallel region a layer, and nothing between the projections becomes a tensor.
 //!
 //! ```text
-//! pack     rows of x, gathered by expert, into blocks of at most MR rows
+//! pack     rows of x, gathered by expert, into blocks, as many rows as a tile takes
 //! up       a panel of gates and its panel of ups, activation, product: straight into packed rows for the next
 //! down     a panel of outputs
 //! norm     each expert's norm of its outputs, where it has one
@@ -22,7 +22,7 @@ use super::bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
 use crate::cpu::gemm::{CHUNK, WIDEN, WORTH, block};
 use crate::cpu::pack::{Elem, Packed, View, lanes, pair};
 use crate::cpu::scratch::{bits, bits_mut};
-use crate::cpu::tile::{MR, NR, Out, Panel, Rows, tile};
+use crate::cpu::tile::{NR, Out, Panel, Rows, most_rows, tiles};
 use crate::cpu::{Isa, Scratch, SendPtr, Stage, isa, math, stages};
 use crate::host::{Values, as_f32, slice};
 use crate::routes::{Plan, Routes};
@@ -77,7 +77,7 @@ impl CustomOp1 for FusedDense<'_> {
     }
 }
 
-/// At most `MR` rows of one expert; the packed rows of a block start at `start` times the lanes of a row.
+/// Rows of one expert, at most as many as a tile takes; the packed rows of a block start at `start` times the lanes of a row.
 #[derive(Clone, Copy)]
 struct Block {
     start: usize,
@@ -197,10 +197,11 @@ impl<'a> Layer<'a> {
 
     /// Lists the blocks and chunks of all experts that have rows.
     fn split(&self, (blocks, chunks): &mut (Vec<Block>, Vec<Chunk>)) {
+        let most = most_rows(isa());
         blocks.clear();
         chunks.clear();
         for (expert, range) in self.offsets.windows(2).enumerate() {
-            let (rows, count) = (range[1] - range[0], (range[1] - range[0]).div_ceil(MR));
+            let (rows, count) = (range[1] - range[0], (range[1] - range[0]).div_ceil(most));
             for i in 0..count {
                 let (start, rows) = block(rows, count, i);
                 if i % CHUNK == 0 {
@@ -350,24 +351,27 @@ impl Product<'_> {
         let bias = self.bias.map(|b| &b[self.expert * n..][columns.clone()]);
         let mut panel = self.weights.panel(self.expert, j);
         let mut wide = Scratch::new(0);
-        if matches!(panel, Panel::Bf16(_)) && !pairs && self.blocks.len() * MR > WIDEN {
+        if matches!(panel, Panel::Bf16(_)) && !pairs && self.blocks.iter().map(|b| b.rows).sum::<usize>() > WIDEN {
             wide = Scratch::new(k * NR);
             panel = panel.widen(self.isa, k, &mut wide);
         }
-        let mut next = 0;
-        for &Block { start, rows } in self.blocks {
-            let at = if placed { start * ld + columns.start } else { next * ld };
-            next += rows;
+        let first = self.blocks[0].start;
+        let at = |b: &Block| if placed { b.start * ld + columns.start } else { (b.start - first) * ld };
+        let each = |i: usize| {
+            let block = &self.blocks[i];
             // SAFETY: the caller's promise.
-            unsafe {
-                let a = a.shared(start * depth, rows * depth);
-                let a = if pairs { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
-                let n = if placed { columns.len() } else { NR };
-                tile(self.isa, k, rows, a, panel, Out { ptr: c.at(at), ld, n, accumulate: false });
-                if let Some(bias) = bias {
-                    for row in 0..rows {
-                        c.slice(at + row * ld, bias.len()).iter_mut().zip(bias).for_each(|(c, b)| *c += b);
-                    }
+            let (a, ptr) = unsafe { (a.shared(block.start * depth, block.rows * depth), c.at(at(block))) };
+            let a = if pairs { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
+            (block.rows, a, Out { ptr, ld, n: if placed { columns.len() } else { NR }, accumulate: false })
+        };
+        // SAFETY: the caller's promise.
+        unsafe { tiles(self.isa, k, panel, self.blocks.len(), each) };
+        if let Some(bias) = bias {
+            for block in self.blocks {
+                for row in 0..block.rows {
+                    // SAFETY: the caller's promise.
+                    let c = unsafe { c.slice(at(block) + row * ld, bias.len()) };
+                    c.iter_mut().zip(bias).for_each(|(c, b)| *c += b);
                 }
             }
         }

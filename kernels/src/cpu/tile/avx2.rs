@@ -1,16 +1,21 @@
-//! AVX2 tiles. Sixteen registers hold three rows of 32 columns or six rows of 16: few rows take whole panels, so that weights
-//! are read in one run; more rows go through half a panel at a time, in parts of equal size.
+//! AVX2 tiles. Sixteen registers hold three rows of 32 columns or six rows of 16: few rows take both halves of a panel at once;
+//! more rows go through one half and then the other, in parts of equal size.
 
 use std::arch::x86_64::*;
 
-use super::{MR, NR, Out, Panel};
+use super::{HALF, Halves, MR, NR, Out, Panel};
 
-/// One row or a few, `C` registers of eight columns each.
-type Kernel = unsafe fn(usize, *const f32, usize, Panel<'_>, usize, *mut f32, usize, bool);
+/// Rows packed `mr` apart, both halves of a panel or one of them twice, and the output with its leading dimension; accumulates
+/// if the last says so.
+type Kernel<B> = unsafe fn(usize, *const f32, usize, [*const B; 2], *mut f32, usize, bool);
 
-/// Kernels by rows, for whole panels and for halves.
-static WHOLE: [Kernel; 3] = [rows::<1, 4>, rows::<2, 4>, rows::<3, 4>];
-static HALF: [Kernel; 6] = [rows::<1, 2>, rows::<2, 2>, rows::<3, 2>, rows::<4, 2>, rows::<5, 2>, rows::<6, 2>];
+/// Kernels by rows: whole panels, and halves of them. A bf16 panel needs registers to widen in.
+static F32_WHOLE: [Kernel<f32>; 3] = [f32_rows::<1, 4>, f32_rows::<2, 4>, f32_rows::<3, 4>];
+static F32_HALF: [Kernel<f32>; 6] =
+    [f32_rows::<1, 2>, f32_rows::<2, 2>, f32_rows::<3, 2>, f32_rows::<4, 2>, f32_rows::<5, 2>, f32_rows::<6, 2>];
+static BF16_WHOLE: [Kernel<u32>; 2] = [bf16_rows::<1, 4>, bf16_rows::<2, 4>];
+static BF16_HALF: [Kernel<u32>; 5] =
+    [bf16_rows::<1, 2>, bf16_rows::<2, 2>, bf16_rows::<3, 2>, bf16_rows::<4, 2>, bf16_rows::<5, 2>];
 
 /// # Safety
 /// As [`super::tile`], on a CPU with AVX2 and FMA; lengths are checked by the caller.
@@ -43,80 +48,131 @@ pub(super) unsafe fn tile(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out:
 /// # Safety
 /// As [`tile`].
 unsafe fn whole(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match panel {
+            Panel::F32(b) => parts(k, mr, a, b, out, &F32_WHOLE, &F32_HALF),
+            Panel::Bf16(b) => parts(k, mr, a, b, out, &BF16_WHOLE, &BF16_HALF),
+        }
+    }
+}
+
+/// The kernels that a tile is made of.
+///
+/// # Safety
+/// As [`tile`].
+unsafe fn parts<B>(
+    k: usize,
+    mr: usize,
+    a: &[f32],
+    b: Halves<'_, B>,
+    out: Out,
+    whole: &[Kernel<B>],
+    half: &[Kernel<B>],
+) {
     // SAFETY: rows and columns lie inside the tile, the rest is the caller's promise.
     unsafe {
-        if let Some(kernel) = WHOLE.get(mr - 1) {
-            return kernel(k, a.as_ptr(), mr, panel, 0, out.ptr, out.ld, out.accumulate);
+        if let Some(kernel) = whole.get(mr - 1) {
+            return kernel(k, a.as_ptr(), mr, [b.left.as_ptr(), b.right.as_ptr()], out.ptr, out.ld, out.accumulate);
         }
-        let parts = mr.div_ceil(HALF.len());
-        for half in [0, 16] {
+        let parts = mr.div_ceil(half.len());
+        for (first, b) in [(0, b.left.as_ptr()), (HALF, b.right.as_ptr())] {
             let mut row = 0;
             for part in 0..parts {
                 let rows = (mr - row).div_ceil(parts - part);
-                let c = out.ptr.add(row * out.ld + half);
-                HALF[rows - 1](k, a.as_ptr().add(row), mr, panel, half, c, out.ld, out.accumulate);
+                let c = out.ptr.add(row * out.ld + first);
+                half[rows - 1](k, a.as_ptr().add(row), mr, [b, b], c, out.ld, out.accumulate);
                 row += rows;
             }
         }
     }
 }
 
-/// `R` rows by `8 C` columns from column `first` of the panel.
-#[allow(clippy::too_many_arguments)]
+/// `R` rows by `8 C` columns.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn rows<const R: usize, const C: usize>(
+unsafe fn f32_rows<const R: usize, const C: usize>(
     k: usize,
     a: *const f32,
     mr: usize,
-    panel: Panel<'_>,
-    first: usize,
+    [left, right]: [*const f32; 2],
     c: *mut f32,
     ld: usize,
     accumulate: bool,
 ) {
-    // SAFETY: `tile` of the parent module asserted the lengths; `whole` passes rows and columns inside the tile.
+    // SAFETY: `tile` of the parent module asserted the lengths; `parts` passes rows and columns inside the tile.
     unsafe {
-        let mut acc = [[_mm256_setzero_ps(); C]; R];
-        if accumulate {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                for (j, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm256_loadu_ps(c.add(i * ld + j * 8));
+        let mut acc = start::<R, C>(c, ld, accumulate);
+        let (mut a, mut b) = (a, [left, right]);
+        let mut w = [_mm256_setzero_ps(); C];
+        for _ in 0..k {
+            for (j, w) in w.iter_mut().enumerate() {
+                *w = _mm256_loadu_ps(b[j / 2].add(j % 2 * 8));
+            }
+            step(&mut acc, a, w);
+            (a, b) = (a.add(mr), b.map(|b| b.add(HALF)));
+        }
+        finish(acc, c, ld);
+    }
+}
+
+/// As [`f32_rows`] for pairs of bf16, widened.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn bf16_rows<const R: usize, const C: usize>(
+    k: usize,
+    a: *const f32,
+    mr: usize,
+    [left, right]: [*const u32; 2],
+    c: *mut f32,
+    ld: usize,
+    accumulate: bool,
+) {
+    // SAFETY: as in `f32_rows`.
+    unsafe {
+        let mut acc = start::<R, C>(c, ld, accumulate);
+        let (mut a, mut b) = (a, [left, right]);
+        let odd_bits = _mm256_set1_epi32(0xffff_0000u32 as i32);
+        let mut w = [_mm256_setzero_ps(); C];
+        for pair in 0..k.div_ceil(2) {
+            // The low half of each 32-bit lane is the even k, the high half the odd one.
+            for (j, w) in w.iter_mut().enumerate() {
+                *w = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(b[j / 2].add(j % 2 * 8).cast()), 16));
+            }
+            step(&mut acc, a, w);
+            if 2 * pair + 1 < k {
+                for (j, w) in w.iter_mut().enumerate() {
+                    *w = _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(b[j / 2].add(j % 2 * 8).cast()), odd_bits));
                 }
+                step(&mut acc, a.add(mr), w);
+            }
+            (a, b) = (a.wrapping_add(2 * mr), b.map(|b| b.add(HALF)));
+        }
+        finish(acc, c, ld);
+    }
+}
+
+/// Sums from zero, or from what stands in the output.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn start<const R: usize, const C: usize>(c: *const f32, ld: usize, accumulate: bool) -> [[__m256; C]; R] {
+    let mut acc = [[_mm256_setzero_ps(); C]; R];
+    if accumulate {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            for (j, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's tile has these rows and columns.
+                *acc = unsafe { _mm256_loadu_ps(c.add(i * ld + j * 8)) };
             }
         }
-        match panel {
-            Panel::F32(b) => {
-                let b = b.as_ptr().add(first);
-                let mut w = [_mm256_setzero_ps(); C];
-                for p in 0..k {
-                    for (j, w) in w.iter_mut().enumerate() {
-                        *w = _mm256_loadu_ps(b.add(p * NR + j * 8));
-                    }
-                    step(&mut acc, a.add(p * mr), w);
-                }
-            }
-            Panel::Bf16(b) => {
-                let b = b.as_ptr().add(first);
-                let odd_bits = _mm256_set1_epi32(0xffff_0000u32 as i32);
-                let (mut even, mut odd) = ([_mm256_setzero_ps(); C], [_mm256_setzero_ps(); C]);
-                for pair in 0..k.div_ceil(2) {
-                    for j in 0..C {
-                        // The low half of each 32-bit lane is the even k, the high half the odd one.
-                        let v = _mm256_loadu_si256(b.add(pair * NR + j * 8).cast());
-                        even[j] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-                        odd[j] = _mm256_castsi256_ps(_mm256_and_si256(v, odd_bits));
-                    }
-                    step(&mut acc, a.add(2 * pair * mr), even);
-                    if 2 * pair + 1 < k {
-                        step(&mut acc, a.add((2 * pair + 1) * mr), odd);
-                    }
-                }
-            }
-        }
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, acc) in acc.iter().enumerate() {
-                _mm256_storeu_ps(c.add(i * ld + j * 8), *acc);
-            }
+    }
+    acc
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn finish<const R: usize, const C: usize>(acc: [[__m256; C]; R], c: *mut f32, ld: usize) {
+    for (i, acc) in acc.iter().enumerate() {
+        for (j, acc) in acc.iter().enumerate() {
+            // SAFETY: the caller's tile has these rows and columns.
+            unsafe { _mm256_storeu_ps(c.add(i * ld + j * 8), *acc) };
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{MR, NR, Out, Panel, Rows};
+use super::{HALF, Halves, MR, NR, Out, Panel, Rows};
 
-type Kernel<A, B> = unsafe fn(usize, *const A, *const B, Out);
+type Kernel<A, B> = unsafe fn(usize, *const A, [*const B; 2], Out);
 
 macro_rules! table {
     ($name:ident, $a:ty, $b:ty, $kernel:ident) => {
@@ -36,12 +36,16 @@ pub(super) unsafe fn tile(k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, ou
     // SAFETY: the caller's promise.
     unsafe {
         match (a, panel) {
-            (Rows::F32(a), Panel::F32(b)) => F32[mr - 1](k, a.as_ptr(), b.as_ptr(), out),
-            (Rows::F32(a), Panel::Bf16(b)) => WIDENED[mr - 1](k, a.as_ptr(), b.as_ptr(), out),
-            (Rows::Pairs(a), Panel::Bf16(b)) => PAIRS[mr - 1](k, a.as_ptr(), b.as_ptr(), out),
+            (Rows::F32(a), Panel::F32(b)) => F32[mr - 1](k, a.as_ptr(), halves(b), out),
+            (Rows::F32(a), Panel::Bf16(b)) => WIDENED[mr - 1](k, a.as_ptr(), halves(b), out),
+            (Rows::Pairs(a), Panel::Bf16(b)) => PAIRS[mr - 1](k, a.as_ptr(), halves(b), out),
             (Rows::Pairs(_), Panel::F32(_)) => unreachable!("rows are packed in pairs for bf16 panels only"),
         }
     }
+}
+
+fn halves<T>(b: Halves<'_, T>) -> [*const T; 2] {
+    [b.left.as_ptr(), b.right.as_ptr()]
 }
 
 /// Lane masks for the first `n` of 32 columns.
@@ -82,13 +86,13 @@ unsafe fn finish<const R: usize>(acc: [[__m512; 2]; R], out: Out) {
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const R: usize>(k: usize, a: *const f32, b: *const f32, out: Out) {
+unsafe fn f32_rows<const R: usize>(k: usize, a: *const f32, [left, right]: [*const f32; 2], out: Out) {
     // SAFETY: `tile` of the parent module asserted the lengths of `a` and `b`.
     unsafe {
         let mut acc = start::<R>(out);
         for p in 0..k {
-            let b0 = _mm512_loadu_ps(b.add(p * NR));
-            let b1 = _mm512_loadu_ps(b.add(p * NR + 16));
+            let b0 = _mm512_loadu_ps(left.add(p * HALF));
+            let b1 = _mm512_loadu_ps(right.add(p * HALF));
             for (i, acc) in acc.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(p * R + i));
                 acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
@@ -100,14 +104,14 @@ unsafe fn f32_rows<const R: usize>(k: usize, a: *const f32, b: *const f32, out: 
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn widened_rows<const R: usize>(k: usize, a: *const f32, b: *const u32, out: Out) {
+unsafe fn widened_rows<const R: usize>(k: usize, a: *const f32, [left, right]: [*const u32; 2], out: Out) {
     // SAFETY: `tile` of the parent module asserted the lengths of `a` and `b`.
     unsafe {
         let mut acc = start::<R>(out);
         let odd_bits = _mm512_set1_epi32(0xffff_0000u32 as i32);
         for pair in 0..k.div_ceil(2) {
-            let b = b.add(pair * NR).cast::<__m512i>();
-            let (v0, v1) = (_mm512_loadu_si512(b), _mm512_loadu_si512(b.add(1)));
+            let v0 = _mm512_loadu_si512(left.add(pair * HALF).cast());
+            let v1 = _mm512_loadu_si512(right.add(pair * HALF).cast());
             // The low half of each 32-bit lane is the even k, the high half the odd one.
             let even = [_mm512_slli_epi32(v0, 16), _mm512_slli_epi32(v1, 16)];
             let odd = [_mm512_and_si512(v0, odd_bits), _mm512_and_si512(v1, odd_bits)];
@@ -128,14 +132,13 @@ unsafe fn widened_rows<const R: usize>(k: usize, a: *const f32, b: *const u32, o
 
 /// Two k at a time by `vdpbf16ps`, which takes denormals for zero and rounds to nearest even whatever the mode.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn pair_rows<const R: usize>(k: usize, a: *const u32, b: *const u32, out: Out) {
+unsafe fn pair_rows<const R: usize>(k: usize, a: *const u32, [left, right]: [*const u32; 2], out: Out) {
     // SAFETY: `tile` of the parent module asserted the lengths of `a` and `b`; the transmutes only rename 512 bits.
     unsafe {
         let mut acc = start::<R>(out);
         for pair in 0..k.div_ceil(2) {
-            let b = b.add(pair * NR).cast::<__m512i>();
-            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b));
-            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(1)));
+            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(left.add(pair * HALF).cast()));
+            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(right.add(pair * HALF).cast()));
             for (i, acc) in acc.iter_mut().enumerate() {
                 let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(pair * R + i) as i32));
                 acc[0] = _mm512_dpbf16_ps(acc[0], x, b0);
