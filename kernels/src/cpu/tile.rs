@@ -37,11 +37,8 @@ pub(crate) fn most_rows(isa: Isa) -> usize {
     if isa == Isa::Avx2 { 12 } else { MR }
 }
 
-/// The depth after which a product starts over with the next rows, an even number: half a panel of it stays in the first
-/// level of the cache where tiles read halves.
-fn depth(isa: Isa) -> usize {
-    if isa == Isa::Avx2 { 256 } else { usize::MAX - 1 }
-}
+/// The depth after which AVX2 goes on with the next rows: half a panel of it stays in the first level of the cache.
+const DEPTH: usize = 256;
 
 /// The two halves of a panel, `[lanes][HALF]` each.
 #[derive(Clone, Copy)]
@@ -55,6 +52,12 @@ impl<'a, T> Halves<'a, T> {
     pub(crate) fn of(panel: &'a [T]) -> Self {
         let (left, right) = panel.split_at(panel.len() / 2);
         Self { left, right }
+    }
+
+    /// The left half for 0, the right for 1.
+    #[cfg(target_arch = "x86_64")]
+    fn side(&self, side: usize) -> *const T {
+        [self.left, self.right][side].as_ptr()
     }
 
     /// The lanes of a range.
@@ -127,23 +130,43 @@ pub(crate) unsafe fn tiles<'a>(
     each: impl Fn(usize) -> (usize, Rows<'a>, Out),
 ) {
     // A single tile reads the panel once, in whatever order.
-    let step = if count > 1 { depth(isa).min(k.max(1)) } else { k.max(1) };
+    if isa != Isa::Avx2 || count <= 1 {
+        for (mr, a, out) in (0..count).map(each) {
+            // SAFETY: the caller's promise.
+            unsafe { tile(isa, k, mr, a, panel, out) };
+        }
+        return;
+    }
+    let step = k.div_ceil(k.div_ceil(DEPTH).max(1)).next_multiple_of(2).max(2);
     for from in (0..k.max(1)).step_by(step) {
         let range = from..k.min(from + step);
-        for i in 0..count {
-            let (mr, a, out) = each(i);
-            let out = Out { accumulate: out.accumulate || from > 0, ..out };
-            // SAFETY: the caller's promise.
-            unsafe { tile(isa, range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), out) };
+        for side in 0..2 {
+            for (mr, a, out) in (0..count).map(&each) {
+                let out = Out { accumulate: out.accumulate || from > 0, ..out };
+                // SAFETY: the caller's promise.
+                unsafe { side_of_tile(range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), side, out) };
+            }
         }
     }
 }
 
-/// Computes one tile.
+/// The columns of an AVX2 tile in one half of the panel.
 ///
 /// # Safety
-/// `out` must be valid for writing (and reading, to accumulate) `n` values in each of `mr` rows.
-pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out) {
+/// As [`tile`], on a CPU with AVX2 and FMA.
+unsafe fn side_of_tile(k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, side: usize, out: Out) {
+    check(Isa::Avx2, k, mr, a, panel, out);
+    #[cfg(target_arch = "x86_64")]
+    if let Rows::F32(a) = a {
+        // SAFETY: lengths are checked, the rest is the caller's promise.
+        unsafe { avx2::half(k, mr, a, panel, side, out) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = side;
+}
+
+/// Slices must be as long as kernels read.
+fn check(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out) {
     assert!((1..=MR).contains(&mr) && out.n <= NR);
     match a {
         Rows::F32(a) => assert!(a.len() >= k * mr),
@@ -153,6 +176,14 @@ pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Pan
         Panel::F32(b) => assert!(b.left.len().min(b.right.len()) >= k * HALF),
         Panel::Bf16(b) => assert!(b.left.len().min(b.right.len()) >= k.div_ceil(2) * HALF),
     }
+}
+
+/// Computes one tile.
+///
+/// # Safety
+/// `out` must be valid for writing (and reading, to accumulate) `n` values in each of `mr` rows.
+pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out) {
+    check(isa, k, mr, a, panel, out);
     // SAFETY: slices are as long as the kernels read (asserted), `out` is the caller's promise, and `isa` is never above
     // what the CPU was found to have.
     unsafe {

@@ -1,4 +1,4 @@
-//! AVX2 tiles. Sixteen registers hold three rows of 32 columns or six rows of 16: few rows take both halves of a panel at once;
+//! AVX2 tiles. Sixteen registers hold two rows of 32 columns or six rows of 16, and what they are made of: few rows take both halves of a panel at once;
 //! more rows go through one half and then the other, in parts of equal size.
 
 use std::arch::x86_64::*;
@@ -10,7 +10,7 @@ use super::{HALF, Halves, MR, NR, Out, Panel};
 type Kernel<B> = unsafe fn(usize, *const f32, usize, [*const B; 2], *mut f32, usize, bool);
 
 /// Kernels by rows: whole panels, and halves of them. A bf16 panel needs registers to widen in.
-static F32_WHOLE: [Kernel<f32>; 3] = [f32_rows::<1, 4>, f32_rows::<2, 4>, f32_rows::<3, 4>];
+static F32_WHOLE: [Kernel<f32>; 2] = [f32_rows::<1, 4>, f32_rows::<2, 4>];
 static F32_HALF: [Kernel<f32>; 6] =
     [f32_rows::<1, 2>, f32_rows::<2, 2>, f32_rows::<3, 2>, f32_rows::<4, 2>, f32_rows::<5, 2>, f32_rows::<6, 2>];
 static BF16_WHOLE: [Kernel<u32>; 2] = [bf16_rows::<1, 4>, bf16_rows::<2, 4>];
@@ -20,71 +20,75 @@ static BF16_HALF: [Kernel<u32>; 5] =
 /// # Safety
 /// As [`super::tile`], on a CPU with AVX2 and FMA; lengths are checked by the caller.
 pub(super) unsafe fn tile(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
-    if out.n == NR {
-        // SAFETY: the caller's promise.
-        return unsafe { whole(k, mr, a, panel, out) };
-    }
-    // The last panel of a matrix is computed in full beside the output, then its real columns are copied.
-    let mut full = [0f32; MR * NR];
-    for row in 0..mr {
-        // SAFETY: the caller's promise on `out`, whose first `n` values of each row are valid.
-        unsafe {
-            if out.accumulate {
-                std::ptr::copy_nonoverlapping(out.ptr.add(row * out.ld), full[row * NR..].as_mut_ptr(), out.n);
-            }
-        }
-    }
-    // SAFETY: `full` holds `MR` rows of a whole panel; the rest is the caller's promise.
-    unsafe {
-        whole(k, mr, a, panel, Out { ptr: full.as_mut_ptr(), ld: NR, n: NR, accumulate: out.accumulate });
-        for row in 0..mr {
-            std::ptr::copy_nonoverlapping(full[row * NR..].as_ptr(), out.ptr.add(row * out.ld), out.n);
-        }
-    }
-}
-
-/// A tile of all `NR` columns.
-///
-/// # Safety
-/// As [`tile`].
-unsafe fn whole(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise, and `whole` kernels write all columns of a panel.
     unsafe {
         match panel {
-            Panel::F32(b) => parts(k, mr, a, b, out, &F32_WHOLE, &F32_HALF),
-            Panel::Bf16(b) => parts(k, mr, a, b, out, &BF16_WHOLE, &BF16_HALF),
+            Panel::F32(b) if out.n == NR && mr <= F32_WHOLE.len() => whole(k, mr, a, b, out, &F32_WHOLE),
+            Panel::Bf16(b) if out.n == NR && mr <= BF16_WHOLE.len() => whole(k, mr, a, b, out, &BF16_WHOLE),
+            _ => (0..2).for_each(|side| half(k, mr, a, panel, side, out)),
         }
     }
 }
 
-/// The kernels that a tile is made of.
+/// A tile of both halves at once.
 ///
 /// # Safety
 /// As [`tile`].
-unsafe fn parts<B>(
-    k: usize,
-    mr: usize,
-    a: &[f32],
-    b: Halves<'_, B>,
-    out: Out,
-    whole: &[Kernel<B>],
-    half: &[Kernel<B>],
-) {
-    // SAFETY: rows and columns lie inside the tile, the rest is the caller's promise.
+unsafe fn whole<B>(k: usize, mr: usize, a: &[f32], b: Halves<'_, B>, out: Out, kernels: &[Kernel<B>]) {
+    // SAFETY: the caller's promise.
+    unsafe { kernels[mr - 1](k, a.as_ptr(), mr, [b.left.as_ptr(), b.right.as_ptr()], out.ptr, out.ld, out.accumulate) }
+}
+
+/// The columns of a tile that stand in the left half of the panel (`side` 0) or the right (1).
+///
+/// # Safety
+/// As [`super::tile`], on a CPU with AVX2 and FMA; lengths are checked by the caller.
+pub(super) unsafe fn half(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, side: usize, out: Out) {
+    let n = out.n.saturating_sub(side * HALF).min(HALF);
+    if n == 0 {
+        return;
+    }
+    // SAFETY: the half has columns in the tile.
+    let out = unsafe { Out { ptr: out.ptr.add(side * HALF), n, ..out } };
+    if n == HALF {
+        // SAFETY: the caller's promise.
+        return unsafe { parts(k, mr, a, panel, side, out) };
+    }
+    // The last half of a matrix is computed in full beside the output, then its real columns are copied.
+    let mut full = [0f32; MR * HALF];
+    // SAFETY: the first `n` values of each row of `out` are valid, and `full` holds `MR` rows of a half.
     unsafe {
-        if let Some(kernel) = whole.get(mr - 1) {
-            return kernel(k, a.as_ptr(), mr, [b.left.as_ptr(), b.right.as_ptr()], out.ptr, out.ld, out.accumulate);
-        }
-        let parts = mr.div_ceil(half.len());
-        for (first, b) in [(0, b.left.as_ptr()), (HALF, b.right.as_ptr())] {
-            let mut row = 0;
-            for part in 0..parts {
-                let rows = (mr - row).div_ceil(parts - part);
-                let c = out.ptr.add(row * out.ld + first);
-                half[rows - 1](k, a.as_ptr().add(row), mr, [b, b], c, out.ld, out.accumulate);
-                row += rows;
+        if out.accumulate {
+            for (row, full) in full.chunks_exact_mut(HALF).take(mr).enumerate() {
+                std::ptr::copy_nonoverlapping(out.ptr.add(row * out.ld), full.as_mut_ptr(), n);
             }
         }
+        parts(k, mr, a, panel, side, Out { ptr: full.as_mut_ptr(), ld: HALF, n: HALF, accumulate: out.accumulate });
+        for (row, full) in full.chunks_exact(HALF).take(mr).enumerate() {
+            std::ptr::copy_nonoverlapping(full.as_ptr(), out.ptr.add(row * out.ld), n);
+        }
+    }
+}
+
+/// A half with all of its columns, in parts of rows of equal size.
+///
+/// # Safety
+/// As [`half`].
+unsafe fn parts(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, side: usize, out: Out) {
+    let most = if matches!(panel, Panel::F32(_)) { F32_HALF.len() } else { BF16_HALF.len() };
+    let parts = mr.div_ceil(most);
+    let mut row = 0;
+    for part in 0..parts {
+        let rows = (mr - row).div_ceil(parts - part);
+        // SAFETY: rows and columns lie inside the tile, the rest is the caller's promise.
+        unsafe {
+            let (a, c) = (a.as_ptr().add(row), out.ptr.add(row * out.ld));
+            match panel {
+                Panel::F32(b) => F32_HALF[rows - 1](k, a, mr, [b.side(side); 2], c, out.ld, out.accumulate),
+                Panel::Bf16(b) => BF16_HALF[rows - 1](k, a, mr, [b.side(side); 2], c, out.ld, out.accumulate),
+            }
+        }
+        row += rows;
     }
 }
 
