@@ -186,39 +186,52 @@ mod tests {
         (0..n).map(|_| bf16::from_f64(rng.normal()).to_f32()).collect()
     }
 
-    fn product(m: usize, n: usize, k: usize, packed: Option<&Packed>, threads: usize) -> Vec<f32> {
-        let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
+    fn product<A: Elem>(
+        a: &[A],
+        (m, n, k): (usize, usize, usize),
+        packed: Option<&Packed>,
+        threads: usize,
+    ) -> Vec<f32> {
+        let (b, bias) = (random(n * k, 2), random(n, 3));
         let mut c = vec![f32::NAN; m * n];
         let b = match packed {
             Some(packed) => Rhs::Packed(packed, 0),
             None => Rhs::Plain(View::rows(&b, 0, k).transposed()),
         };
-        let p = Product { m, n, k, a: View::rows(&a, 0, k), b, bias: Some(&bias), c: 0, ld: n };
+        let p = Product { m, n, k, a: View::rows(a, 0, k), b, bias: Some(&bias), c: 0, ld: n };
         with_threads(threads, || run(&[p], &mut c));
         c
     }
 
+    const SHAPES: [(usize, usize, usize); 10] = [
+        (1, 1, 1),
+        (3, 33, 7),
+        (14, 32, 16),
+        (15, 31, 5),
+        (29, 70, 33),
+        (40, 17, 64),
+        (5, 40, 0),
+        (2, 64, 300),
+        (30, 50, 700),
+        (13, 20, 513),
+    ];
+    const ISAS: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
     #[test]
     fn products_agree_with_f64_on_every_instruction_set() {
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
-            for (m, n, k) in [(1, 1, 1), (3, 33, 7), (14, 32, 16), (15, 31, 5), (29, 70, 33), (40, 17, 64), (5, 40, 0)]
-            {
-                let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
-                let weight = Tensor::from_vec(b.clone(), (n, k), &Device::Cpu).unwrap();
-                for packed in [
-                    None,
-                    Some(Packed::new(&weight).unwrap()),
-                    Some(Packed::new(&weight.to_dtype(candle_core::DType::BF16).unwrap()).unwrap()),
-                ] {
-                    let c = with_isa(isa, || product(m, n, k, packed.as_ref(), 2));
-                    for i in 0..m {
-                        for j in 0..n {
-                            let exact: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[j * k + p])).sum();
-                            let got = f64::from(c[i * n + j]);
-                            let want = exact + f64::from(bias[j]);
-                            assert!((got - want).abs() < 1e-4, "{isa:?} {m}x{n}x{k} at {i},{j}: {got} {want}");
-                        }
-                    }
+        for (isa, (m, n, k)) in ISAS.into_iter().flat_map(|isa| SHAPES.map(|shape| (isa, shape))) {
+            let (a, b, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
+            let narrow: Vec<bf16> = a.iter().map(|v| bf16::from_f32(*v)).collect();
+            let weight = Tensor::from_vec(b.clone(), (n, k), &Device::Cpu).unwrap();
+            let pack = |dtype| Packed::new(&weight.to_dtype(dtype).unwrap()).unwrap();
+            let (wide, pairs) = (pack(DType::F32), pack(DType::BF16));
+            for packed in [None, Some(&wide), Some(&pairs)] {
+                let shape = (m, n, k);
+                let results = with_isa(isa, || [product(&a, shape, packed, 2), product(&narrow, shape, packed, 2)]);
+                for (c, (i, j)) in results.iter().flat_map(|c| (0..m * n).map(move |at| (c, (at / n, at % n)))) {
+                    let exact: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[j * k + p])).sum();
+                    let (got, want) = (f64::from(c[i * n + j]), exact + f64::from(bias[j]));
+                    assert!((got - want).abs() < 1e-4, "{isa:?} {m}x{n}x{k} at {i},{j}: {got} {want}");
                 }
             }
         }
@@ -226,16 +239,23 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_alone_and_in_a_batch_on_any_number_of_threads() {
-        let (m, n, k) = (37, 65, 130);
+        let (m, n, k) = (37, 65, 530);
         let weight = Tensor::from_vec(random(n * k, 2), (n, k), &Device::Cpu).unwrap();
         let packed = Packed::new(&weight).unwrap();
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
+        let pairs = Packed::new(&weight.to_dtype(DType::BF16).unwrap()).unwrap();
+        let a = random(m * k, 1);
+        let narrow: Vec<bf16> = a.iter().map(|v| bf16::from_f32(*v)).collect();
+        for isa in ISAS {
             with_isa(isa, || {
-                let all = product(m, n, k, None, 1);
-                assert_eq!(all, product(m, n, k, None, 2));
-                assert_eq!(all, product(m, n, k, Some(&packed), 2));
-                for rows in [1, 2, 13, 15] {
-                    assert_eq!(all[..rows * n], product(rows, n, k, None, 2)[..], "{isa:?} {rows} rows");
+                let all = product(&a, (m, n, k), None, 1);
+                assert_eq!(all, product(&a, (m, n, k), None, 2));
+                assert_eq!(all, product(&a, (m, n, k), Some(&packed), 2));
+                let all_pairs = product(&narrow, (m, n, k), Some(&pairs), 2);
+                for rows in [1, 2, 3, 13, 15, 29] {
+                    assert_eq!(all[..rows * n], product(&a, (rows, n, k), None, 2)[..], "{isa:?} {rows} rows");
+                    assert_eq!(all[..rows * n], product(&a, (rows, n, k), Some(&packed), 2)[..], "{isa:?} {rows} rows");
+                    let rows_pairs = product(&narrow, (rows, n, k), Some(&pairs), 2);
+                    assert_eq!(all_pairs[..rows * n], rows_pairs[..], "{isa:?} {rows} rows, bf16");
                 }
             });
         }

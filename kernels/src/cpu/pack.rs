@@ -389,9 +389,9 @@ mod tests {
             assert_eq!([0, 1, 2, 3].map(|j| packed.columns(j)), [0..32, 32..40, 40..72, 72..80]);
             let value = |j: usize, column: usize, p: usize| match packed.panel(0, j) {
                 Panel::F32(b) => [b.left, b.right][column / HALF][p * HALF + column % HALF],
-                Panel::Bf16(b) => {
-                    f32::from_bits([b.left, b.right][column / HALF][p / 2 * HALF + column % HALF] >> (16 * (p % 2)) << 16)
-                }
+                Panel::Bf16(b) => f32::from_bits(
+                    [b.left, b.right][column / HALF][p / 2 * HALF + column % HALF] >> (16 * (p % 2)) << 16,
+                ),
             };
             for j in 0..4 {
                 for (column, row) in packed.columns(j).enumerate() {

@@ -144,7 +144,9 @@ pub(crate) unsafe fn tiles<'a>(
             for (mr, a, out) in (0..count).map(&each) {
                 let out = Out { accumulate: out.accumulate || from > 0, ..out };
                 // SAFETY: the caller's promise.
-                unsafe { side_of_tile(range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), side, out) };
+                unsafe {
+                    side_of_tile(range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), side, out)
+                };
             }
         }
     }

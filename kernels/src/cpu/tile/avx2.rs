@@ -144,7 +144,10 @@ unsafe fn bf16_rows<const R: usize, const C: usize>(
             step(&mut acc, a, w);
             if 2 * pair + 1 < k {
                 for (j, w) in w.iter_mut().enumerate() {
-                    *w = _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(b[j / 2].add(j % 2 * 8).cast()), odd_bits));
+                    *w = _mm256_castsi256_ps(_mm256_and_si256(
+                        _mm256_loadu_si256(b[j / 2].add(j % 2 * 8).cast()),
+                        odd_bits,
+                    ));
                 }
                 step(&mut acc, a.add(mr), w);
             }
