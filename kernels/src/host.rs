@@ -7,6 +7,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use crate::cpu::pack::Elem;
+use crate::cpu::{SendPtr, isa, parallel};
+
 /// The elements of a contiguous CPU tensor.
 pub(crate) fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&'a [T]> {
     let all = storage.as_slice::<T>()?;
@@ -34,6 +37,27 @@ pub(crate) fn storage_of(values: Vec<f32>, dtype: DType, op: &str) -> Result<Cpu
         DType::BF16 => CpuStorage::BF16(values.into_iter().map(bf16::from_f32).collect()),
         DType::F16 => CpuStorage::F16(values.into_iter().map(f16::from_f32).collect()),
         DType::F64 => CpuStorage::F64(values.into_iter().map(f64::from).collect()),
+        other => bail!("{op}: dtype {other:?} is not supported, expected f32, bf16 or f16"),
+    })
+}
+
+/// f32 results as new storage of `dtype`, rounded on all threads.
+pub(crate) fn rounded(values: &[f32], dtype: DType, op: &str) -> Result<CpuStorage> {
+    const BLOCK: usize = 1 << 14;
+    fn round<T: Elem>(values: &[f32], zero: T) -> Vec<T> {
+        let mut out = vec![zero; values.len()];
+        let (isa, shared) = (isa(), SendPtr::new(&mut out));
+        parallel(values.len().div_ceil(BLOCK), true, |i| {
+            let block = &values[i * BLOCK..(i * BLOCK + BLOCK).min(values.len())];
+            // SAFETY: each block is written by one task.
+            T::store(isa, block, unsafe { shared.slice(i * BLOCK, block.len()) });
+        });
+        out
+    }
+    Ok(match dtype {
+        DType::F32 => CpuStorage::F32(values.to_vec()),
+        DType::BF16 => CpuStorage::BF16(round(values, bf16::ZERO)),
+        DType::F16 => CpuStorage::F16(round(values, f16::ZERO)),
         other => bail!("{op}: dtype {other:?} is not supported, expected f32, bf16 or f16"),
     })
 }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::pack::View;
-use super::tile::{MR, NR, Out, Panel, tile};
+use super::tile::{Halves, MR, NR, Out, Panel, Rows, tile};
 use super::{Isa, Scratch, SendPtr, isa, math, parallel};
 
 /// Queries whose scores are held at once.
@@ -127,13 +127,13 @@ impl Panels {
         assert!(ld >= columns && (a.rows - 1) * ld + columns <= c.len());
         assert!(a.k == depth.len() && first.is_multiple_of(NR));
         for j in 0..columns.div_ceil(NR) {
-            let panel = &self.data[(first / NR + j) * self.k * NR..][depth.start * NR..depth.end * NR];
+            let panel = Halves::of(&self.data[(first / NR + j) * self.k * NR..][..self.k * NR]).lanes(depth.clone());
             let mut row = 0;
             while row < a.rows {
                 let mr = MR.min(a.rows - row);
                 let out = Out { ptr: c[row * ld + j * NR..].as_mut_ptr(), ld, n: NR.min(columns - j * NR), accumulate };
                 // SAFETY: the assertion above covers the last row and column of `c`.
-                unsafe { tile(isa, a.k, mr, &a.data[row * a.k..][..mr * a.k], Panel::F32(panel), out) };
+                unsafe { tile(isa, a.k, mr, Rows::F32(&a.data[row * a.k..][..mr * a.k]), Panel::F32(panel), out) };
                 row += mr;
             }
         }

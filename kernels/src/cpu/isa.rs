@@ -12,6 +12,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// AVX-512 with products of bf16 pairs (`vdpbf16ps`): Zen 4, Cooper Lake, Sapphire Rapids and later.
+    Avx512Bf16,
 }
 
 thread_local! {
@@ -27,7 +29,7 @@ fn detected() -> Isa {
             use std::arch::is_x86_feature_detected as has;
             let avx2 = has!("avx2") && has!("fma");
             if avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
-                return Isa::Avx512;
+                return if has!("avx512bf16") { Isa::Avx512Bf16 } else { Isa::Avx512 };
             }
             if avx2 {
                 return Isa::Avx2;

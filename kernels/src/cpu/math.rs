@@ -21,7 +21,7 @@ macro_rules! for_isa {
                 }
                 match isa {
                     // SAFETY: `Isa` is never above what the CPU was found to have.
-                    $crate::cpu::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::cpu::Isa::Avx512 | $crate::cpu::Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::cpu::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::cpu::Isa::Portable => {}
@@ -65,6 +65,17 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
+}
+
+/// The error function with an absolute error of about 3e-7: formula 7.1.26 of Abramowitz and Stegun.
+#[inline(always)]
+pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
+    let t = 1.0 / fma::<FMA>(0.327_591_1, x.abs(), 1.0);
+    let mut p = 1.061_405_4;
+    for c in [-1.453_152, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
+        p = fma::<FMA>(p, t, c);
+    }
+    (1.0 - p * t * exp::<FMA>(-x * x)).copysign(x)
 }
 
 /// Sum of `f(i)` over a row in sixteen partial sums.
@@ -180,6 +191,71 @@ for_isa! {
 }
 
 #[inline(always)]
+fn silu_body<const FMA: bool>(x: &mut [f32]) {
+    for x in x {
+        *x *= sigmoid::<FMA>(*x);
+    }
+}
+
+#[inline(always)]
+fn gelu_tanh_body<const FMA: bool>(x: &mut [f32]) {
+    // sqrt(2 / pi)
+    const SCALE: f32 = 0.797_884_6;
+    for x in x {
+        let u = SCALE * fma::<FMA>(0.044_715 * *x * *x, *x, *x);
+        // tanh u = 1 - 2 / (e^2u + 1)
+        *x *= 1.0 - 1.0 / (exp::<FMA>(2.0 * u) + 1.0);
+    }
+}
+
+#[inline(always)]
+fn gelu_body<const FMA: bool>(x: &mut [f32]) {
+    for x in x {
+        *x *= 0.5 * (1.0 + erf::<FMA>(*x * std::f32::consts::FRAC_1_SQRT_2));
+    }
+}
+
+#[inline(always)]
+fn relu_body<const FMA: bool>(x: &mut [f32]) {
+    for x in x {
+        // Not `max`, which would turn NaN into 0.
+        *x = if *x < 0.0 { 0.0 } else { *x };
+    }
+}
+
+for_isa! {
+    /// `x * sigmoid(x)` in place.
+    pub(crate) fn silu(x: &mut [f32]) = silu_body
+}
+
+for_isa! {
+    /// GELU by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415), in place.
+    pub(crate) fn gelu_tanh(x: &mut [f32]) = gelu_tanh_body
+}
+
+for_isa! {
+    /// GELU in place.
+    pub(crate) fn gelu(x: &mut [f32]) = gelu_body
+}
+
+for_isa! {
+    /// `max(x, 0)` in place.
+    pub(crate) fn relu(x: &mut [f32]) = relu_body
+}
+
+#[inline(always)]
+fn multiply_body<const FMA: bool>(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x *= y;
+    }
+}
+
+for_isa! {
+    /// `x *= y`
+    pub(crate) fn multiply(x: &mut [f32], y: &[f32]) = multiply_body
+}
+
+#[inline(always)]
 fn silu_glu_body<const FMA: bool>(gate: &[f32], up: &[f32], y: &mut [f32]) {
     for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
         *y = g * sigmoid::<FMA>(*g) * u;
@@ -208,6 +284,60 @@ for_isa! {
     pub(crate) fn silu_glu_grad(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) = silu_glu_grad_body
 }
 
+/// The bits of `x` rounded to bf16, to nearest even. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding could carry a NaN's mantissa over into infinity.
+    let bits = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
+    (bits >> 16) as u16
+}
+
+#[inline(always)]
+fn to_bf16_body<const FMA: bool>(x: &[f32], y: &mut [half::bf16]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = half::bf16::from_bits(bf16_bits(*x));
+    }
+}
+
+for_isa! {
+    /// `x` rounded to bf16.
+    pub(crate) fn to_bf16(x: &[f32], y: &mut [half::bf16]) = to_bf16_body
+}
+
+#[inline(always)]
+fn round_bf16_body<const FMA: bool>(x: &mut [f32]) {
+    for x in x {
+        *x = f32::from_bits(u32::from(bf16_bits(*x)) << 16);
+    }
+}
+
+for_isa! {
+    /// `x` rounded to bf16, in place and still f32.
+    pub(crate) fn round_bf16(x: &mut [f32]) = round_bf16_body
+}
+
+#[inline(always)]
+fn widen_pairs_body<const FMA: bool>(pairs: &[u32], wide: &mut [f32]) {
+    const HALF: usize = super::tile::HALF;
+    for (pairs, rows) in pairs.chunks_exact(HALF).zip(wide.chunks_mut(2 * HALF)) {
+        let (even, odd) = rows.split_at_mut(HALF);
+        for (value, pair) in even.iter_mut().zip(pairs) {
+            *value = f32::from_bits(pair << 16);
+        }
+        // An odd k ends with half a pair.
+        for (value, pair) in odd.iter_mut().zip(pairs) {
+            *value = f32::from_bits(pair & 0xffff_0000);
+        }
+    }
+}
+
+for_isa! {
+    /// Half a bf16 panel, `[ceil(k/2)][HALF]`, as f32 `[k][HALF]`.
+    pub(crate) fn widen_pairs(pairs: &[u32], wide: &mut [f32]) = widen_pairs_body
+}
+
 #[inline(always)]
 fn axpy_body<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
@@ -223,6 +353,33 @@ for_isa! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn erf_is_close_to_f64() {
+        for i in -6000..=6000 {
+            let x = i as f32 * 1e-3;
+            let want = candle_core::cpu::erf::erf_f64(f64::from(x));
+            for got in [erf::<true>(x), erf::<false>(x)] {
+                assert!((f64::from(got) - want).abs() < 5e-7, "erf({x}) = {got}, expected {want}");
+            }
+        }
+        assert!(erf::<true>(f32::NAN).is_nan());
+        assert_eq!(erf::<true>(f32::INFINITY), 1.0);
+    }
+
+    #[test]
+    fn rounding_to_bf16_is_that_of_the_library() {
+        let mut rng = crate::rng::Rng::new(3);
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -0.0, 1.0, f32::MIN_POSITIVE / 2.0];
+        let random = (0..100_000).map(|_| f32::from_bits(rng.below(1 << 32) as u32));
+        for x in special.into_iter().chain(random) {
+            let (got, want) = (bf16_bits(x), half::bf16::from_f32(x));
+            assert!(
+                got == want.to_bits() || (x.is_nan() && half::bf16::from_bits(got).is_nan()),
+                "{x}: {got:x} {want}"
+            );
+        }
+    }
 
     #[test]
     fn exp_is_close_to_f64_everywhere() {

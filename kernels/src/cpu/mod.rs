@@ -12,12 +12,12 @@ mod isa;
 pub(crate) mod math;
 pub(crate) mod pack;
 mod pool;
-mod scratch;
-mod tile;
+pub(crate) mod scratch;
+pub(crate) mod tile;
 
 pub use isa::{Isa, with_isa};
 pub use pool::{threads, with_threads};
 
 pub(crate) use isa::isa;
-pub(crate) use pool::{SendPtr, parallel};
+pub(crate) use pool::{SendPtr, Stage, parallel, stages};
 pub(crate) use scratch::Scratch;

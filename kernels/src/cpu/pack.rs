@@ -1,29 +1,71 @@
 //! Packing operands into the layouts that the tiles read, and the packed form of a stack of weights.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, DType, Result, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::tile::{NR, Panel};
-use super::{SendPtr, parallel};
+use super::scratch::{Line, bits, bits_mut};
+use super::tile::{HALF, Halves, NR, Panel};
+use super::{Isa, SendPtr, math, parallel};
 
 /// Element types that kernels read; sums are always f32.
 pub(crate) trait Elem: Copy + Send + Sync + 'static {
+    /// True for bf16, whose products may be computed in pairs.
+    const BF16: bool = false;
     fn to_f32(self) -> f32;
+    /// Rounds a row to this type.
+    fn store(isa: Isa, row: &[f32], dst: &mut [Self]);
 }
 
-macro_rules! elem {
-    ($t:ty, $to:expr) => {
-        impl Elem for $t {
-            #[inline(always)]
-            fn to_f32(self) -> f32 {
-                $to(self)
-            }
-        }
-    };
+impl Elem for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn store(_: Isa, row: &[f32], dst: &mut [Self]) {
+        dst.copy_from_slice(row);
+    }
 }
-elem!(f32, |v| v);
-elem!(bf16, bf16::to_f32);
-elem!(f16, f16::to_f32);
+
+impl Elem for bf16 {
+    const BF16: bool = true;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        // Without the library's branch for signalling NaN, so that loops vectorise.
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn store(isa: Isa, row: &[f32], dst: &mut [Self]) {
+        math::to_bf16(isa, row, dst);
+    }
+}
+
+impl Elem for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+
+    fn store(_: Isa, row: &[f32], dst: &mut [Self]) {
+        dst.convert_from_f32_slice(row);
+    }
+}
+
+/// Values 32 bits wide that a row of `k` elements packs into: f32, or pairs of bf16.
+#[inline(always)]
+pub(crate) fn lanes(k: usize, pairs: bool) -> usize {
+    if pairs { k.div_ceil(2) } else { k }
+}
+
+/// bf16 values side by side, the first in the low half.
+#[inline(always)]
+pub(crate) fn pair<T: Elem>(low: T, high: T) -> u32 {
+    u32::from(math::bf16_bits(low.to_f32())) | u32::from(math::bf16_bits(high.to_f32())) << 16
+}
 
 /// A matrix inside a buffer: element `(i, j)` stands at `offset + row(i) * rs + j * cs`, where `row(i)` is `i`, or
 /// `gather[i]` if rows are picked by index.
@@ -64,21 +106,8 @@ impl<'a, T: Elem> View<'a, T> {
     /// Packs rows `i0..i0 + mr` into `[k][mr]`.
     pub(crate) fn pack_rows(&self, i0: usize, mr: usize, k: usize, dst: &mut [f32]) {
         if self.cs == 1 {
-            match mr {
-                // Full tiles, and the sizes that even splits of a few dozen rows make, get loops of constant width.
-                14 => self.transpose::<14>(i0, k, dst),
-                13 => self.transpose::<13>(i0, k, dst),
-                12 => self.transpose::<12>(i0, k, dst),
-                11 => self.transpose::<11>(i0, k, dst),
-                _ => {
-                    for i in 0..mr {
-                        let src = &self.data[self.start(i0 + i)..][..k];
-                        for (d, s) in dst[i..].iter_mut().step_by(mr).zip(src) {
-                            *d = s.to_f32();
-                        }
-                    }
-                }
-            }
+            let row = |i: usize| &self.data[self.start(i0 + i)..][..k];
+            pack_lanes(mr, k, row, |row, p| row[p].to_f32(), dst);
         } else if self.rs == 1 && self.gather.is_none() {
             for (p, d) in dst.chunks_exact_mut(mr).take(k).enumerate() {
                 let src = &self.data[self.offset + i0 + p * self.cs..][..mr];
@@ -96,36 +125,38 @@ impl<'a, T: Elem> View<'a, T> {
         }
     }
 
-    /// Packs `M` contiguous rows, sixteen columns at a time through a block in registers and L1: reads and writes are both
-    /// sequential.
-    fn transpose<const M: usize>(&self, i0: usize, k: usize, dst: &mut [f32]) {
-        let rows: [&[T]; M] = std::array::from_fn(|i| &self.data[self.start(i0 + i)..][..k]);
-        let whole = k / 16 * 16;
-        let mut block = [[0f32; 16]; M];
-        for (p, dst) in dst[..whole * M].chunks_exact_mut(16 * M).enumerate() {
-            for (block, row) in block.iter_mut().zip(&rows) {
-                for (b, v) in block.iter_mut().zip(&row[p * 16..p * 16 + 16]) {
-                    *b = v.to_f32();
-                }
-            }
-            for (q, dst) in dst.chunks_exact_mut(M).enumerate() {
-                for (d, block) in dst.iter_mut().zip(&block) {
-                    *d = block[q];
-                }
-            }
-        }
-        for p in whole..k {
-            for (i, row) in rows.iter().enumerate() {
-                dst[p * M + i] = row[p].to_f32();
-            }
-        }
+    /// Packs rows `i0..i0 + mr` of a matrix with contiguous rows into pairs `[ceil(k/2)][mr]`.
+    pub(crate) fn pack_row_pairs(&self, i0: usize, mr: usize, k: usize, dst: &mut [u32]) {
+        assert_eq!(self.cs, 1, "pairs are made of contiguous rows");
+        pack_pairs(mr, k, |i| &self.data[self.start(i0 + i)..][..k], dst);
     }
 
-    /// Packs columns `j0..min(j0 + NR, n)` of this `[k, n]` matrix into a panel `[k][NR]`, zero beyond `n`.
+    /// Packs columns `j0..min(j0 + NR, n)` of this `[k, n]` matrix into a panel, two halves `[k][HALF]`, zero beyond `n`.
     pub(crate) fn pack_panel(&self, j0: usize, n: usize, k: usize, dst: &mut [f32]) {
-        let cols = (n - j0).min(NR);
-        if self.cs == 1 {
-            for (p, d) in dst.chunks_exact_mut(NR).take(k).enumerate() {
+        let (left, right) = dst.split_at_mut(k * HALF);
+        self.pack_half(j0, (n - j0).min(HALF), k, left);
+        self.pack_half(j0 + HALF, (n - j0).saturating_sub(HALF).min(HALF), k, right);
+    }
+
+    /// Packs `cols` columns from `j0` into `[k][HALF]`.
+    fn pack_half(&self, j0: usize, cols: usize, k: usize, dst: &mut [f32]) {
+        if cols == 0 {
+            dst.fill(0.0);
+        } else if self.rs == 1 && self.gather.is_none() {
+            // Columns are contiguous, as those of a transposed weight: half a panel is `HALF` packed rows.
+            let column = |j: usize| &self.data[self.offset + (j0 + j) * self.cs..][..k];
+            if cols == HALF {
+                pack_lanes(HALF, k, column, |column, p| column[p].to_f32(), dst);
+            } else {
+                dst.fill(0.0);
+                for j in 0..cols {
+                    for (d, s) in dst[j..].iter_mut().step_by(HALF).zip(column(j)) {
+                        *d = s.to_f32();
+                    }
+                }
+            }
+        } else if self.cs == 1 {
+            for (p, d) in dst.chunks_exact_mut(HALF).enumerate() {
                 let src = &self.data[self.start(p) + j0..][..cols];
                 for (d, s) in d.iter_mut().zip(src) {
                     *d = s.to_f32();
@@ -133,65 +164,174 @@ impl<'a, T: Elem> View<'a, T> {
                 d[cols..].fill(0.0);
             }
         } else {
-            if cols < NR {
-                dst[..k * NR].fill(0.0);
-            }
-            for j in 0..cols {
-                let column = self.offset + (j0 + j) * self.cs;
-                if self.rs == 1 && self.gather.is_none() {
-                    let src = &self.data[column..][..k];
-                    for (d, s) in dst[j..].iter_mut().step_by(NR).zip(src) {
-                        *d = s.to_f32();
-                    }
-                } else {
-                    for p in 0..k {
-                        let row = self.gather.map_or(p, |g| g[p] as usize);
-                        dst[p * NR + j] = self.data[column + row * self.rs].to_f32();
-                    }
+            dst.fill(0.0);
+            for p in 0..k {
+                for j in 0..cols {
+                    dst[p * HALF + j] = self.data[self.start(p) + (j0 + j) * self.cs].to_f32();
                 }
             }
         }
     }
 }
 
-/// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/32][K][32]`, bf16 as `[E][N/32][ceil(K/2)][32][2]`, with
+/// Packs `m` rows of `n` lanes into `[n][m]`; `load(row, p)` is lane `p` of a row.
+#[inline(always)]
+fn pack_lanes<'a, T: Elem, L: Copy + Default>(
+    m: usize,
+    n: usize,
+    row: impl Fn(usize) -> &'a [T],
+    load: impl Fn(&[T], usize) -> L + Copy,
+    dst: &mut [L],
+) {
+    match m {
+        1 => {
+            let row = row(0);
+            for (p, d) in dst[..n].iter_mut().enumerate() {
+                *d = load(row, p);
+            }
+        }
+        // Halves of panels, full tiles, and the sizes that even splits of a few dozen rows make, get loops of constant width.
+        16 => transpose::<T, L, 16>(n, row, load, dst),
+        14 => transpose::<T, L, 14>(n, row, load, dst),
+        13 => transpose::<T, L, 13>(n, row, load, dst),
+        12 => transpose::<T, L, 12>(n, row, load, dst),
+        11 => transpose::<T, L, 11>(n, row, load, dst),
+        8 => transpose::<T, L, 8>(n, row, load, dst),
+        _ => {
+            for i in 0..m {
+                let row = row(i);
+                for (p, d) in dst[i..].iter_mut().step_by(m).take(n).enumerate() {
+                    *d = load(row, p);
+                }
+            }
+        }
+    }
+}
+
+/// Packs `M` rows, sixteen lanes at a time through a block in registers and L1: reads and writes are both sequential.
+fn transpose<'a, T: Elem, L: Copy + Default, const M: usize>(
+    n: usize,
+    row: impl Fn(usize) -> &'a [T],
+    load: impl Fn(&[T], usize) -> L,
+    dst: &mut [L],
+) {
+    let rows: [&[T]; M] = std::array::from_fn(row);
+    let whole = n / 16 * 16;
+    let mut block = [[L::default(); 16]; M];
+    for (p, dst) in dst[..whole * M].chunks_exact_mut(16 * M).enumerate() {
+        for (block, row) in block.iter_mut().zip(&rows) {
+            for (q, b) in block.iter_mut().enumerate() {
+                *b = load(row, p * 16 + q);
+            }
+        }
+        for (q, dst) in dst.chunks_exact_mut(M).enumerate() {
+            for (d, block) in dst.iter_mut().zip(&block) {
+                *d = block[q];
+            }
+        }
+    }
+    for p in whole..n {
+        for (i, row) in rows.iter().enumerate() {
+            dst[p * M + i] = load(row, p);
+        }
+    }
+}
+
+/// Packs `m` rows of `k` elements into pairs `[ceil(k/2)][m]`, with zero for the other half of an odd end.
+fn pack_pairs<'a, T: Elem>(m: usize, k: usize, row: impl Fn(usize) -> &'a [T], dst: &mut [u32]) {
+    pack_lanes(m, k / 2, &row, |row, p| pair(row[2 * p], row[2 * p + 1]), dst);
+    if k % 2 == 1 {
+        for (i, d) in dst[k / 2 * m..][..m].iter_mut().enumerate() {
+            *d = u32::from(math::bf16_bits(row(i)[k - 1].to_f32()));
+        }
+    }
+}
+
+/// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/16][K][16]`, bf16 as `[E][N/16][ceil(K/2)][16][2]`, with
 /// zero columns up to a multiple of 32. Forward only: training keeps the plain tensor.
 #[derive(Clone, Debug)]
 pub struct Packed {
     experts: usize,
     n: usize,
     k: usize,
-    data: std::sync::Arc<PackedData>,
-}
-
-#[derive(Debug)]
-enum PackedData {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    /// Columns that are padded together: all `n`, or half of them where gate and up are stacked.
+    group: usize,
+    /// bf16 in pairs, else f32.
+    pairs: bool,
+    data: Arc<Vec<Line>>,
 }
 
 impl Packed {
     /// Packs `[E, N, K]`, or `[N, K]` as one expert. f16 is kept as f32, as its range does not fit bf16.
     pub fn new(weight: &Tensor) -> Result<Self> {
+        Self::grouped(weight, 1)
+    }
+
+    /// Packs gate and up projections that are stacked as `[E, 2 I, K]`: each half starts a panel of its own, so that a panel
+    /// of gates and the panel of ups that belongs to it have the same columns.
+    pub fn gated(weight: &Tensor) -> Result<Self> {
+        Self::grouped(weight, 2)
+    }
+
+    fn grouped(weight: &Tensor, groups: usize) -> Result<Self> {
         let (experts, n, k) = match *weight.dims() {
             [n, k] => (1, n, k),
             [e, n, k] => (e, n, k),
             ref dims => bail!("weights to pack have shape {dims:?}, expected [experts, out, in] or [out, in]"),
         };
+        if n % groups != 0 {
+            bail!("gate and up stacked in {n} rows; expected an even number");
+        }
         let weight = weight.contiguous()?;
         let (storage, layout) = weight.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else { bail!("only weights on the CPU are packed") };
-        let start = layout.start_offset();
-        let len = experts * n * k;
-        let data = match storage {
-            CpuStorage::F32(w) => PackedData::F32(pack_f32(&w[start..start + len], experts, n, k)),
-            CpuStorage::F16(w) => PackedData::F32(pack_f32(&w[start..start + len], experts, n, k)),
-            CpuStorage::BF16(w) => PackedData::Bf16(pack_bf16(&w[start..start + len], experts, n, k)),
+        let all = layout.start_offset()..layout.start_offset() + experts * n * k;
+        let mut packed = Self { experts, n, k, group: n / groups, pairs: false, data: Arc::default() };
+        packed.pairs = matches!(storage, CpuStorage::BF16(_));
+        packed.data = Arc::new(match storage {
+            CpuStorage::F32(w) => packed.fill(&w[all]),
+            CpuStorage::F16(w) => packed.fill(&w[all]),
+            CpuStorage::BF16(w) => packed.fill(&w[all]),
             other => {
                 bail!("weights of dtype {:?} cannot be packed", candle_core::backend::BackendStorage::dtype(other))
             }
-        };
-        Ok(Self { experts, n, k, data: std::sync::Arc::new(data) })
+        });
+        Ok(packed)
+    }
+
+    /// All panels of the weights `[E, N, K]`.
+    fn fill<T: Elem>(&self, w: &[T]) -> Vec<Line> {
+        let (panels, len, k) = (self.panels(), self.panel_len(), self.k);
+        let mut lines = vec![Line::ZERO; self.experts * panels * len / 16];
+        if lines.is_empty() {
+            return lines;
+        }
+        let shared = SendPtr::new(Line::floats_mut(&mut lines));
+        parallel(self.experts * panels, w.len() > 1 << 16, |i| {
+            // SAFETY: panel `i` is written by this task alone.
+            let dst = unsafe { shared.slice(i * len, len) };
+            let columns = self.columns(i % panels);
+            let first = (i / panels * self.n + columns.start) * k;
+            if self.pairs {
+                let (left, right) = bits_mut(dst).split_at_mut(len / 2);
+                for (half, dst) in [left, right].into_iter().enumerate() {
+                    let column = |j: usize| &w[first + (half * HALF + j) * k..][..k];
+                    match columns.len().saturating_sub(half * HALF) {
+                        HALF.. => pack_pairs(HALF, k, column, dst),
+                        cols => {
+                            for j in 0..cols {
+                                for (d, v) in dst[j..].iter_mut().step_by(HALF).zip(column(j).chunks(2)) {
+                                    *d = pair(v[0].to_f32(), v.get(1).map_or(0.0, |v| v.to_f32()));
+                                }
+                            }
+                        }
+                    }
+                }
+            } else {
+                View::rows(w, first, k).transposed().pack_panel(0, columns.len(), k, dst);
+            }
+        });
+        lines
     }
 
     /// `(experts, out, in)`
@@ -201,68 +341,66 @@ impl Packed {
 
     /// The dtype that the tiles hold.
     pub fn dtype(&self) -> DType {
-        match *self.data {
-            PackedData::F32(_) => DType::F32,
-            PackedData::Bf16(_) => DType::BF16,
-        }
+        if self.pairs { DType::BF16 } else { DType::F32 }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        match &*self.data {
-            PackedData::F32(d) => d.len() * 4,
-            PackedData::Bf16(d) => d.len() * 2,
-        }
+        size_of_val(&**self.data)
+    }
+
+    /// Panels of an expert.
+    pub(crate) fn panels(&self) -> usize {
+        if self.n == 0 { 0 } else { self.n / self.group * self.group.div_ceil(NR) }
+    }
+
+    /// Values of 32 bits in a panel.
+    fn panel_len(&self) -> usize {
+        lanes(self.k, self.pairs) * NR
+    }
+
+    /// The rows of the weight, columns of the product, in panel `j`.
+    pub(crate) fn columns(&self, j: usize) -> Range<usize> {
+        let each = self.group.div_ceil(NR);
+        let (group, at) = (j / each, j % each * NR);
+        group * self.group + at..group * self.group + (at + NR).min(self.group)
     }
 
     /// Panel `j` of expert `e`.
     pub(crate) fn panel(&self, e: usize, j: usize) -> Panel<'_> {
-        let panels = self.n.div_ceil(NR);
-        match &*self.data {
-            PackedData::F32(d) => {
-                let len = self.k * NR;
-                Panel::F32(&d[(e * panels + j) * len..][..len])
-            }
-            PackedData::Bf16(d) => {
-                let len = self.k.div_ceil(2) * NR * 2;
-                Panel::Bf16(&d[(e * panels + j) * len..][..len])
-            }
-        }
+        let len = self.panel_len();
+        let panel = &Line::floats(&self.data)[(e * self.panels() + j) * len..][..len];
+        if self.pairs { Panel::Bf16(Halves::of(bits(panel))) } else { Panel::F32(Halves::of(panel)) }
     }
 }
 
-fn pack_f32<T: Elem>(w: &[T], experts: usize, n: usize, k: usize) -> Vec<f32> {
-    let panels = n.div_ceil(NR);
-    let mut out = vec![0f32; experts * panels * k * NR];
-    if k == 0 {
-        return out;
-    }
-    let shared = SendPtr::new(&mut out);
-    parallel(experts * panels, w.len() > 1 << 16, |i| {
-        // SAFETY: panel `i` is written by this task alone.
-        let dst = unsafe { shared.slice(i * k * NR, k * NR) };
-        View::rows(w, i / panels * n * k, k).transposed().pack_panel(i % panels * NR, n, k, dst);
-    });
-    out
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
 
-fn pack_bf16(w: &[bf16], experts: usize, n: usize, k: usize) -> Vec<bf16> {
-    let panels = n.div_ceil(NR);
-    let len = k.div_ceil(2) * NR * 2;
-    let mut out = vec![bf16::ZERO; experts * panels * len];
-    if k == 0 {
-        return out;
-    }
-    let shared = SendPtr::new(&mut out);
-    parallel(experts * panels, w.len() > 1 << 16, |i| {
-        // SAFETY: panel `i` is written by this task alone.
-        let dst = unsafe { shared.slice(i * len, len) };
-        let (e, j0) = (i / panels, i % panels * NR);
-        for j in 0..(n - j0).min(NR) {
-            for (p, &v) in w[(e * n + j0 + j) * k..][..k].iter().enumerate() {
-                dst[(p / 2 * NR + j) * 2 + p % 2] = v;
+    #[test]
+    fn gate_and_up_start_panels_of_their_own() -> Result<()> {
+        for dtype in [DType::F32, DType::BF16] {
+            let (n, k) = (2 * 40, 3);
+            let weight = Tensor::arange(0f32, (n * k) as f32, &Device::Cpu)?.reshape((n, k))?.to_dtype(dtype)?;
+            let packed = Packed::gated(&weight)?;
+            assert_eq!((packed.panels(), packed.dtype(), packed.dims()), (4, dtype, (1, n, k)));
+            assert_eq!([0, 1, 2, 3].map(|j| packed.columns(j)), [0..32, 32..40, 40..72, 72..80]);
+            let value = |j: usize, column: usize, p: usize| match packed.panel(0, j) {
+                Panel::F32(b) => [b.left, b.right][column / HALF][p * HALF + column % HALF],
+                Panel::Bf16(b) => f32::from_bits(
+                    [b.left, b.right][column / HALF][p / 2 * HALF + column % HALF] >> (16 * (p % 2)) << 16,
+                ),
+            };
+            for j in 0..4 {
+                for (column, row) in packed.columns(j).enumerate() {
+                    (0..k).for_each(|p| assert_eq!(value(j, column, p), (row * k + p) as f32));
+                }
+                (packed.columns(j).len()..NR).for_each(|column| assert_eq!(value(j, column, k - 1), 0.0));
             }
+            assert!(Packed::gated(&weight.narrow(0, 0, 3)?).is_err());
         }
-    });
-    out
+        Ok(())
+    }
 }

@@ -5,8 +5,36 @@ use std::ops::{Deref, DerefMut};
 
 /// One cache line, so that tiles start on one.
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; 16]);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line([f32; 16]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0.0; 16]);
+
+    /// The values of whole lines.
+    pub(crate) fn floats(lines: &[Self]) -> &[f32] {
+        // SAFETY: `Line` is 16 f32 without padding.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 16) }
+    }
+
+    /// As [`floats`](Self::floats), to write.
+    pub(crate) fn floats_mut(lines: &mut [Self]) -> &mut [f32] {
+        // SAFETY: as above, and `lines` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
+    }
+}
+
+/// The same 32 bits as integers: pairs of bf16 are kept in buffers of f32.
+pub(crate) fn bits(values: &[f32]) -> &[u32] {
+    // SAFETY: f32 and u32 have one size and alignment, and any bits are a value of either.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// As [`bits`], to write.
+pub(crate) fn bits_mut(values: &mut [f32]) -> &mut [u32] {
+    // SAFETY: as above, and `values` is borrowed mutably.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
 
 /// At most this many buffers, and bytes in them, stay with a thread.
 const KEEP: usize = 8;
@@ -34,7 +62,7 @@ impl Scratch {
             best.map(|i| free.swap_remove(i)).unwrap_or_default()
         });
         if lines.len() < wanted {
-            lines.resize(wanted, Line([0.0; 16]));
+            lines.resize(wanted, Line::ZERO);
         }
         Self { lines, len }
     }
@@ -63,14 +91,12 @@ impl Drop for Scratch {
 impl Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: `Line` is 16 f32 without padding, and `len` is at most 16 times the number of lines.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        &Line::floats(&self.lines)[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `deref`, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut Line::floats_mut(&mut self.lines)[..self.len]
     }
 }

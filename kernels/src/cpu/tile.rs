@@ -1,10 +1,17 @@
 //! The micro-kernels: `C[mr, n] (+)= A[mr, k] · B[k, n]` for at most [`MR`] rows and one panel of [`NR`] columns.
 //!
-//! `A` is packed `[k][mr]`; a panel of `B` is `[k][NR]` in f32, or `[ceil(k/2)][NR][2]` in bf16 (two k side by side, the
-//! layout that `vdpbf16ps` reads too). Sums are f32. bf16 weights are widened in registers, which is exact, so an f32
-//! input keeps its precision and the weights cost half the memory traffic.
+//! `A` is packed `[k][mr]` in f32, or `[ceil(k/2)][mr]` in pairs of bf16. A panel of `B` is two halves `[k][16]` in f32, or
+//! `[ceil(k/2)][16]` in pairs (two k side by side): a half is what AVX2 holds in the first-level cache, both are read side by
+//! side by AVX-512. Sums are f32. f32 rows meet bf16 weights by widening them in registers, which is exact, so an f32 input
+//! keeps its precision and the weights cost half the memory traffic; pairs meet pairs in the processor's own bf16 product, at
+//! twice the rate of f32.
 
-use half::bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::ops::Range;
 
 use super::Isa;
 
@@ -13,13 +20,92 @@ pub(crate) const MR: usize = 14;
 /// Columns of a panel.
 pub(crate) const NR: usize = 32;
 
+/// Packed rows of `A`.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// `[k][mr]`
+    F32(&'a [f32]),
+    /// `[ceil(k/2)][mr]`, the even k in the low half, zero beyond an odd k; only for [`Isa::Avx512Bf16`].
+    Pairs(&'a [u32]),
+}
+
+/// Columns of half a panel.
+pub(crate) const HALF: usize = NR / 2;
+
+/// The largest number of rows that a tile should get: a whole number of what the kernels take at once.
+pub(crate) fn most_rows(isa: Isa) -> usize {
+    if isa == Isa::Avx2 { 12 } else { MR }
+}
+
+/// The depth after which AVX2 goes on with the next rows: half a panel of it stays in the first level of the cache.
+const DEPTH: usize = 256;
+
+/// The two halves of a panel, `[lanes][HALF]` each.
+#[derive(Clone, Copy)]
+pub(crate) struct Halves<'a, T> {
+    pub left: &'a [T],
+    pub right: &'a [T],
+}
+
+impl<'a, T> Halves<'a, T> {
+    /// A panel whose halves follow each other.
+    pub(crate) fn of(panel: &'a [T]) -> Self {
+        let (left, right) = panel.split_at(panel.len() / 2);
+        Self { left, right }
+    }
+
+    /// The left half for 0, the right for 1.
+    #[cfg(target_arch = "x86_64")]
+    fn side(&self, side: usize) -> *const T {
+        [self.left, self.right][side].as_ptr()
+    }
+
+    /// The lanes of a range.
+    pub(crate) fn lanes(self, range: Range<usize>) -> Self {
+        let range = range.start * HALF..range.end * HALF;
+        Self { left: &self.left[range.clone()], right: &self.right[range] }
+    }
+}
+
 /// One panel of packed weights.
 #[derive(Clone, Copy)]
 pub(crate) enum Panel<'a> {
-    /// `[k][NR]`
-    F32(&'a [f32]),
-    /// `[ceil(k/2)][NR][2]`
-    Bf16(&'a [bf16]),
+    F32(Halves<'a, f32>),
+    /// Pairs of bf16, the even k in the low half, zero beyond an odd k.
+    Bf16(Halves<'a, u32>),
+}
+
+impl<'a> Panel<'a> {
+    /// A bf16 panel in f32, written to `wide` (`k * NR` values): pays when several tiles of f32 rows read it.
+    pub(crate) fn widen(self, isa: Isa, k: usize, wide: &'a mut [f32]) -> Self {
+        match self {
+            Panel::Bf16(b) => {
+                let (left, right) = wide[..k * NR].split_at_mut(k * HALF);
+                super::math::widen_pairs(isa, b.left, left);
+                super::math::widen_pairs(isa, b.right, right);
+                Panel::F32(Halves { left, right })
+            }
+            panel => panel,
+        }
+    }
+
+    /// Elements `k` of the depth; for bf16 they start at an even one.
+    fn depth(self, k: Range<usize>) -> Self {
+        match self {
+            Panel::F32(b) => Panel::F32(b.lanes(k)),
+            Panel::Bf16(b) => Panel::Bf16(b.lanes(k.start / 2..k.end.div_ceil(2))),
+        }
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// Elements `k` of the depth of `mr` rows; for pairs they start at an even one.
+    fn depth(self, k: Range<usize>, mr: usize) -> Self {
+        match self {
+            Rows::F32(a) => Rows::F32(&a[k.start * mr..k.end * mr]),
+            Rows::Pairs(a) => Rows::Pairs(&a[k.start / 2 * mr..k.end.div_ceil(2) * mr]),
+        }
+    }
 }
 
 /// Where a tile's result goes: row `i` starts at `i * ld`; the first `n` columns of the panel are written.
@@ -32,28 +118,84 @@ pub(crate) struct Out {
     pub accumulate: bool,
 }
 
+/// Computes the tiles of one panel: `each` names the rows of tile `i`, how many, and where its result goes.
+///
+/// # Safety
+/// As [`tile`], for each.
+pub(crate) unsafe fn tiles<'a>(
+    isa: Isa,
+    k: usize,
+    panel: Panel<'_>,
+    count: usize,
+    each: impl Fn(usize) -> (usize, Rows<'a>, Out),
+) {
+    // A single tile reads the panel once, in whatever order.
+    if isa != Isa::Avx2 || count <= 1 {
+        for (mr, a, out) in (0..count).map(each) {
+            // SAFETY: the caller's promise.
+            unsafe { tile(isa, k, mr, a, panel, out) };
+        }
+        return;
+    }
+    let step = k.div_ceil(k.div_ceil(DEPTH).max(1)).next_multiple_of(2).max(2);
+    for from in (0..k.max(1)).step_by(step) {
+        let range = from..k.min(from + step);
+        for side in 0..2 {
+            for (mr, a, out) in (0..count).map(&each) {
+                let out = Out { accumulate: out.accumulate || from > 0, ..out };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    side_of_tile(range.len(), mr, a.depth(range.clone(), mr), panel.depth(range.clone()), side, out)
+                };
+            }
+        }
+    }
+}
+
+/// The columns of an AVX2 tile in one half of the panel.
+///
+/// # Safety
+/// As [`tile`], on a CPU with AVX2 and FMA.
+unsafe fn side_of_tile(k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, side: usize, out: Out) {
+    check(Isa::Avx2, k, mr, a, panel, out);
+    #[cfg(target_arch = "x86_64")]
+    if let Rows::F32(a) = a {
+        // SAFETY: lengths are checked, the rest is the caller's promise.
+        unsafe { avx2::half(k, mr, a, panel, side, out) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = side;
+}
+
+/// Slices must be as long as kernels read.
+fn check(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out) {
+    assert!((1..=MR).contains(&mr) && out.n <= NR);
+    match a {
+        Rows::F32(a) => assert!(a.len() >= k * mr),
+        Rows::Pairs(a) => assert!(a.len() >= k.div_ceil(2) * mr && isa == Isa::Avx512Bf16),
+    }
+    match panel {
+        Panel::F32(b) => assert!(b.left.len().min(b.right.len()) >= k * HALF),
+        Panel::Bf16(b) => assert!(b.left.len().min(b.right.len()) >= k.div_ceil(2) * HALF),
+    }
+}
+
 /// Computes one tile.
 ///
 /// # Safety
 /// `out` must be valid for writing (and reading, to accumulate) `n` values in each of `mr` rows.
-pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
-    assert!((1..=MR).contains(&mr) && out.n <= NR && a.len() >= k * mr);
-    match panel {
-        Panel::F32(b) => assert!(b.len() >= k * NR),
-        Panel::Bf16(b) => assert!(b.len() >= k.div_ceil(2) * NR * 2),
-    }
+pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out) {
+    check(isa, k, mr, a, panel, out);
     // SAFETY: slices are as long as the kernels read (asserted), `out` is the caller's promise, and `isa` is never above
     // what the CPU was found to have.
     unsafe {
-        match isa {
+        match (isa, a) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => match panel {
-                Panel::F32(b) => x86::AVX512_F32[mr - 1](k, a.as_ptr(), b.as_ptr(), out),
-                Panel::Bf16(b) => x86::AVX512_BF16[mr - 1](k, a.as_ptr(), b.as_ptr(), out),
-            },
+            (Isa::Avx512 | Isa::Avx512Bf16, a) => avx512::tile(k, mr, a, panel, out),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => x86::avx2(k, mr, a, panel, out),
-            _ => portable(k, mr, a, panel, out),
+            (Isa::Avx2, Rows::F32(a)) => avx2::tile(k, mr, a, panel, out),
+            (_, Rows::F32(a)) => portable(k, mr, a, panel, out),
+            (_, Rows::Pairs(_)) => unreachable!("asserted above: pairs only with their instruction set"),
         }
     }
 }
@@ -71,21 +213,19 @@ unsafe fn portable(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
                 *v = unsafe { *out.ptr.add(row * out.ld + j) };
             }
         }
-        match panel {
-            Panel::F32(b) => {
-                for (p, b) in b.chunks_exact(NR).take(k).enumerate() {
-                    let x = a[p * mr + row];
-                    for (v, b) in acc.iter_mut().zip(b) {
-                        *v += x * b;
+        let (left, right) = acc.split_at_mut(HALF);
+        for p in 0..k {
+            let x = a[p * mr + row];
+            match panel {
+                Panel::F32(b) => {
+                    for (acc, b) in [(&mut *left, b.left), (&mut *right, b.right)] {
+                        acc.iter_mut().zip(&b[p * HALF..][..HALF]).for_each(|(v, b)| *v += x * b);
                     }
                 }
-            }
-            Panel::Bf16(b) => {
-                for p in 0..k {
-                    let x = a[p * mr + row];
-                    let pair = &b[p / 2 * NR * 2..][..NR * 2];
-                    for (v, b) in acc.iter_mut().zip(pair.chunks_exact(2)) {
-                        *v += x * b[p % 2].to_f32();
+                Panel::Bf16(b) => {
+                    for (acc, b) in [(&mut *left, b.left), (&mut *right, b.right)] {
+                        let wide = |b: u32| f32::from_bits(b >> (16 * (p % 2)) << 16);
+                        acc.iter_mut().zip(&b[p / 2 * HALF..][..HALF]).for_each(|(v, b)| *v += x * wide(*b));
                     }
                 }
             }
@@ -93,227 +233,6 @@ unsafe fn portable(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
         for (j, v) in acc[..out.n].iter().enumerate() {
             // SAFETY: the caller's promise on `out`.
             unsafe { *out.ptr.add(row * out.ld + j) = *v };
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use half::bf16;
-
-    use super::{MR, NR, Out, Panel};
-
-    type Kernel<B> = unsafe fn(usize, *const f32, *const B, Out);
-
-    macro_rules! table {
-        ($name:ident, $b:ty, $kernel:ident) => {
-            pub(super) static $name: [Kernel<$b>; MR] = [
-                $kernel::<1>,
-                $kernel::<2>,
-                $kernel::<3>,
-                $kernel::<4>,
-                $kernel::<5>,
-                $kernel::<6>,
-                $kernel::<7>,
-                $kernel::<8>,
-                $kernel::<9>,
-                $kernel::<10>,
-                $kernel::<11>,
-                $kernel::<12>,
-                $kernel::<13>,
-                $kernel::<14>,
-            ];
-        };
-    }
-    table!(AVX512_F32, f32, avx512_f32);
-    table!(AVX512_BF16, bf16, avx512_bf16);
-
-    /// Lane masks for the first `n` of 32 columns.
-    fn masks(n: usize) -> (__mmask16, __mmask16) {
-        let bits = if n >= NR { u32::MAX } else { (1u32 << n) - 1 };
-        (bits as u16, (bits >> 16) as u16)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn start<const R: usize>(out: Out) -> [[__m512; 2]; R] {
-        let mut acc = [[_mm512_setzero_ps(); 2]; R];
-        if out.accumulate {
-            let (m0, m1) = masks(out.n);
-            for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: masked lanes are not read; the rest is the caller's promise on `out`.
-                unsafe {
-                    let row = out.ptr.add(i * out.ld);
-                    *acc = [_mm512_maskz_loadu_ps(m0, row), _mm512_maskz_loadu_ps(m1, row.wrapping_add(16))];
-                }
-            }
-        }
-        acc
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn finish<const R: usize>(acc: [[__m512; 2]; R], out: Out) {
-        let (m0, m1) = masks(out.n);
-        for (i, acc) in acc.iter().enumerate() {
-            // SAFETY: masked lanes are not written; the rest is the caller's promise on `out`.
-            unsafe {
-                let row = out.ptr.add(i * out.ld);
-                _mm512_mask_storeu_ps(row, m0, acc[0]);
-                _mm512_mask_storeu_ps(row.wrapping_add(16), m1, acc[1]);
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_f32<const R: usize>(k: usize, a: *const f32, b: *const f32, out: Out) {
-        // SAFETY: `tile` asserted the lengths of `a` and `b`.
-        unsafe {
-            let mut acc = start::<R>(out);
-            for p in 0..k {
-                let b0 = _mm512_loadu_ps(b.add(p * NR));
-                let b1 = _mm512_loadu_ps(b.add(p * NR + 16));
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(p * R + i));
-                    acc[0] = _mm512_fmadd_ps(x, b0, acc[0]);
-                    acc[1] = _mm512_fmadd_ps(x, b1, acc[1]);
-                }
-            }
-            finish(acc, out);
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_bf16<const R: usize>(k: usize, a: *const f32, b: *const bf16, out: Out) {
-        // SAFETY: `tile` asserted the lengths of `a` and `b`.
-        unsafe {
-            let mut acc = start::<R>(out);
-            let odd_bits = _mm512_set1_epi32(0xffff_0000u32 as i32);
-            for pair in 0..k.div_ceil(2) {
-                let b = b.add(pair * NR * 2).cast::<__m512i>();
-                let (v0, v1) = (_mm512_loadu_si512(b), _mm512_loadu_si512(b.add(1)));
-                // The low half of each 32-bit lane is the even k, the high half the odd one.
-                let even = [_mm512_slli_epi32(v0, 16), _mm512_slli_epi32(v1, 16)];
-                let odd = [_mm512_and_si512(v0, odd_bits), _mm512_and_si512(v1, odd_bits)];
-                for (p, w) in [(2 * pair, even), (2 * pair + 1, odd)] {
-                    if p < k {
-                        let (w0, w1) = (_mm512_castsi512_ps(w[0]), _mm512_castsi512_ps(w[1]));
-                        for (i, acc) in acc.iter_mut().enumerate() {
-                            let x = _mm512_set1_ps(*a.add(p * R + i));
-                            acc[0] = _mm512_fmadd_ps(x, w0, acc[0]);
-                            acc[1] = _mm512_fmadd_ps(x, w1, acc[1]);
-                        }
-                    }
-                }
-            }
-            finish(acc, out);
-        }
-    }
-
-    /// AVX2: half a panel (16 columns) and up to 6 rows at a time.
-    ///
-    /// # Safety
-    /// As [`super::tile`], on a CPU with AVX2 and FMA.
-    pub(super) unsafe fn avx2(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
-        let mut buffer = [0f32; 16];
-        for half in 0..2 {
-            let n = out.n.saturating_sub(half * 16).min(16);
-            let mut row = 0;
-            while row < mr && n > 0 {
-                let rows = (mr - row).min(6);
-                // SAFETY: rows and columns lie inside the tile; the buffer stands in for a row that is not full.
-                unsafe {
-                    let c = out.ptr.add(row * out.ld + half * 16);
-                    let kernel = match rows {
-                        1 => avx2_rows::<1>,
-                        2 => avx2_rows::<2>,
-                        3 => avx2_rows::<3>,
-                        4 => avx2_rows::<4>,
-                        5 => avx2_rows::<5>,
-                        _ => avx2_rows::<6>,
-                    };
-                    if n == 16 {
-                        kernel(k, a.as_ptr().add(row), mr, panel, half, c, out.ld, out.accumulate);
-                        row += rows;
-                    } else {
-                        // One row at a time through a full-width buffer.
-                        std::ptr::copy_nonoverlapping(c, buffer.as_mut_ptr(), n);
-                        avx2_rows::<1>(
-                            k,
-                            a.as_ptr().add(row),
-                            mr,
-                            panel,
-                            half,
-                            buffer.as_mut_ptr(),
-                            16,
-                            out.accumulate,
-                        );
-                        std::ptr::copy_nonoverlapping(buffer.as_ptr(), c, n);
-                        row += 1;
-                    }
-                }
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2_rows<const R: usize>(
-        k: usize,
-        a: *const f32,
-        mr: usize,
-        panel: Panel<'_>,
-        half: usize,
-        c: *mut f32,
-        ld: usize,
-        accumulate: bool,
-    ) {
-        // SAFETY: `tile` asserted the lengths; `avx2` passes rows and columns inside the tile.
-        unsafe {
-            let mut acc = [[_mm256_setzero_ps(); 2]; R];
-            if accumulate {
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = [_mm256_loadu_ps(c.add(i * ld)), _mm256_loadu_ps(c.add(i * ld + 8))];
-                }
-            }
-            match panel {
-                Panel::F32(b) => {
-                    for p in 0..k {
-                        let b = b.as_ptr().add(p * NR + half * 16);
-                        let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-                        for (i, acc) in acc.iter_mut().enumerate() {
-                            let x = _mm256_set1_ps(*a.add(p * mr + i));
-                            acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
-                            acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
-                        }
-                    }
-                }
-                Panel::Bf16(b) => {
-                    let odd_bits = _mm256_set1_epi32(0xffff_0000u32 as i32);
-                    for pair in 0..k.div_ceil(2) {
-                        let b = b.as_ptr().add((pair * NR + half * 16) * 2).cast::<__m256i>();
-                        let (v0, v1) = (_mm256_loadu_si256(b), _mm256_loadu_si256(b.add(1)));
-                        let even = [_mm256_slli_epi32(v0, 16), _mm256_slli_epi32(v1, 16)];
-                        let odd = [_mm256_and_si256(v0, odd_bits), _mm256_and_si256(v1, odd_bits)];
-                        for (p, w) in [(2 * pair, even), (2 * pair + 1, odd)] {
-                            if p < k {
-                                let (w0, w1) = (_mm256_castsi256_ps(w[0]), _mm256_castsi256_ps(w[1]));
-                                for (i, acc) in acc.iter_mut().enumerate() {
-                                    let x = _mm256_set1_ps(*a.add(p * mr + i));
-                                    acc[0] = _mm256_fmadd_ps(x, w0, acc[0]);
-                                    acc[1] = _mm256_fmadd_ps(x, w1, acc[1]);
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-            for (i, acc) in acc.iter().enumerate() {
-                _mm256_storeu_ps(c.add(i * ld), acc[0]);
-                _mm256_storeu_ps(c.add(i * ld + 8), acc[1]);
-            }
         }
     }
 }

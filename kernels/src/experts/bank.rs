@@ -90,12 +90,17 @@ impl Storage {
         }
     }
 
-    /// The same weights in tiles for the CPU.
-    pub fn pack(&self) -> Result<Self> {
+    /// The same weights in tiles for the CPU; `gated` if gate and up are stacked in them.
+    fn pack(&self, gated: bool) -> Result<Self> {
         match self {
+            Self::Dense(t) if gated => Ok(Self::Packed(Packed::gated(t)?)),
             Self::Dense(t) => Ok(Self::Packed(Packed::new(t)?)),
             packed => Ok(packed.clone()),
         }
+    }
+
+    fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
     }
 
     fn is_tracked(&self) -> bool {
@@ -196,8 +201,16 @@ impl ExpertBank {
 
     /// The same bank with its weights in tiles for the CPU: faster, forward only.
     pub fn pack(mut self) -> Result<Self> {
-        self.up = self.up.pack()?;
-        self.down = self.down.map(|d| d.pack()).transpose()?;
+        self.up = self.up.pack(self.kind == BankKind::Gated)?;
+        self.down = self.down.map(|d| d.pack(false)).transpose()?;
+        // What is added to f32 sums is kept in f32, not converted by each call.
+        let wide = |t: Tensor| t.to_dtype(DType::F32)?.contiguous();
+        self.up_bias = self.up_bias.map(wide).transpose()?;
+        self.down_bias = self.down_bias.map(wide).transpose()?;
+        let norm = |n: OutputNorm| {
+            Ok::<_, candle_core::Error>(OutputNorm { weight: wide(n.weight)?, bias: wide(n.bias)?, eps: n.eps })
+        };
+        self.output_norm = self.output_norm.map(norm).transpose()?;
         Ok(self)
     }
 
@@ -211,6 +224,11 @@ impl ExpertBank {
         self.down.as_ref().unwrap_or(&self.up).dims().map_or(0, |(_, o, _)| o)
     }
 
+    /// True if the weights are in tiles.
+    fn is_packed(&self) -> bool {
+        self.up.is_packed() && self.down.as_ref().is_none_or(Storage::is_packed)
+    }
+
     /// True if a gradient will be asked for any weight.
     fn is_tracked(&self) -> bool {
         let norm = self.output_norm.iter().flat_map(|n| [&n.weight, &n.bias]);
@@ -219,7 +237,7 @@ impl ExpertBank {
             || self.up_bias.iter().chain(&self.down_bias).chain(norm).any(tracked)
     }
 
-    /// The weighted sum of each token's experts. Takes the fused path unless a gradient is wanted.
+    /// The weighted sum of each token's experts. [Packed](Self::pack) weights take the fused path unless a gradient is wanted.
     ///
     /// # Shapes
     /// `x [T, H]` to `[T, O]`
@@ -233,10 +251,10 @@ impl ExpertBank {
                 self.experts()
             );
         }
-        if self.is_tracked() || tracked(x) || tracked(routes.weight()) {
-            self.forward_stages(x, routes)
-        } else {
+        if self.is_packed() && !(self.is_tracked() || tracked(x) || tracked(routes.weight())) {
             fused::forward(self, x, routes)
+        } else {
+            self.forward_stages(x, routes)
         }
     }
 
@@ -255,6 +273,9 @@ impl ExpertBank {
     pub fn forward_dense(&self, x: &Tensor) -> Result<Tensor> {
         if self.experts() != 1 {
             bail!("{} experts are not a dense layer; they need routes", self.experts());
+        }
+        if self.is_packed() && !(self.is_tracked() || tracked(x)) {
+            return fused::forward_dense(self, x);
         }
         self.networks(x, &Routes::single(x.dim(0)?, x.device())?)
     }

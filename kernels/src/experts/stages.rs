@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use crate::cpu::gemm::{Product, Rhs, run};
 use crate::cpu::pack::{Elem, Packed, View};
-use crate::cpu::{SendPtr, isa, math, parallel};
-use crate::host::{as_f32, slice, storage_of, tensor, tracked, with_f32};
+use crate::cpu::{Scratch, SendPtr, isa, math, parallel};
+use crate::host::{as_f32, rounded, slice, storage_of, tensor, tracked, with_f32};
 use crate::routes::{Plan, Routes};
 
 /// Rows a task of a row-wise loop takes.
@@ -166,13 +166,13 @@ macro_rules! with_elements {
 }
 
 /// The products of one linear map per group of rows: `y[rows of e] = x[rows of e] · W[e]^T + bias[e]`.
-pub(super) fn linear_products<'a, T: Elem>(
-    x: View<'a, f32>,
+pub(super) fn linear_products<'a, A: Elem, T: Elem>(
+    x: View<'a, A>,
     weight: impl Fn(usize) -> Rhs<'a, T>,
     bias: Option<&'a [f32]>,
     offsets: &[usize],
     (n, k): (usize, usize),
-) -> Vec<Product<'a, f32, T>> {
+) -> Vec<Product<'a, A, T>> {
     let groups = offsets.len() - 1;
     (0..groups)
         .filter(|&e| offsets[e] < offsets[e + 1])
@@ -381,14 +381,23 @@ impl CustomOp1 for PackedLinear {
         let (e, n, k) = self.weight.dims();
         let check = GroupedLinear(self.offsets.clone());
         let (rows, ..) = check.check(l.dims(), &[e, n, k], self.bias.as_ref().map(|b| b.len()))?;
-        let x = as_f32(s, l, self.name())?;
-        let mut y = vec![0f32; rows * n];
         let weight = |e| Rhs::<f32>::Packed(&self.weight, e);
-        run(&linear_products(View::rows(&x, 0, k), weight, self.bias.as_deref(), &self.offsets, (n, k)), &mut y);
+        let y = with_elements!(s, l, self.name(), |x| {
+            let products = linear_products(View::rows(x, 0, k), weight, self.bias.as_deref(), &self.offsets, (n, k));
+            if s.dtype() == DType::F32 {
+                let mut y = vec![0f32; rows * n];
+                run(&products, &mut y);
+                CpuStorage::F32(y)
+            } else {
+                let mut y = Scratch::new(rows * n);
+                run(&products, &mut y);
+                rounded(&y, s.dtype(), self.name())?
+            }
+        });
         let mut dims = l.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = n;
         }
-        Ok((storage_of(y, s.dtype(), self.name())?, dims.into()))
+        Ok((y, dims.into()))
     }
 }
