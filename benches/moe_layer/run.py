@@ -21,5 +21,5 @@ arguments.add_argument("--only", default="", help="part of 'SHAPE DTYPE'")
 only = arguments.parse_args().only
 side_by_side.WORK.mkdir(parents=True, exist_ok=True)
 environment = {**os.environ, "TORCH_PYTHON": str(side_by_side.python()), "MOE_LAYER": only}
-subprocess.run(["cargo", "bench", "--bench", "moe_layer"], cwd=ROOT, check=True, env=environment)
+subprocess.run(["cargo", "bench", "--workspace", "--bench", "moe_layer"], cwd=ROOT, check=True, env=environment)
 print(side_by_side.processor())

@@ -54,14 +54,17 @@ def python():
     if not ready.exists():
         print("installing", ", ".join(PACKAGES), file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        subprocess.run([binary, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        pip = [binary, "-m", "pip", "install", "-q"]
+        # A newer pip goes on with a download of hundreds of megabytes where the connection broke.
+        subprocess.run([*pip, "--upgrade", "pip"], check=True)
+        subprocess.run([*pip, "--resume-retries", "50", *PACKAGES], check=True)
         ready.touch()
     return binary
 
 
 def build():
     built = subprocess.run(
-        ["cargo", "build", "--release", "--bin", "moesaic", "--bench", "side_by_side", "--message-format=json"],
+        ["cargo", "build", "--release", "--workspace", "--bin", "moesaic", "--bench", "side_by_side", "--message-format=json"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
     )
     messages = [json.loads(line) for line in built.stdout.splitlines()]
