@@ -7,13 +7,14 @@
 //! multiply-add.
 
 pub(crate) mod attention;
+pub(crate) mod decode;
 pub(crate) mod gemm;
 mod isa;
 pub(crate) mod math;
 pub(crate) mod pack;
 mod pool;
 mod scratch;
-mod tile;
+pub(crate) mod tile;
 
 pub use isa::{Isa, with_isa};
 pub use pool::{threads, with_threads};
