@@ -296,7 +296,7 @@ impl DecoderConfig {
     pub fn from_json(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json).map_err(|e| Error::msg(format!("this is not JSON: {e}")))?;
         let config = families::translate(value)?;
-        config.validate()?;
+        config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
         Ok(config)
     }
 

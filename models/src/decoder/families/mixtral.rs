@@ -24,7 +24,8 @@ pub(super) struct Config {
 }
 
 impl Family for Config {
-    fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig> {
+    fn translate(mut self, published: Map<String, Value>) -> Result<DecoderConfig> {
+        self.common.rope_theta = self.common.rope_theta.or(Some(1e6));
         let common = &self.common;
         let attention = AttentionConfig::Grouped(common.grouped(common.head_dim)?);
         let eps = self.rms_norm_eps.unwrap_or(1e-5);
