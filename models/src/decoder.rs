@@ -45,7 +45,7 @@ pub use config::{
 pub use input::{Context, Input, Segment, pad_ids};
 pub use loss::Losses;
 pub use names::{ExpertNames, Names};
-pub use parameters::{Part, Parameters};
+pub use parameters::{Parameters, Part};
 pub use rope::{RopeConfig, RopeScaling};
 pub use sites::Site;
 
@@ -126,8 +126,7 @@ impl Decoder {
     ) -> Result<Self> {
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        let unknown: Vec<String> =
-            params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
+        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
         match unknown.as_slice() {
             [] => Ok(model),
             [first, ..] => bail!(
@@ -318,8 +317,7 @@ impl Decoder {
         let (mut all_routes, mut attention_routes) = (Vec::new(), Vec::new());
         for (i, (layer, config)) in self.layers.iter().zip(&self.config.layers).enumerate() {
             let normed = layer.attention_norm.forward(&x)?;
-            let (attended, routes) =
-                layer.attention.forward(&normed, i, config.window, &pass, cache.as_deref_mut())?;
+            let (attended, routes) = layer.attention.forward(&normed, i, config.window, &pass, cache.as_deref_mut())?;
             if let Some(routes) = routes {
                 pass.record_routes("attn_", i, &routes, true)?;
                 attention_routes.push(routes.with_mask(mask.clone()));

@@ -33,24 +33,48 @@ fn configs() -> Vec<Value> {
     };
     vec![
         with(&[], json!({ "model_type": "llama", "head_dim": 10 })),
-        with(&[], json!({ "model_type": "llama", "tie_word_embeddings": true, "mlp_bias": true, "attention_bias": true })),
-        with(&[], json!({ "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1 })),
+        with(
+            &[],
+            json!({ "model_type": "llama", "tie_word_embeddings": true, "mlp_bias": true, "attention_bias": true }),
+        ),
+        with(
+            &[],
+            json!({ "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1 }),
+        ),
         with(&[], json!({ "model_type": "stablelm", "partial_rotary_factor": 0.7, "qk_layernorm": true })),
-        with(&[], json!({ "model_type": "phi", "qk_layernorm": true, "num_key_value_heads": 4, "partial_rotary_factor": 0.7 })),
+        with(
+            &[],
+            json!({ "model_type": "phi", "qk_layernorm": true, "num_key_value_heads": 4, "partial_rotary_factor": 0.7 }),
+        ),
         with(&[&local], json!({ "model_type": "mixtral", "sliding_window": 5 })),
-        with(&[&experts], json!({ "model_type": "qwen2_moe", "shared_expert_intermediate_size": 12, "mlp_only_layers": [0] })),
+        with(
+            &[&experts],
+            json!({ "model_type": "qwen2_moe", "shared_expert_intermediate_size": 12, "mlp_only_layers": [0] }),
+        ),
         with(&[&experts], json!({ "model_type": "qwen3_moe", "head_dim": 8, "norm_topk_prob": true })),
         with(&[&experts], json!({ "model_type": "olmoe", "clip_qkv": 1.5 })),
-        with(&[&latent], json!({ "model_type": "deepseek_v2", "q_lora_rank": 7, "n_group": 3, "topk_group": 2,
-            "topk_method": "group_limited_greedy" })),
+        with(
+            &[&latent],
+            json!({ "model_type": "deepseek_v2", "q_lora_rank": 7, "n_group": 3, "topk_group": 2,
+            "topk_method": "group_limited_greedy" }),
+        ),
         with(&[&latent], json!({ "model_type": "deepseek_v3", "n_group": 2, "topk_group": 1, "attention_bias": true })),
-        with(&[&local], json!({ "model_type": "phimoe", "attention_bias": true, "lm_head_bias": true, "router_jitter_noise": 0.3,
+        with(
+            &[&local],
+            json!({ "model_type": "phimoe", "attention_bias": true, "lm_head_bias": true, "router_jitter_noise": 0.3,
             "rope_scaling": { "type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 2, 4], "short_mscale": 1.0,
-                "long_mscale": 1.2, "original_max_position_embeddings": 9 } })),
-        with(&[&local], json!({ "model_type": "granitemoe", "embedding_multiplier": 2.0, "attention_multiplier": 0.3,
-            "residual_multiplier": 0.5, "logits_scaling": 2.0, "tie_word_embeddings": true })),
+                "long_mscale": 1.2, "original_max_position_embeddings": 9 } }),
+        ),
+        with(
+            &[&local],
+            json!({ "model_type": "granitemoe", "embedding_multiplier": 2.0, "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5, "logits_scaling": 2.0, "tie_word_embeddings": true }),
+        ),
         with(&[&local], json!({ "model_type": "jetmoe", "kv_channels": 6 })),
-        with(&[], json!({ "model_type": "llama", "rope_scaling": { "type": "dynamic", "factor": 3.0 }, "max_position_embeddings": 8 })),
+        with(
+            &[],
+            json!({ "model_type": "llama", "rope_scaling": { "type": "dynamic", "factor": 3.0 }, "max_position_embeddings": 8 }),
+        ),
     ]
 }
 
@@ -155,6 +179,8 @@ fn greedy(model: &Decoder, rows: &[&[u32]], n: usize) -> (Vec<Vec<u32>>, Tensor)
 
 #[test]
 fn every_family_is_here() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Decoder>();
     let made: std::collections::BTreeSet<String> =
         configs().iter().map(|c| c["model_type"].as_str().unwrap().to_string()).collect();
     let supported: std::collections::BTreeSet<String> = DecoderConfig::supported().map(str::to_string).collect();
@@ -177,7 +203,10 @@ fn saved_and_loaded_is_the_same_model() -> Result<()> {
         let count: usize = saved.tensors.iter().map(|(_, t)| t.elem_count()).sum();
         assert_eq!(loaded.parameters().total(), count, "{}: {:?}", saved.label, loaded.parameters());
         assert!(loaded.parameters().active() <= count);
-        assert!((loaded.parameters().active() < count) == (saved.config.sparse.is_some() || !saved.config.tie_word_embeddings));
+        assert!(
+            (loaded.parameters().active() < count)
+                == (saved.config.sparse.is_some() || !saved.config.tie_word_embeddings)
+        );
     }
     Ok(())
 }
@@ -269,7 +298,8 @@ fn rows_of_a_cache_can_be_chosen_and_cut_off() -> Result<()> {
         let mut fork = cache.fork()?;
         fork.select(&[1, 1, 0])?;
         let next = Tensor::new(&[[3u32], [5], [7]], &Device::Cpu)?;
-        let got = model.last_logits(&model.forward(Input::Ids(&next), &Context::default(), Some(&mut fork), None)?)?;
+        let got =
+            model.last_logits(&model.forward(Input::Ids(&next), &Context::default(), Some(&mut fork), None)?)?;
         for (row, (prompt, id)) in [(&b, 3), (&b, 5), (&a, 7)].into_iter().enumerate() {
             let text = [&prompt[..], &[id]].concat();
             let mut alone = Cache::default();
@@ -403,7 +433,8 @@ fn sites_carry_published_names() {
         }
         // Every matrix but embeddings and routers can be adapted.
         for (name, tensor) in saved.tensors.iter().filter(|(_, t)| t.rank() >= 2) {
-            let left_out = ["embed_tokens", "gate.weight", "router", "shared_expert_gate"].iter().any(|p| name.contains(p));
+            let left_out =
+                ["embed_tokens", "gate.weight", "router", "shared_expert_gate"].iter().any(|p| name.contains(p));
             assert!(left_out || named.contains(name), "{}: no site for {name} {:?}", saved.label, tensor.dims());
         }
         assert_eq!(values(&before), values(&logits(&model, &[&prompt(1, 5)])));
@@ -414,7 +445,8 @@ fn sites_carry_published_names() {
 fn a_broken_router_names_its_layer() {
     for saved in all() {
         let routers = ["gate.weight", "router.layer.weight"];
-        let Some(at) = saved.tensors.iter().position(|(n, _)| n.contains("layers.1.") && routers.iter().any(|r| n.ends_with(r)))
+        let Some(at) =
+            saved.tensors.iter().position(|(n, _)| n.contains("layers.1.") && routers.iter().any(|r| n.ends_with(r)))
         else {
             assert!(saved.config.sparse.is_none());
             continue;
@@ -503,12 +535,17 @@ fn hostile_configs_are_refused_before_anything_is_made() {
             Err(e) => assert!(e.to_string().contains(&family), "{family}: {what}: {e}"),
         };
         for key in ["vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "intermediate_size"] {
-            for value in [json!(0), json!(-1), json!(u64::MAX), json!(1e300), json!("12"), json!(1.5), json!([1]), Value::Null] {
+            for value in
+                [json!(0), json!(-1), json!(u64::MAX), json!(1e300), json!("12"), json!(1.5), json!([1]), Value::Null]
+            {
                 // A sparse family may not use the width of dense layers; then it may be anything that is a number.
                 let mut bad = good.clone();
                 bad[key] = value.clone();
                 if DecoderConfig::from_json(&bad.to_string()).is_ok() {
-                    assert!(key == "intermediate_size" && good["moe_intermediate_size"].is_u64(), "{family}: {key} {value}");
+                    assert!(
+                        key == "intermediate_size" && good["moe_intermediate_size"].is_u64(),
+                        "{family}: {key} {value}"
+                    );
                 }
             }
             let mut bad = good.clone();
@@ -533,7 +570,10 @@ fn hostile_configs_are_refused_before_anything_is_made() {
         }
         refused("a theta of 0", &with("rope_theta", json!(0)));
         refused("a negative range", &with("initializer_range", json!(-0.1)));
-        refused("an unknown activation", &with(if family == "jetmoe" { "activation_function" } else { "hidden_act" }, json!("wow")));
+        refused(
+            "an unknown activation",
+            &with(if family == "jetmoe" { "activation_function" } else { "hidden_act" }, json!("wow")),
+        );
         refused("quantised weights", &with("quantization_config", json!({ "quant_method": "fp8" })));
         for scaling in [
             json!({ "type": "wow" }),
@@ -548,7 +588,9 @@ fn hostile_configs_are_refused_before_anything_is_made() {
         ] {
             refused(&scaling.to_string(), &with("rope_scaling", scaling.clone()));
         }
-        for key in ["num_local_experts", "num_experts", "n_routed_experts"].into_iter().filter(|k| good.get(*k).is_some()) {
+        for key in
+            ["num_local_experts", "num_experts", "n_routed_experts"].into_iter().filter(|k| good.get(*k).is_some())
+        {
             refused("more experts a token than there are", &with(key, json!(1)));
             refused("too many experts", &with(key, json!(1u64 << 40)));
             refused("no expert a token", &with("num_experts_per_tok", json!(0)));

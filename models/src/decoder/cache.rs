@@ -55,7 +55,7 @@ impl Cache {
 
     /// Number of rows; 0 while empty.
     pub fn rows(&self) -> usize {
-        self.padding.len()
+        if self.is_empty() { 0 } else { self.padding.len() }
     }
 
     /// Padding tokens at the left of each row.
@@ -99,9 +99,13 @@ impl Cache {
     /// Keeps rows by index, in this order; a row may be taken more than once. Beam search continues its best beams so.
     ///
     /// # Errors
-    /// There is no such row.
+    /// There is no such row, or none is chosen.
     pub fn select(&mut self, rows: &[usize]) -> Result<()> {
-        let Some(padding) = rows.iter().map(|&r| self.padding.get(r).copied()).collect::<Option<Vec<_>>>() else {
+        if rows.is_empty() {
+            bail!("no row of the cache is chosen; clear it instead");
+        }
+        let known = self.padding.get(..self.rows()).unwrap_or_default();
+        let Some(padding) = rows.iter().map(|&r| known.get(r).copied()).collect::<Option<Vec<_>>>() else {
             bail!("rows {rows:?} of a cache with {} rows", self.rows());
         };
         if rows.iter().copied().eq(0..self.rows()) {
@@ -276,5 +280,6 @@ mod tests {
         assert_eq!(seen, [[numbers(200..204), vec![4.0]].concat(), [numbers(0..4), vec![104.0]].concat()]);
         assert_eq!(step(&mut cache, 3, 1, None).0[2], numbers(200..205));
         assert!(cache.select(&[3]).is_err());
+        assert!(cache.select(&[]).is_err());
     }
 }

@@ -68,7 +68,8 @@ impl Mixture {
         // Each (token, slot) is a row with one expert.
         let choices: Vec<Vec<u32>> = chosen.flatten_all()?.to_vec1::<u32>()?.into_iter().map(|e| vec![e]).collect();
         let ones = Tensor::ones(tokens * k, DType::F32, x.device())?;
-        let rows = Routes::new(experts, &choices, &ones, Tensor::zeros((tokens * k, experts), DType::F32, x.device())?)?;
+        let rows =
+            Routes::new(experts, &choices, &ones, Tensor::zeros((tokens * k, experts), DType::F32, x.device())?)?;
 
         let repeated = x.unsqueeze(1)?.broadcast_as((tokens, k, h))?.reshape((tokens * k, h))?; // (b t k, h)
         let q = self.input_linear.forward(&repeated, &rows)?.reshape((tokens, k, kv, d))?;
