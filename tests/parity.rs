@@ -16,6 +16,8 @@
 mod case;
 #[path = "parity/compare.rs"]
 mod compare;
+#[path = "parity/decoder.rs"]
+mod decoder;
 #[path = "parity/families.rs"]
 mod families;
 #[path = "parity/run.rs"]

@@ -1,10 +1,11 @@
 //! Fused causal attention with gradients.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
+use crate::cpu::decode::{Stored, decode};
 use crate::cpu::{SendPtr, attention as kernel};
-use crate::host::{Values, as_f32, storage_of, tensor, tracked};
+use crate::host::{Values, as_f32, slice, storage_of, tensor, tracked};
 
 /// Causal attention of queries that stand at the end of the keys: `softmax(scale * Q K^T) V` in f32, each query seeing
 /// the keys up to its own position. Key-value heads are repeated for grouped-query attention.
@@ -46,6 +47,24 @@ impl CausalAttention {
     /// `qkv [b * t, (heads + 2 kv_heads) * d]` to `[b * t, heads * d]`
     pub fn forward_joint(&self, qkv: &Tensor, batch: usize, heads: usize, kv_heads: usize) -> Result<Tensor> {
         qkv.contiguous()?.apply_op1(Joint { attention: self.clone(), batch, heads, kv_heads })
+    }
+
+    /// Attention over the first `keys` tokens of a cache's buffers, which are read in place and may be f32, bf16 or f16
+    /// whatever the queries are. The queries stand at the end of those tokens. Forward only.
+    ///
+    /// # Shapes
+    /// `q [b, t, heads, d]`, `k [b, capacity, kv_heads, d]`, `v [b, capacity, kv_heads, dv]` to `[b, t, heads, dv]`
+    pub fn forward_cached(&self, q: &Tensor, k: &Tensor, v: &Tensor, keys: usize) -> Result<Tensor> {
+        q.contiguous()?.apply_op3_no_bwd(k, v, &Cached { attention: self.clone(), keys, dv: v.dim(3)? })
+    }
+
+    /// [`forward_cached`](Self::forward_cached) for one key-value head whose values are the first `dv` numbers of its keys,
+    /// as in multi-head latent attention over the latents themselves.
+    ///
+    /// # Shapes
+    /// `q [b, t, heads, d]`, `kv [b, capacity, d]` to `[b, t, heads, dv]`
+    pub fn forward_latent(&self, q: &Tensor, kv: &Tensor, keys: usize, dv: usize) -> Result<Tensor> {
+        q.contiguous()?.apply_op2_no_bwd(kv, &Cached { attention: self.clone(), keys, dv })
     }
 
     fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<kernel::Shape> {
@@ -142,6 +161,100 @@ impl CustomOp3 for CausalAttention {
         unsafe { kernel::backward(&shape, &apart(&shape), saved, to) };
         let grad = |t: &Tensor, g: Vec<f32>| tracked(t).then(|| tensor(g, t.shape(), t.dtype())).transpose();
         Ok((grad(q, dq)?, grad(k, dk)?, grad(v, dv)?))
+    }
+}
+
+/// Queries up to which keys and values are read in place instead of being packed.
+const FEW: usize = 8;
+
+/// Attention over the buffers of a cache.
+struct Cached {
+    attention: CausalAttention,
+    /// Tokens that count.
+    keys: usize,
+    dv: usize,
+}
+
+impl Cached {
+    /// Sizes of a call, and where things stand: `k` is `[b, capacity, kv_heads, d]`, and `v` too with a width of its own.
+    fn places(&self, q: &[usize], k: [usize; 4], v: [usize; 4]) -> Result<(kernel::Shape, kernel::Places)> {
+        let ([batch, capacity, kv_heads, _], keys) = (k, self.keys);
+        if keys > capacity || v[..3] != k[..3] || v[3] < self.dv {
+            bail!("attention: {keys} keys of a cache with keys {k:?} and values {v:?}");
+        }
+        if self.attention.uniform_padding {
+            bail!("attention: padding is not computed over a cache");
+        }
+        let shape = self.attention.shape(q, &[batch, keys, kv_heads, k[3]], &[batch, keys, kv_heads, self.dv])?;
+        let buffer =
+            |dims: [usize; 4], width| kernel::Heads { tokens: dims[1], stride: dims[2] * dims[3], first: 0, width };
+        let apart = apart(&shape);
+        let places = kernel::Places { k: buffer(k, k[3]), v: buffer(v, v[3]), ..apart };
+        Ok((shape, places))
+    }
+
+    fn run(
+        &self,
+        (s1, l1): (&CpuStorage, &Layout),
+        (s2, l2, k): (&CpuStorage, &Layout, [usize; 4]),
+        (s3, l3, v): (&CpuStorage, &Layout, [usize; 4]),
+    ) -> Result<(CpuStorage, Shape)> {
+        const NAME: &str = "moesaic-cached-attention";
+        fn compute<T: Stored>(shape: &kernel::Shape, at: &kernel::Places, q: &[f32], k: &[T], v: &[T]) -> Vec<f32> {
+            let mut out = vec![0f32; shape.batch * shape.queries * shape.heads * shape.dv];
+            if shape.queries <= FEW {
+                decode(shape, at, q, k, v, &mut out);
+            } else {
+                kernel::forward(shape, at, q, k, v, &mut out);
+            }
+            out
+        }
+        let (shape, places) = self.places(l1.dims(), k, v)?;
+        let q = as_f32(s1, l1, NAME)?;
+        macro_rules! stored {
+            ($t:ty) => {
+                compute(&shape, &places, &q, slice::<$t>(s2, l2, NAME)?, slice::<$t>(s3, l3, NAME)?)
+            };
+        }
+        let out = match (s2.dtype(), s3.dtype()) {
+            (DType::F32, DType::F32) => stored!(f32),
+            (DType::BF16, DType::BF16) => stored!(half::bf16),
+            (DType::F16, DType::F16) => stored!(half::f16),
+            (k, v) => bail!("{NAME}: keys of dtype {k:?} and values of {v:?}, expected both f32, bf16 or f16"),
+        };
+        let dims = (shape.batch, shape.queries, shape.heads, shape.dv);
+        Ok((storage_of(out, s1.dtype(), NAME)?, dims.into()))
+    }
+}
+
+impl CustomOp3 for Cached {
+    fn name(&self) -> &'static str {
+        "moesaic-cached-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (k, v) = (l2.shape().dims4()?.into(), l3.shape().dims4()?.into());
+        self.run((s1, l1), (s2, l2, k), (s3, l3, v))
+    }
+}
+
+impl CustomOp2 for Cached {
+    fn name(&self) -> &'static str {
+        "moesaic-latent-attention"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, capacity, d) = l2.shape().dims3()?;
+        let dims = [b, capacity, 1, d];
+        self.run((s1, l1), (s2, l2, dims), (s2, l2, dims))
     }
 }
 

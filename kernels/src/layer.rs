@@ -1,6 +1,6 @@
 //! The sparse layer that every model uses.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 
 use crate::Probe;
 use crate::experts::{ExpertBank, linear};
@@ -41,10 +41,13 @@ impl MoeLayer {
     /// The layer's output and the routes taken, for losses. With a probe, records `{name}.router_logits` (where the router
     /// has logits), `{name}.topk_experts`, `{name}.topk_weights` and the routes.
     ///
+    /// # Errors
+    /// What the router refuses, with `name` before it.
+    ///
     /// # Shapes
     /// `input.x [T, H]` to `[T, O]`
     pub fn forward(&self, input: &RouteInput<'_>, name: &str, probe: Option<&Probe>) -> Result<(Tensor, Routes)> {
-        let routes = self.router.route(input)?;
+        let routes = self.router.route(input).map_err(|e| Error::msg(format!("{name}: {e}")))?;
         if let Some(probe) = probe {
             let (experts, weights) = routes.top_k()?;
             if let Some(logits) = routes.logits() {

@@ -68,6 +68,29 @@ impl Linear {
         }
     }
 
+    /// Rows of the weight by index: an embedding that is the output head as well. From tiles they come as f32.
+    ///
+    /// # Shapes
+    /// `index [n]` of u32, below the output width, to `[n, in]`
+    pub fn rows(&self, index: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Weight::Plain { weight, .. } => weight.index_select(index, 0),
+            Weight::Packed { weight, .. } => {
+                let (_, n, k) = weight.dims();
+                let index = index.to_vec1::<u32>()?;
+                let mut rows = vec![0f32; index.len() * k];
+                for (&i, row) in index.iter().zip(rows.chunks_exact_mut(k.max(1))) {
+                    let i = i as usize;
+                    if i >= n {
+                        bail!("row {i} of a weight with {n} rows");
+                    }
+                    weight.row(0, i, row);
+                }
+                Tensor::from_vec(rows, (index.len(), k), &candle_core::Device::Cpu)
+            }
+        }
+    }
+
     /// # Shapes
     /// `x [.., in]` with at least two dimensions to `[.., out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -99,6 +122,23 @@ mod tests {
         assert_eq!(plain.forward(&x)?.dims(), [2, 3, 33]);
         assert_eq!(values(plain.forward(&x)?)?, values(packed.forward(&x)?)?);
         assert!(Linear::new(weight.clone(), Some(weight)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn rows_come_back_out_of_the_tiles() -> Result<()> {
+        let p = Params::init(2, &Device::Cpu);
+        let index = Tensor::new(&[40u32, 0, 31, 32], &Device::Cpu)?;
+        for width in [20, 21] {
+            let weight = p.tensor(&format!("w{width}"), [41, width], Init::Normal(1.0))?.detach();
+            for dtype in [DType::F32, DType::BF16] {
+                let weight = weight.to_dtype(dtype)?;
+                let rows = Linear::new(weight.clone(), None)?.pack()?.rows(&index)?;
+                let expected = weight.index_select(&index, 0)?.to_dtype(DType::F32)?;
+                assert_eq!(rows.to_vec2::<f32>()?, expected.to_vec2::<f32>()?);
+            }
+            assert!(Linear::new(weight, None)?.pack()?.rows(&Tensor::new(&[41u32], &Device::Cpu)?).is_err());
+        }
         Ok(())
     }
 }

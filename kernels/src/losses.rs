@@ -1,6 +1,11 @@
-//! Auxiliary losses of routing: functions of [`Routes`].
+//! Auxiliary losses of routing, which are functions of [`Routes`], and the next-token loss.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+
+use crate::cpu::{SendPtr, parallel};
+use crate::host::{as_f32, tensor, with_f32};
 
 use crate::routes::Routes;
 
@@ -61,6 +66,113 @@ pub fn router_z(routes: &Routes) -> Result<Tensor> {
     (lse.sqr()? * weights)?.sum_all()? / n.max(1.0)
 }
 
+/// The load balance loss of DeepSeek-V2 (arXiv 2405.04434, eqs. 23-25) of one layer, within each of `rows` sequences of
+/// equal length: the mean over sequences of `sum_e f_e P_e`, with `f_e` the share of the sequence's routes that go to expert
+/// `e` times `E`, and `P_e` its mean score. 1 when balanced. Padding counts in neither.
+pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
+    let (tokens, experts) = (routes.tokens(), routes.experts());
+    if rows == 0 || !tokens.is_multiple_of(rows) {
+        bail!("{tokens} tokens do not make {rows} sequences of equal length");
+    }
+    let length = tokens / rows;
+    let mut counts = vec![0f64; rows * experts];
+    for (e, range) in routes.offsets().windows(2).enumerate() {
+        for &t in &routes.plan.token[range[0]..range[1]] {
+            counts[t as usize / length * experts + e] += 1.0;
+        }
+    }
+    let real = match routes.mask() {
+        Some(mask) => mask.to_vec1::<f32>()?,
+        None => vec![1.0; tokens],
+    };
+    let mut scale = Vec::with_capacity(counts.len());
+    for (counts, real) in counts.chunks_exact(experts).zip(real.chunks_exact(length)) {
+        let all: f64 = counts.iter().sum::<f64>().max(1.0);
+        let n: f64 = real.iter().map(|&r| f64::from(r)).sum::<f64>().max(1.0);
+        scale.extend(counts.iter().map(|c| (c * experts as f64 / all / n) as f32));
+    }
+    let (weights, _) = token_weights(routes)?;
+    let scores = routes.scores().broadcast_mul(&weights.unsqueeze(1)?)?.reshape((rows, length, experts))?;
+    let scale = Tensor::from_vec(scale, (rows, experts), routes.scores().device())?;
+    (scores.sum(1)? * scale)?.sum_all()? / rows as f64
+}
+
+/// Mean cross entropy of rows of logits.
+struct CrossEntropy {
+    /// Negative for rows that do not count.
+    targets: Arc<Vec<i64>>,
+    count: f64,
+}
+
+impl CustomOp1 for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "moesaic-cross-entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let classes = layout.dims().last().copied().unwrap_or(1);
+        let logits = as_f32(storage, layout, self.name())?;
+        let mut losses = vec![0f64; self.targets.len()];
+        let out = SendPtr::new(&mut losses);
+        parallel(self.targets.len(), logits.len() > 1 << 14, |i| {
+            if self.targets[i] >= 0 {
+                let row = &logits[i * classes..][..classes];
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = row.iter().map(|v| f64::from((v - max).exp())).sum();
+                // SAFETY: each row's loss belongs to one task.
+                let loss = unsafe { out.slice(i, 1) };
+                loss[0] = sum.ln() + f64::from(max - row[self.targets[i] as usize]);
+            }
+        });
+        let mean = losses.iter().sum::<f64>() / self.count;
+        Ok((CpuStorage::F32(vec![mean as f32]), ().into()))
+    }
+
+    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let classes = logits.dim(D::Minus1)?;
+        let scale = (f64::from(grad.to_dtype(DType::F32)?.to_scalar::<f32>()?) / self.count) as f32;
+        let mut grads = vec![0f32; logits.elem_count()];
+        let out = SendPtr::new(&mut grads);
+        with_f32(logits, self.name(), |logits| {
+            parallel(self.targets.len(), logits.len() > 1 << 14, |i| {
+                if self.targets[i] >= 0 {
+                    let row = &logits[i * classes..][..classes];
+                    // SAFETY: each row belongs to one task.
+                    let grads = unsafe { out.slice(i * classes, classes) };
+                    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let mut sum = 0f64;
+                    for (g, v) in grads.iter_mut().zip(row) {
+                        *g = (v - max).exp();
+                        sum += f64::from(*g);
+                    }
+                    let inverse = (f64::from(scale) / sum) as f32;
+                    grads.iter_mut().for_each(|g| *g *= inverse);
+                    grads[self.targets[i] as usize] -= scale;
+                }
+            });
+            Ok(())
+        })?;
+        Ok(Some(tensor(grads, logits.shape(), logits.dtype())?))
+    }
+}
+
+/// Mean cross entropy of `logits [n, classes]` against `targets [n]`, with gradients. Rows with a negative target do not
+/// count; 0 if none does. Nothing of the size of the logits is kept for the backward pass.
+///
+/// # Errors
+/// A target that is no class, or another number of targets than rows.
+pub fn cross_entropy(logits: &Tensor, targets: &[i64]) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    if rows != targets.len() || classes == 0 {
+        bail!("cross entropy: {} targets for logits of shape {:?}", targets.len(), logits.dims());
+    }
+    if let Some(i) = targets.iter().position(|&t| t >= classes as i64) {
+        bail!("cross entropy: target {} of row {i} is not one of {classes} classes", targets[i]);
+    }
+    let count = targets.iter().filter(|&&t| t >= 0).count().max(1) as f64;
+    logits.contiguous()?.apply_op1(CrossEntropy { targets: Arc::new(targets.to_vec()), count })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +193,32 @@ mod tests {
         let z = router_z(&routes.with_logits(logits))?.to_scalar::<f32>()?;
         let want = (3f64.ln().powi(2) + (1.0 + 3f64.ln()).powi(2)) / 2.0;
         assert!((f64::from(z) - want).abs() < 1e-5, "{z} {want}");
+        Ok(())
+    }
+    #[test]
+    fn sequence_balance_by_hand() -> Result<()> {
+        let dev = &Device::Cpu;
+        // Two sequences of two tokens; the second starts with padding.
+        let scores = Tensor::new(&[[0.75f32, 0.25], [0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], dev)?;
+        let choices = [vec![0], vec![0], vec![], vec![0]];
+        let mask = Tensor::new(&[1f32, 1., 0., 1.], dev)?;
+        let routes = Routes::new(2, &choices, &Tensor::ones(3, DType::F32, dev)?, scores)?.with_mask(Some(mask));
+        // f = (2, 0) in both; P_0 = 0.5 and 1.
+        let loss = sequence_balance(&routes, 2)?.to_scalar::<f32>()?;
+        assert!((loss - (2.0 * 0.5 + 2.0 * 1.0) / 2.0).abs() < 1e-6, "{loss}");
+        assert!(sequence_balance(&routes, 3).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn cross_entropy_by_hand() -> Result<()> {
+        let logits = Tensor::new(&[[0f32, 3f32.ln()], [5., 5.], [100., 0.]], &Device::Cpu)?;
+        let loss = |targets: &[i64]| cross_entropy(&logits, targets)?.to_scalar::<f32>();
+        assert!((loss(&[1, -100, -100])? - (4.0f32 / 3.0).ln()).abs() < 1e-6);
+        assert!((loss(&[-1, 0, 1])? - (2f32.ln() + 100.0) / 2.0).abs() < 1e-4);
+        assert_eq!(loss(&[-1, -1, -1])?, 0.0);
+        assert!(loss(&[0, 2, 0]).is_err());
+        assert!(loss(&[0, 1]).is_err());
         Ok(())
     }
 }

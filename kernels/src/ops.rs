@@ -1,6 +1,6 @@
-//! Differentiable row-wise operations that candle's fused forms cut gradients in: softmax, RMSNorm and gated units.
+//! Differentiable row-wise operations that candle's fused forms cut gradients in: softmax, RMSNorm, LayerNorm and gated units.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{SendPtr, isa, math, parallel};
 use crate::host::{as_f32, storage_of, tensor, tracked, with_f32};
@@ -125,6 +125,100 @@ impl CustomOp2 for RmsNorm {
 /// `x [.., h]`, `weight [h]` to `[.., h]`
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "moesaic-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let cols = last_dim(l1, self.name())?;
+        let (x, w) = (as_f32(s1, l1, self.name())?, as_f32(s2, l2, self.name())?);
+        let b = as_f32(s3, l3, self.name())?;
+        if w.len() != cols || b.len() != cols {
+            bail!("layer norm: {} weights and {} biases for rows of {cols}", w.len(), b.len());
+        }
+        let mut y = vec![0f32; x.len()];
+        let (isa, rows) = (isa(), x.len() / cols);
+        let out = SendPtr::new(&mut y);
+        row_blocks(rows, cols, |range| {
+            for i in range {
+                // SAFETY: each row belongs to one task.
+                math::layer_norm(isa, &x[i * cols..][..cols], &w, &b, self.eps, unsafe { out.slice(i * cols, cols) });
+            }
+        });
+        Ok((storage_of(y, candle_core::backend::BackendStorage::dtype(s1), self.name())?, l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let cols = w.elem_count();
+        let rows = x.elem_count() / cols;
+        let blocks = rows.div_ceil(ROWS);
+        let mut dx = vec![0f32; x.elem_count()];
+        // Of each block of rows: the sums for the weight, then those for the bias.
+        let mut partial = vec![0f32; blocks * 2 * cols];
+        let (dx_out, partial_out) = (SendPtr::new(&mut dx), SendPtr::new(&mut partial));
+        let isa = isa();
+        with_f32(x, self.name(), |xs| {
+            with_f32(w, self.name(), |ws| {
+                with_f32(dy, self.name(), |dys| {
+                    row_blocks(rows, cols, |range| {
+                        // SAFETY: each block of rows, and its partial sums, belongs to one task.
+                        let sums = unsafe { partial_out.slice(range.start / ROWS * 2 * cols, 2 * cols) };
+                        let (dw, db) = sums.split_at_mut(cols);
+                        for i in range {
+                            let (x, dy) = (&xs[i * cols..][..cols], &dys[i * cols..][..cols]);
+                            // SAFETY: as above.
+                            let dx = unsafe { dx_out.slice(i * cols, cols) };
+                            math::layer_norm_grad(isa, x, ws, self.eps, dy, dx, dw, db);
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        let (mut dw, mut db) = (vec![0f32; cols], vec![0f32; cols]);
+        for block in partial.chunks_exact(2 * cols) {
+            let (w, b) = block.split_at(cols);
+            dw.iter_mut().zip(w).for_each(|(a, v)| *a += v);
+            db.iter_mut().zip(b).for_each(|(a, v)| *a += v);
+        }
+        let grad = |t: &Tensor, g: Vec<f32>| tracked(t).then(|| tensor(g, t.shape(), t.dtype())).transpose();
+        Ok((grad(x, dx)?, grad(w, dw)?, grad(b, db)?))
+    }
+}
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension, in f32, with gradients for all three.
+/// The variance is the biased one, as everywhere.
+///
+/// # Shapes
+/// `x [.., h]`, `weight [h]`, `bias [h]` to `[.., h]`
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    let bias = match bias {
+        Some(bias) => bias.contiguous()?,
+        None => Tensor::zeros(weight.elem_count(), DType::F32, x.device())?,
+    };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, LayerNorm { eps: eps as f32 })
 }
 
 struct SiluGlu;

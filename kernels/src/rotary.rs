@@ -19,6 +19,8 @@ pub enum RotaryStyle {
 #[derive(Clone, Debug)]
 pub struct Rotary {
     inverse_frequencies: Vec<f64>,
+    /// Multiplies cosines and sines; 1 but for some ways to stretch the context.
+    factor: f64,
     style: RotaryStyle,
 }
 
@@ -29,30 +31,21 @@ impl Rotary {
             bail!("rotary embedding over {dims} dimensions; the number must be even and at least 2");
         }
         let inverse_frequencies = (0..dims / 2).map(|j| theta.powf(-2.0 * j as f64 / dims as f64)).collect();
-        Ok(Self { inverse_frequencies, style })
+        Ok(Self { inverse_frequencies, factor: 1.0, style })
+    }
+
+    /// Given inverse frequencies, one for every two dimensions; `factor` multiplies cosines and sines.
+    pub fn from_frequencies(inverse_frequencies: Vec<f64>, factor: f64, style: RotaryStyle) -> Result<Self> {
+        if inverse_frequencies.is_empty() || !inverse_frequencies.iter().chain([&factor]).all(|f| f.is_finite()) {
+            bail!("rotary embedding needs at least one frequency, and finite ones: {inverse_frequencies:?} x {factor}");
+        }
+        Ok(Self { inverse_frequencies, factor, style })
     }
 
     /// Cosines and sines, `[b, t, d/2]` each in f32, of positions `[b, t]`. Angles are products of f32 values, as the
     /// references compute them.
     pub fn tables(&self, positions: &[u32], b: usize, t: usize) -> Result<RotaryTables> {
-        if positions.len() != b * t {
-            bail!("{} positions for {b} rows of {t} tokens", positions.len());
-        }
-        let half = self.inverse_frequencies.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(b * t * half), Vec::with_capacity(b * t * half));
-        for &p in positions {
-            for &f in &self.inverse_frequencies {
-                let angle = p as f32 * f as f32;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
-            }
-        }
-        let shape = (b, t, half);
-        Ok(RotaryTables {
-            cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
-            style: self.style,
-        })
+        RotaryTables::make(positions, b, t, |_| self)
     }
 }
 
@@ -65,6 +58,49 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
+    /// The tables of a batch whose rows have frequencies of their own, as where these depend on a row's length.
+    pub fn by_row(rotaries: &[Rotary], positions: &[u32], b: usize, t: usize) -> Result<Self> {
+        let Some(first) = rotaries.first() else { bail!("rotary: a batch without rows") };
+        let like = |r: &Rotary| (r.inverse_frequencies.len(), r.style);
+        if rotaries.len() != b || rotaries.iter().any(|r| like(r) != like(first)) {
+            bail!("rotary: {} rows of frequencies for {b} rows of tokens, or unlike ones", rotaries.len());
+        }
+        Self::make(positions, b, t, |row| &rotaries[row])
+    }
+
+    fn make<'a>(positions: &[u32], b: usize, t: usize, of: impl Fn(usize) -> &'a Rotary) -> Result<Self> {
+        if positions.len() != b * t || positions.is_empty() {
+            bail!("rotary: {} positions for {b} rows of {t} tokens", positions.len());
+        }
+        let Rotary { inverse_frequencies, style, .. } = of(0);
+        let (half, style) = (inverse_frequencies.len(), *style);
+        let (mut cos, mut sin) = (Vec::with_capacity(b * t * half), Vec::with_capacity(b * t * half));
+        for (row, positions) in positions.chunks_exact(t).enumerate() {
+            let rotary = of(row);
+            let factor = rotary.factor as f32;
+            for &p in positions {
+                for &f in &rotary.inverse_frequencies {
+                    let angle = p as f32 * f as f32;
+                    cos.push(angle.cos() * factor);
+                    sin.push(angle.sin() * factor);
+                }
+            }
+        }
+        let shape = (b, t, half);
+        let (cos, sin) = (Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?);
+        Ok(Self { cos, sin, style })
+    }
+
+    /// `[b, t, d/2]`
+    pub fn cos(&self) -> &Tensor {
+        &self.cos
+    }
+
+    /// `[b, t, d/2]`
+    pub fn sin(&self) -> &Tensor {
+        &self.sin
+    }
+
     /// Turns the first dimensions of every head.
     ///
     /// # Shapes

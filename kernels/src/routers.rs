@@ -89,6 +89,20 @@ pub struct CentroidTopK {
     pub k: usize,
 }
 
+/// Two experts, each weighed against its near rivals only (SparseMixer-v2 of PhiMoE, arXiv 2409.12136).
+///
+/// The first expert is the largest logit `s`; its weight is its softmax over the experts with `(max - s) / max(|s|, max) <=
+/// 2 jitter`. The second is chosen so from the others, with their maximum and with `|s|` as before. With the published jitter
+/// of 0.01 most weights are 1: they do not sum to 1. This is the form of inference; training samples the experts and has a
+/// gradient estimator of its own in the paper, here gradients go through the two softmaxes.
+#[derive(Clone, Debug)]
+pub struct SparseMixer {
+    /// `[E, H]`
+    pub weight: Tensor,
+    /// `router_jitter_noise`
+    pub jitter: f64,
+}
+
 /// The `k` largest entries of a row that `allowed` admits, best first; the lower index wins ties.
 fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<u32> {
     let mut best: Vec<u32> = Vec::with_capacity(k + 1);
@@ -105,6 +119,9 @@ fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<u32> {
 }
 
 /// The experts of each token by `scores [T, E]`; `group_score` rates a group by its members' scores. Padding gets none.
+///
+/// # Errors
+/// A token's scores are not all finite: what comes after would be noise.
 fn choose(
     scores: &Tensor,
     k: usize,
@@ -131,13 +148,14 @@ fn choose(
         None => None,
     };
     with_f32(scores, "router", |scores| {
-        Ok((0..tokens)
+        (0..tokens)
             .map(|t| {
                 if mask.as_ref().is_some_and(|m| m[t] == 0.0) {
-                    return Vec::new();
+                    return Ok(Vec::new());
                 }
                 let row = &scores[t * experts..][..experts];
-                match groups {
+                finite(row, t)?;
+                Ok(match groups {
                     None => top_k(row, k, |_| true),
                     Some(g) => {
                         let size = experts / g.groups;
@@ -145,10 +163,21 @@ fn choose(
                         let kept = top_k(&rated, g.keep, |_| true);
                         top_k(row, k, |e| kept.contains(&((e / size) as u32)))
                     }
-                }
+                })
             })
-            .collect())
+            .collect()
     })
+}
+
+fn finite(row: &[f32], token: usize) -> Result<()> {
+    match row.iter().position(|v| !v.is_finite()) {
+        Some(e) => bail!(
+            "the router's score of token {token} for expert {e} is {}: weights or input are broken, or a half-precision \
+             type overflowed",
+            row[e]
+        ),
+        None => Ok(()),
+    }
 }
 
 /// `values [T, E]` of the chosen experts: `[R, 1]` in token order, or `[T, k]` when every token has k.
@@ -241,6 +270,46 @@ impl Router for SigmoidTopK {
     }
 }
 
+impl Router for SparseMixer {
+    fn experts(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let logits = logits(input.x, &self.weight)?;
+        let (tokens, experts) = logits.dims2()?;
+        let choices = choose(&logits, 2, None, max, input.mask)?;
+        // What is left out of each softmax: far rivals, and the first expert in the second.
+        let mut masks = [vec![0f32; tokens * experts], vec![0f32; tokens * experts]];
+        let jitter = self.jitter as f32;
+        with_f32(&logits, "router", |s| {
+            for (t, choice) in choices.iter().enumerate() {
+                let row = &s[t * experts..][..experts];
+                for (mask, &chosen) in masks.iter_mut().zip(choice) {
+                    let best = row[chosen as usize];
+                    for (m, v) in mask[t * experts..][..experts].iter_mut().zip(row) {
+                        if (best - v) / v.abs().max(best) > 2.0 * jitter {
+                            *m = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+                if let Some(&first) = choice.first() {
+                    masks[1][t * experts + first as usize] = f32::NEG_INFINITY;
+                }
+            }
+            Ok(())
+        })?;
+        let weights = masks.into_iter().enumerate().map(|(slot, mask)| {
+            let mask = Tensor::from_vec(mask, (tokens, experts), logits.device())?;
+            let chosen: Vec<Vec<u32>> = choices.iter().map(|c| c.get(slot).copied().into_iter().collect()).collect();
+            gather(&softmax(&(&logits + mask)?)?, &chosen, 1) // (tokens that are routed, 1)
+        });
+        let weights = Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, 1)?.flatten_all()?;
+        let scores = softmax(&logits)?;
+        Ok(Routes::new(experts, &choices, &weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
+    }
+}
+
 /// `1 / (1 + e^-x)`, with gradients.
 fn candle_sigmoid(x: &Tensor) -> Result<Tensor> {
     (x.neg()?.exp()? + 1.0)?.recip()
@@ -330,6 +399,46 @@ mod tests {
         let x = Tensor::new(&[[1f32, 1., 2., -5.]], &Device::Cpu)?;
         (router.bias, router.groups) = (None, Some(GroupLimit { groups: 2, keep: 1 }));
         assert_eq!(two(&router.route(&RouteInput::new(&x))?).0, [[0, 1]]);
+        Ok(())
+    }
+
+    #[test]
+    fn sparse_mixer_weighs_near_rivals_only() -> Result<()> {
+        // Within 2 * 0.1 of the best: 10 and 9 (1 / 10), not 7. Then of the rest: 9, and 7.5 (1.5 / 9).
+        let x = Tensor::new(&[[7.5f32, 10., 9., 1.], [-1., -1.1, -8., -9.]], &Device::Cpu)?;
+        let router = SparseMixer { weight: identity(4), jitter: 0.1 };
+        let (experts, weights) = two(&router.route(&RouteInput::new(&x))?);
+        assert_eq!(experts, [[1, 2], [0, 1]]);
+        let near = |a: f64, b: f64| 1.0 / (1.0 + (b - a).exp());
+        close(&weights[0], &[near(10.0, 9.0), near(9.0, 7.5)]);
+        // Below zero the distance is relative to |s|: 0.1 / 1.1 is near, 6.9 / 8 is not.
+        close(&weights[1], &[near(-1.0, -1.1), 1.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn broken_scores_are_errors_but_not_in_the_padding() -> Result<()> {
+        let x = Tensor::new(&[[f32::NAN, 3.], [0., 1.]], &Device::Cpu)?;
+        let weight = identity(2);
+        let routers: [Box<dyn Router>; 4] = [
+            Box::new(SoftmaxTopK { weight: weight.clone(), k: 1, renormalise: true, scale: 1.0, groups: None }),
+            Box::new(TopKSoftmax { weight: weight.clone(), k: 1 }),
+            Box::new(SigmoidTopK {
+                weight: weight.clone(),
+                bias: None,
+                k: 1,
+                renormalise: true,
+                scale: 1.0,
+                groups: None,
+            }),
+            Box::new(SparseMixer { weight, jitter: 0.01 }),
+        ];
+        for router in routers {
+            let error = router.route(&RouteInput::new(&x)).unwrap_err().to_string();
+            assert!(error.contains("token 0") && error.contains("NaN"), "{error}");
+            let mask = Tensor::new(&[0u8, 1], &Device::Cpu)?;
+            assert!(router.route(&RouteInput::new(&x).with_mask(Some(&mask))).is_ok());
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::time_moe;
+use crate::{decoder, time_moe};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -21,17 +21,34 @@ pub struct Family {
 
 /// The families that run.
 pub fn families() -> &'static [Family] {
-    &[Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended }]
+    const fn language(name: &'static str) -> Family {
+        Family { name, run: decoder::run, meaningful: decoder::meaningful }
+    }
+    const FAMILIES: &[Family] = &[
+        language("deepseek_v2"),
+        language("deepseek_v3"),
+        language("granitemoe"),
+        language("jetmoe"),
+        language("llama"),
+        language("mixtral"),
+        language("olmoe"),
+        language("phi"),
+        language("phimoe"),
+        language("qwen2"),
+        language("qwen2_moe"),
+        language("qwen3_moe"),
+        language("stablelm"),
+        Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
+    ];
+    FAMILIES
 }
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const DECODER: &str = "the text decoder is not built";
-    const SPARSE_DECODER: &str = "the sparse text decoder is not built (its routers and experts are, in kernels/)";
     const VISION: &str = "the vision towers are not built";
-    const VISION_CHAT: &str = "vision towers and the text decoder are not built";
+    const VISION_CHAT: &str = "vision towers and their connectors are not built (the text decoder is, in models/)";
     const SPEECH: &str = "the speech encoders are not built";
-    const SPEECH_CHAT: &str = "speech encoders, projectors and the text decoder are not built";
+    const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
     const MEDIA: &str = "feature extraction from media files is not built";
     const USAM: &str = "U-SAM's parts are not built";
@@ -42,32 +59,19 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("ced", SPEECH),
         ("clip_vision", VISION),
         ("cumo", VISION),
-        ("deepseek_v2", SPARSE_DECODER),
-        ("deepseek_v3", SPARSE_DECODER),
         ("deepspeed_gate", "the router with capacity and dropped tokens is not built"),
-        ("granitemoe", SPARSE_DECODER),
         ("hubert", SPEECH),
         ("image_preprocess", MEDIA),
-        ("jetmoe", SPARSE_DECODER),
-        ("llama", DECODER),
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
         ("llama_smop", SPEECH_CHAT),
         ("llava", VISION_CHAT),
-        ("mixtral", SPARSE_DECODER),
         ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("olmoe", SPARSE_DECODER),
-        ("phi", DECODER),
-        ("phimoe", SPARSE_DECODER),
         ("prompts", "chat prompts are not built"),
-        ("qwen2", DECODER),
-        ("qwen2_moe", SPARSE_DECODER),
-        ("qwen3_moe", SPARSE_DECODER),
         ("qwen3_vl_moe", VISION_CHAT),
         ("siglip_vision", VISION),
         ("smop", PROJECTOR),
-        ("stablelm", DECODER),
         ("usam", USAM),
         ("usam_moe_projector", USAM),
         ("usam_qformer", USAM),

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::pack::View;
+use super::pack::{Elem, View};
 use super::tile::{Halves, MR, NR, Out, Panel, Rows, tile};
 use super::{Isa, Scratch, SendPtr, isa, math, parallel};
 
@@ -35,12 +35,12 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn offset(&self) -> usize {
+    pub(super) fn offset(&self) -> usize {
         self.keys - self.queries
     }
 
     /// Keys that query `i` of batch row `b` sees; empty for padding.
-    fn seen(&self, b: usize, i: usize) -> Range<usize> {
+    pub(super) fn seen(&self, b: usize, i: usize) -> Range<usize> {
         let end = self.offset() + i + 1;
         let first = self.start[b].max(end.saturating_sub(self.window));
         first.min(end)..end
@@ -53,7 +53,7 @@ impl Shape {
         (first..queries).step_by(QUERIES).map(move |i| (i, QUERIES.min(queries - i)))
     }
 
-    fn worth(&self) -> bool {
+    pub(super) fn worth(&self) -> bool {
         self.batch * self.heads * self.queries * self.keys * self.d > 1 << 16
     }
 }
@@ -74,12 +74,12 @@ pub(crate) struct Heads {
 
 impl Heads {
     /// Where head `h` of token `t` of batch row `b` starts.
-    fn at(&self, b: usize, t: usize, h: usize) -> usize {
+    pub(super) fn at(&self, b: usize, t: usize, h: usize) -> usize {
         (b * self.tokens + t) * self.stride + self.first + h * self.width
     }
 
     /// Head `h` of batch row `b` as a matrix `[tokens, width]`.
-    fn view<'a>(&self, data: &'a [f32], b: usize, h: usize) -> View<'a, f32> {
+    fn view<'a, T: Elem>(&self, data: &'a [T], b: usize, h: usize) -> View<'a, T> {
         View { data, offset: self.at(b, 0, h), rs: self.stride, cs: 1, gather: None }
     }
 }
@@ -108,7 +108,7 @@ struct Panels {
 }
 
 impl Panels {
-    fn new(view: View<'_, f32>, k: usize, n: usize) -> Self {
+    fn new<T: Elem>(view: View<'_, T>, k: usize, n: usize) -> Self {
         let panels = n.div_ceil(NR);
         let mut data = Scratch::new(panels * k * NR);
         for j in 0..panels {
@@ -187,7 +187,7 @@ fn probabilities(isa: Isa, s: &Shape, b: usize, q: &Packed, i0: usize, keys: &Pa
 }
 
 /// Attention of `q` to `k` and `v`, which may be one buffer; the places must lie inside them.
-pub(crate) fn forward(s: &Shape, at: &Places, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+pub(crate) fn forward<T: Elem>(s: &Shape, at: &Places, q: &[f32], k: &[T], v: &[T], out: &mut [f32]) {
     let (isa, group) = (isa(), s.heads / s.kv_heads);
     let shared = SendPtr::new(out);
     parallel(s.batch * s.kv_heads, s.worth(), |task| {
@@ -206,10 +206,10 @@ pub(crate) fn forward(s: &Shape, at: &Places, q: &[f32], k: &[f32], v: &[f32], o
             let first_real = s.blocks(b).next().map_or(s.queries, |(i, _)| i);
             (0..first_real).for_each(|i| write(i).fill(0.0));
             if s.uniform_padding && first_real > 0 {
-                let all = at.v.view(v, b, kv);
-                let mut mean = vec![0f32; s.dv];
+                let (mut mean, mut row) = (vec![0f32; s.dv], vec![0f32; s.dv]);
                 for t in 0..s.keys {
-                    math::axpy(isa, 1.0 / s.keys as f32, &v[all.offset + t * all.rs..][..s.dv], &mut mean);
+                    row.iter_mut().zip(&v[at.v.at(b, t, kv)..]).for_each(|(r, v)| *r = v.to_f32());
+                    math::axpy(isa, 1.0 / s.keys as f32, &row, &mut mean);
                 }
                 (0..first_real).for_each(|i| write(i).copy_from_slice(&mean));
             }

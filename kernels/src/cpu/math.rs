@@ -191,6 +191,56 @@ for_isa! {
 }
 
 #[inline(always)]
+fn layer_norm_body<const FMA: bool>(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
+    let n = x.len();
+    let (w, b, y) = (&w[..n], &b[..n], &mut y[..n]);
+    let mean = lanes(n, |i, acc| acc + x[i]) / n as f32;
+    let variance = lanes(n, |i, acc| fma::<FMA>(x[i] - mean, x[i] - mean, acc)) / n as f32;
+    let r = 1.0 / (variance + eps).sqrt();
+    for i in 0..n {
+        y[i] = fma::<FMA>((x[i] - mean) * r, w[i], b[i]);
+    }
+}
+
+for_isa! {
+    /// `y = (x - mean) / sqrt(variance + eps) * w + b`
+    pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) = layer_norm_body
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn layer_norm_grad_body<const FMA: bool>(
+    x: &[f32],
+    w: &[f32],
+    eps: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+    dw: &mut [f32],
+    db: &mut [f32],
+) {
+    let n = x.len();
+    let (w, dy, dx, dw, db) = (&w[..n], &dy[..n], &mut dx[..n], &mut dw[..n], &mut db[..n]);
+    let mean = lanes(n, |i, acc| acc + x[i]) / n as f32;
+    let variance = lanes(n, |i, acc| fma::<FMA>(x[i] - mean, x[i] - mean, acc)) / n as f32;
+    let r = 1.0 / (variance + eps).sqrt();
+    let sum = lanes(n, |i, acc| fma::<FMA>(dy[i], w[i], acc)) / n as f32;
+    let inner = lanes(n, |i, acc| fma::<FMA>(dy[i] * w[i], (x[i] - mean) * r, acc)) / n as f32;
+    for i in 0..n {
+        let normed = (x[i] - mean) * r;
+        dx[i] = (fma::<FMA>(dy[i], w[i], -sum) - normed * inner) * r;
+        dw[i] = fma::<FMA>(dy[i], normed, dw[i]);
+        db[i] += dy[i];
+    }
+}
+
+for_isa! {
+    /// Gradients of [`layer_norm`]: `dx` is written, `dw` and `db` are added to.
+    pub(crate) fn layer_norm_grad(
+        x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32], db: &mut [f32],
+    ) = layer_norm_grad_body
+}
+
+#[inline(always)]
 fn silu_body<const FMA: bool>(x: &mut [f32]) {
     for x in x {
         *x *= sigmoid::<FMA>(*x);
@@ -348,6 +398,31 @@ fn axpy_body<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
 for_isa! {
     /// `y += a * x`
     pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) = axpy_body
+}
+
+#[inline(always)]
+fn dots_body<const FMA: bool>(x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = dot_body::<FMA>(x, &rows[i * stride..][..x.len()]);
+    }
+}
+
+for_isa! {
+    /// `out[i] = sum x * row i`, rows `stride` apart.
+    pub(crate) fn dots(x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) = dots_body
+}
+
+#[inline(always)]
+fn weighted_sum_body<const FMA: bool>(p: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
+    let width = out.len();
+    for (i, p) in p.iter().enumerate() {
+        axpy_body::<FMA>(*p, &rows[i * stride..][..width], out);
+    }
+}
+
+for_isa! {
+    /// `out += sum over i of p[i] * row i`, rows `stride` apart.
+    pub(crate) fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) = weighted_sum_body
 }
 
 #[cfg(test)]

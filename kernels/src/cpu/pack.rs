@@ -366,6 +366,28 @@ impl Packed {
         group * self.group + at..group * self.group + (at + NR).min(self.group)
     }
 
+    /// Row `i` of the weight of expert `e`, a column of its panel, in f32.
+    pub(crate) fn row(&self, e: usize, i: usize, row: &mut [f32]) {
+        let (group, at) = (i / self.group, i % self.group);
+        let panel = self.panel(e, group * self.group.div_ceil(NR) + at / NR);
+        let (side, column) = (at % NR / HALF, at % HALF);
+        match panel {
+            Panel::F32(b) => {
+                let half = [b.left, b.right][side];
+                row.iter_mut().zip(half.chunks_exact(HALF)).for_each(|(r, columns)| *r = columns[column]);
+            }
+            Panel::Bf16(b) => {
+                let half = [b.left, b.right][side];
+                for (r, columns) in row.chunks_mut(2).zip(half.chunks_exact(HALF)) {
+                    let pair = columns[column];
+                    for (r, bits) in r.iter_mut().zip([pair << 16, pair & 0xffff_0000]) {
+                        *r = f32::from_bits(bits);
+                    }
+                }
+            }
+        }
+    }
+
     /// Panel `j` of expert `e`.
     pub(crate) fn panel(&self, e: usize, j: usize) -> Panel<'_> {
         let len = self.panel_len();
@@ -387,6 +409,11 @@ mod tests {
             let packed = Packed::gated(&weight)?;
             assert_eq!((packed.panels(), packed.dtype(), packed.dims()), (4, dtype, (1, n, k)));
             assert_eq!([0, 1, 2, 3].map(|j| packed.columns(j)), [0..32, 32..40, 40..72, 72..80]);
+            let mut row = vec![0f32; k];
+            for i in 0..n {
+                packed.row(0, i, &mut row);
+                (0..k).for_each(|p| assert_eq!(row[p], (i * k + p) as f32));
+            }
             let value = |j: usize, column: usize, p: usize| match packed.panel(0, j) {
                 Panel::F32(b) => [b.left, b.right][column / HALF][p * HALF + column % HALF],
                 Panel::Bf16(b) => f32::from_bits(

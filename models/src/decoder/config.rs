@@ -1,0 +1,448 @@
+//! What the one decoder can do: every family's `config.json` is translated into a [`DecoderConfig`].
+
+use std::path::Path;
+
+use candle_core::{Error, Result, bail};
+use moesaic_kernels::Activation;
+use serde_json::{Map, Value};
+
+use super::families;
+use super::names::Names;
+use super::rope::RopeConfig;
+
+/// A decoder: what its layers are made of, and under which names its tensors are published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderConfig {
+    /// `model_type` of `config.json`.
+    pub model_type: String,
+    /// Rows of the embedding, V.
+    pub vocab_size: usize,
+    /// Width of a token, H.
+    pub hidden_size: usize,
+    /// The layers, bottom to top.
+    pub layers: Vec<LayerConfig>,
+    /// Attention of all layers.
+    pub attention: AttentionConfig,
+    /// Norms before attention, before the feed-forward part and after the last layer.
+    pub norm: NormConfig,
+    /// `h + attention(n) + ffn(n)` with one norm a layer (phi, StableLM's option), instead of one after the other.
+    pub parallel: bool,
+    /// Dense feed-forward part, where a layer has one.
+    pub dense: Option<DenseConfig>,
+    /// Sparse feed-forward part, where a layer has one.
+    pub sparse: Option<SparseConfig>,
+    /// Rotary positions; absent where the model has none.
+    pub rope: Option<RopeConfig>,
+    /// Factors of Granite; 1 elsewhere.
+    pub multipliers: Multipliers,
+    /// The output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// The output head has a bias.
+    pub head_bias: bool,
+    /// The auxiliary loss that the family is trained with.
+    pub aux_loss: AuxLoss,
+    /// Tokens that the model was made for, `max_position_embeddings`. Nothing stops at it.
+    pub max_positions: usize,
+    /// Standard deviation of initial weights.
+    pub initializer_range: f64,
+    /// First token of a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text, as `config.json` says (`generation_config.json` may know more).
+    pub eos_token_ids: Vec<u32>,
+    /// Token that fills a batch.
+    pub pad_token_id: Option<u32>,
+    /// Published tensor names, for loading and for saving.
+    pub names: Names,
+    /// `config.json` as it was read, to be written beside saved weights.
+    pub published: Map<String, Value>,
+}
+
+/// What differs from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// Routed experts instead of one dense network.
+    pub sparse: bool,
+    /// Keys that a query sees at most, itself included; absent for all.
+    pub window: Option<usize>,
+}
+
+/// How tokens look at each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttentionConfig {
+    /// Heads that share keys and values in groups (Ainslie et al., arXiv 2305.13245).
+    Grouped(GroupedConfig),
+    /// Keys and values from a latent of low rank (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    Latent(LatentConfig),
+    /// Query heads chosen by a router (JetMoE, arXiv 2404.07413, section 2.2).
+    Mixture(MixtureConfig),
+}
+
+/// Grouped-query attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupedConfig {
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; divides the query heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// The output projection has a bias.
+    pub output_bias: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Bound of queries, keys and values (`clip_qkv`).
+    pub clip: Option<f64>,
+    /// Multiplies scores.
+    pub scale: f64,
+}
+
+/// Norms of queries and keys before the rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// One RMS norm of a head's width, for all heads (Qwen3).
+    RmsPerHead,
+    /// One RMS norm over all heads of a token (OLMoE).
+    RmsWhole,
+    /// One LayerNorm of a head's width, for all heads (phi).
+    LayerShared,
+    /// A LayerNorm without bias for each head (StableLM).
+    LayerEachHead,
+}
+
+/// Multi-head latent attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentConfig {
+    /// Heads.
+    pub heads: usize,
+    /// Rank of the queries' latent; absent for a plain projection.
+    pub q_rank: Option<usize>,
+    /// Rank of the keys' and values' latent.
+    pub kv_rank: usize,
+    /// Part of a head without positions.
+    pub nope_dim: usize,
+    /// Part of a head with rotary positions, whose keys all heads share.
+    pub rope_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// The projections into latents, and the output, have biases.
+    pub bias: bool,
+    /// Multiplies scores.
+    pub scale: f64,
+}
+
+/// Mixture of attention heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MixtureConfig {
+    /// Attention experts.
+    pub experts: usize,
+    /// Experts per token; each gives `kv_heads` query heads.
+    pub k: usize,
+    /// Key-value heads, shared by all experts.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Multiplies scores.
+    pub scale: f64,
+}
+
+/// A norm over the width of a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormConfig {
+    /// Which.
+    pub kind: NormKind,
+    /// Added to the mean square or variance.
+    pub eps: f64,
+}
+
+/// Kinds of norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm (arXiv 1910.07467).
+    Rms,
+    /// LayerNorm with bias (arXiv 1607.06450).
+    Layer,
+}
+
+/// A dense feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseConfig {
+    /// Inner width, I.
+    pub intermediate_size: usize,
+    /// The non-linearity.
+    pub activation: Activation,
+    /// `down(act(gate x) * up x)`, else `down(act(up x))`.
+    pub gated: bool,
+    /// All its maps have biases.
+    pub bias: bool,
+}
+
+/// Routed experts, all of them gated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SparseConfig {
+    /// Routed experts, E.
+    pub experts: usize,
+    /// Experts per token, k.
+    pub k: usize,
+    /// Inner width of an expert.
+    pub intermediate_size: usize,
+    /// The non-linearity.
+    pub activation: Activation,
+    /// How experts are chosen.
+    pub router: RouterConfig,
+    /// An expert for every token.
+    pub shared: Option<SharedConfig>,
+    /// A bias that is added once to the sum of a token's experts (JetMoE).
+    pub output_bias: bool,
+}
+
+/// The equation of a router; see [`moesaic_kernels::routers`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RouterConfig {
+    /// [`SoftmaxTopK`](moesaic_kernels::routers::SoftmaxTopK)
+    SoftmaxTopK {
+        /// Weights are divided by their sum.
+        renormalise: bool,
+        /// Multiplies the weights.
+        scale: f64,
+        /// `(n_group, topk_group)`
+        groups: Option<(usize, usize)>,
+    },
+    /// [`TopKSoftmax`](moesaic_kernels::routers::TopKSoftmax)
+    TopKSoftmax,
+    /// [`SigmoidTopK`](moesaic_kernels::routers::SigmoidTopK) with a selection bias.
+    SigmoidTopK {
+        /// Weights are divided by their sum.
+        renormalise: bool,
+        /// Multiplies the weights.
+        scale: f64,
+        /// `(n_group, topk_group)`
+        groups: Option<(usize, usize)>,
+    },
+    /// [`SparseMixer`](moesaic_kernels::routers::SparseMixer) with this jitter.
+    SparseMixer {
+        /// `router_jitter_noise`
+        jitter: f64,
+    },
+}
+
+/// The expert that every token goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedConfig {
+    /// Inner width.
+    pub intermediate_size: usize,
+    /// Its output is multiplied by the sigmoid of a gate.
+    pub gated: bool,
+}
+
+/// Constant factors in the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Multipliers {
+    /// Of the embeddings, wherever they come from.
+    pub embedding: f64,
+    /// Of what a layer adds to the residual stream.
+    pub residual: f64,
+    /// Logits are divided by it.
+    pub logits_divisor: f64,
+}
+
+impl Default for Multipliers {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits_divisor: 1.0 }
+    }
+}
+
+/// The auxiliary loss of a family; the coefficient multiplies it in the total.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AuxLoss {
+    /// None.
+    None,
+    /// [`load_balance`](moesaic_kernels::losses::load_balance) over all sparse layers together.
+    Balance(f64),
+    /// [`load_balance`](moesaic_kernels::losses::load_balance) of each layer divided by k, summed over layers.
+    LayerBalance(f64),
+    /// [`sequence_balance`](moesaic_kernels::losses::sequence_balance), summed over layers.
+    SequenceBalance(f64),
+}
+
+/// Sizes above which a config is taken for a mistake.
+const WIDEST: usize = 1 << 20;
+const MOST: usize = 1 << 14;
+const MOST_TOKENS: usize = 1 << 24;
+/// The longest `config.json` that is read, in bytes.
+const LONGEST_CONFIG: u64 = 1 << 22;
+
+impl DecoderConfig {
+    /// Reads `config.json` of a model folder.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let name = |e: &dyn std::fmt::Display| Error::msg(format!("{}: {e}", path.display()));
+        let size = std::fs::metadata(&path)
+            .map_err(|e| name(&format!("{e}; a model is a folder with config.json and model.safetensors")))?
+            .len();
+        if size > LONGEST_CONFIG {
+            return Err(name(&format!("has {size} bytes, which no configuration has")));
+        }
+        let json = std::fs::read_to_string(&path).map_err(|e| name(&e))?;
+        Self::from_json(&json).map_err(|e| name(&e))
+    }
+
+    /// Translates and checks a `config.json`.
+    ///
+    /// # Errors
+    /// Not JSON, a `model_type` that is not supported (the message lists those that are), a missing key, a value that does
+    /// not fit the others, an option that is not supported.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(json).map_err(|e| Error::msg(format!("this is not JSON: {e}")))?;
+        let config = families::translate(value)?;
+        config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
+        Ok(config)
+    }
+
+    /// The model types that are supported.
+    pub fn supported() -> impl Iterator<Item = &'static str> {
+        families::names()
+    }
+
+    /// The layers that have routed experts, by index.
+    pub fn sparse_layers(&self) -> impl Iterator<Item = usize> {
+        self.layers.iter().enumerate().filter(|(_, l)| l.sparse).map(|(i, _)| i)
+    }
+
+    /// Checks that sizes fit each other and stay in bounds, before anything is allocated.
+    pub fn validate(&self) -> Result<()> {
+        size("vocab_size", self.vocab_size, MOST_TOKENS)?;
+        size("hidden_size", self.hidden_size, WIDEST)?;
+        size("num_hidden_layers", self.layers.len(), MOST)?;
+        size("max_position_embeddings", self.max_positions, 1 << 30)?;
+        positive("the eps of norms", self.norm.eps)?;
+        if !(self.initializer_range >= 0.0 && self.initializer_range.is_finite()) {
+            bail!("initializer_range is {}, expected 0 or more", self.initializer_range);
+        }
+        positive("embedding_multiplier", self.multipliers.embedding)?;
+        positive("residual_multiplier", self.multipliers.residual)?;
+        positive("logits_scaling", self.multipliers.logits_divisor)?;
+        if let AuxLoss::Balance(c) | AuxLoss::LayerBalance(c) | AuxLoss::SequenceBalance(c) = self.aux_loss
+            && !(c >= 0.0 && c.is_finite())
+        {
+            bail!("the coefficient of the auxiliary loss is {c}, expected 0 or more");
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            if layer.window == Some(0) {
+                bail!("layer {i} has a sliding window of 0 tokens");
+            }
+            if layer.sparse && self.sparse.is_none() || !layer.sparse && self.dense.is_none() {
+                bail!("layer {i} has no feed-forward part");
+            }
+        }
+        let rotary = self.attention.validate()?;
+        if let Some(rope) = &self.rope {
+            rope.validate()?;
+            if rope.dims > rotary {
+                bail!("rotary positions over {} dimensions, but a head has {rotary}", rope.dims);
+            }
+        }
+        if let Some(dense) = self.dense {
+            size("intermediate_size", dense.intermediate_size, WIDEST)?;
+        }
+        self.sparse.map_or(Ok(()), |sparse| sparse.validate())
+    }
+}
+
+/// Checks that `1 <= value <= most`.
+fn size(name: &str, value: usize, most: usize) -> Result<()> {
+    if value == 0 || value > most {
+        bail!("{name} is {value}, expected 1 to {most}");
+    }
+    Ok(())
+}
+
+fn positive(name: &str, value: f64) -> Result<()> {
+    if !(value > 0.0 && value.is_finite()) {
+        bail!("{name} is {value}, expected a positive number");
+    }
+    Ok(())
+}
+
+fn top_k(k: usize, experts: usize) -> Result<()> {
+    size("the number of experts", experts, MOST)?;
+    if k == 0 || k > experts {
+        bail!("num_experts_per_tok is {k}, expected 1 to {experts}, the number of experts");
+    }
+    Ok(())
+}
+
+impl AttentionConfig {
+    /// Checks sizes; the width that may turn.
+    fn validate(&self) -> Result<usize> {
+        match *self {
+            Self::Grouped(GroupedConfig { heads, kv_heads, head_dim, clip, scale, .. }) => {
+                size("num_attention_heads", heads, MOST)?;
+                size("num_key_value_heads", kv_heads, MOST)?;
+                size("head_dim", head_dim, WIDEST)?;
+                if !heads.is_multiple_of(kv_heads) {
+                    bail!("{heads} attention heads cannot share {kv_heads} key-value heads; one must divide the other");
+                }
+                positive("the scale of attention scores", scale)?;
+                clip.map_or(Ok(()), |clip| positive("clip_qkv", clip))?;
+                Ok(head_dim)
+            }
+            Self::Latent(LatentConfig { heads, q_rank, kv_rank, nope_dim, rope_dim, value_dim, scale, .. }) => {
+                size("num_attention_heads", heads, MOST)?;
+                q_rank.map_or(Ok(()), |rank| size("q_lora_rank", rank, WIDEST))?;
+                size("kv_lora_rank", kv_rank, WIDEST)?;
+                size("qk_nope_head_dim", nope_dim, WIDEST)?;
+                size("qk_rope_head_dim", rope_dim, WIDEST)?;
+                size("v_head_dim", value_dim, WIDEST)?;
+                positive("the scale of attention scores", scale)?;
+                Ok(rope_dim)
+            }
+            Self::Mixture(MixtureConfig { experts, k, kv_heads, head_dim, scale }) => {
+                top_k(k, experts)?;
+                size("num_key_value_heads", kv_heads, MOST)?;
+                size("kv_channels", head_dim, WIDEST)?;
+                positive("the scale of attention scores", scale)?;
+                Ok(head_dim)
+            }
+        }
+    }
+}
+
+impl SparseConfig {
+    fn validate(&self) -> Result<()> {
+        top_k(self.k, self.experts)?;
+        size("the width of an expert", self.intermediate_size, WIDEST)?;
+        if let Some(shared) = self.shared {
+            size("the width of the shared expert", shared.intermediate_size, WIDEST)?;
+        }
+        match self.router {
+            RouterConfig::SoftmaxTopK { scale, groups, .. } | RouterConfig::SigmoidTopK { scale, groups, .. } => {
+                positive("routed_scaling_factor", scale)?;
+                let Some((n, keep)) = groups else { return Ok(()) };
+                if n == 0 || keep == 0 || keep > n || !self.experts.is_multiple_of(n) {
+                    bail!("{keep} of {n} groups of {} experts: n_group must divide the experts", self.experts);
+                }
+                if keep * (self.experts / n) < self.k {
+                    bail!("{keep} groups of {} experts do not hold {} for a token", self.experts / n, self.k);
+                }
+                if matches!(self.router, RouterConfig::SigmoidTopK { .. }) && self.experts / n < 2 {
+                    bail!("groups are scored by their two best experts, but have {} each", self.experts / n);
+                }
+                Ok(())
+            }
+            RouterConfig::TopKSoftmax => Ok(()),
+            RouterConfig::SparseMixer { jitter } => {
+                if self.k != 2 {
+                    bail!("SparseMixer routes to 2 experts, num_experts_per_tok is {}", self.k);
+                }
+                if !(jitter >= 0.0 && jitter.is_finite()) {
+                    bail!("router_jitter_noise is {jitter}, expected 0 or more");
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The families: one file each, which translates its `config.json` and says where its tensors stand.
+
+mod deepseek_v2;
+mod deepseek_v3;
+mod granitemoe;
+mod jetmoe;
+mod keys;
+mod llama;
+mod mixtral;
+mod olmoe;
+mod phi;
+mod phimoe;
+mod qwen2;
+mod qwen2_moe;
+mod qwen3_moe;
+mod stablelm;
+
+use candle_core::{Error, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::config::DecoderConfig;
+
+type Translate = fn(Map<String, Value>) -> Result<DecoderConfig>;
+
+/// Every `model_type`, in the order in which messages list them.
+const FAMILIES: [(&str, Translate); 13] = [
+    ("llama", translated::<llama::Config>),
+    ("qwen2", translated::<qwen2::Config>),
+    ("stablelm", translated::<stablelm::Config>),
+    ("phi", translated::<phi::Config>),
+    ("mixtral", translated::<mixtral::Config>),
+    ("qwen2_moe", translated::<qwen2_moe::Config>),
+    ("qwen3_moe", translated::<qwen3_moe::Config>),
+    ("olmoe", translated::<olmoe::Config>),
+    ("deepseek_v2", translated::<deepseek_v2::Config>),
+    ("deepseek_v3", translated::<deepseek_v3::Config>),
+    ("phimoe", translated::<phimoe::Config>),
+    ("granitemoe", translated::<granitemoe::Config>),
+    ("jetmoe", translated::<jetmoe::Config>),
+];
+
+/// A family's `config.json`.
+trait Family: DeserializeOwned {
+    /// What the decoder is to do. `published` is the file itself.
+    fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig>;
+}
+
+fn translated<F: Family>(published: Map<String, Value>) -> Result<DecoderConfig> {
+    if published.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        bail!("quantization_config is set: quantised weights are not supported, load the plain checkpoint");
+    }
+    let config: F = serde_json::from_value(Value::Object(published.clone()))
+        .map_err(|e| Error::msg(format!("a key is missing or has an impossible value: {e}")))?;
+    config.translate(published)
+}
+
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(name, _)| *name)
+}
+
+/// Translates the `config.json` of a family that `model_type` names.
+pub(super) fn translate(value: Value) -> Result<DecoderConfig> {
+    let Value::Object(map) = value else { bail!("this is not a configuration: expected a JSON object") };
+    let supported = || names().collect::<Vec<_>>().join(", ");
+    let Some(model_type) = map.get("model_type").and_then(Value::as_str).map(str::to_string) else {
+        bail!("there is no model_type; supported are {}", supported());
+    };
+    let Some((_, translate)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
+        let shown: String = model_type.chars().take(60).collect();
+        bail!("model_type {shown:?} is not supported; supported are {}", supported());
+    };
+    translate(map).map_err(|e| Error::msg(format!("{model_type}: {e}")))
+}
+
+impl DecoderConfig {
+    /// Tensors that published checkpoints of these families hold and no forward pass needs.
+    pub(super) fn ignorable(&self, name: &str) -> bool {
+        // Buffers that old releases saved.
+        if name.ends_with(".rotary_emb.inv_freq") {
+            return true;
+        }
+        // A copy of the embedding.
+        if self.tie_word_embeddings && name.strip_prefix(self.names.head) == Some(".weight") {
+            return true;
+        }
+        // Layers that predict further tokens in training (DeepSeek-V3's multi-token prediction) follow the others.
+        let further = self.published.get("num_nextn_predict_layers").and_then(Value::as_u64).unwrap_or(0);
+        let layer = name.strip_prefix(self.names.layers).and_then(|rest| rest.strip_prefix('.'));
+        let layer = layer.and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+        let first = self.layers.len() as u64;
+        layer.is_some_and(|i| (first..first.saturating_add(further)).contains(&i))
+    }
+}

@@ -1,0 +1,174 @@
+//! The feed-forward part of a layer: one dense network, or routed experts through the shared sparse layer.
+
+use candle_core::{DType, Result, Tensor};
+use moesaic_kernels::routers::{GroupLimit, Router, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
+use moesaic_kernels::{ExpertBank, Init, MoeLayer, Params, RouteInput, Routes, SharedExpert};
+
+use super::config::{DecoderConfig, DenseConfig, RouterConfig, SparseConfig};
+use super::names::ExpertNames;
+use super::sites::Site;
+
+/// The feed-forward part of a layer.
+#[derive(Debug)]
+pub(super) enum Ffn {
+    Dense { bank: ExpertBank, names: [Option<String>; 3], prefix: &'static str },
+    Sparse { moe: MoeLayer, bias: Option<Tensor>, names: Vec<[Option<String>; 3]>, shared: [Option<String>; 3] },
+}
+
+/// A network under `{prefix}{gate, up, down}`; the gate's name is empty without a gate.
+struct NetworkNames<'a> {
+    prefix: String,
+    maps: &'a [&'static str; 3],
+}
+
+impl NetworkNames<'_> {
+    fn map(&self, i: usize) -> Option<String> {
+        let name = self.maps.get(i).copied().unwrap_or_default();
+        (!name.is_empty()).then(|| format!("{}{name}", self.prefix))
+    }
+
+    fn all(&self) -> [Option<String>; 3] {
+        [self.map(0), self.map(1), self.map(2)]
+    }
+}
+
+/// Stacks of networks of width `i` in their published tensors.
+fn bank(p: &Params, networks: &[NetworkNames<'_>], h: usize, config: DenseConfig, init: Init) -> Result<ExpertBank> {
+    let (e, i) = (networks.len(), config.intermediate_size);
+    let wide = if config.gated { 2 * i } else { i };
+    let first = if config.gated { 0 } else { 1 };
+    let ups = |what: &str, shape: &[usize]| -> Vec<(String, Vec<usize>)> {
+        let names = networks.iter().flat_map(|n| (first..2).filter_map(|m| n.map(m)));
+        names.map(|name| (format!("{name}.{what}"), shape.to_vec())).collect()
+    };
+    let downs = |what: &str, shape: &[usize]| -> Vec<(String, Vec<usize>)> {
+        networks.iter().filter_map(|n| n.map(2)).map(|name| (format!("{name}.{what}"), shape.to_vec())).collect()
+    };
+    let up = p.stack(&[e, wide, h], &ups("weight", &[i, h]), init)?;
+    let down = p.stack(&[e, h, i], &downs("weight", &[h, i]), init)?;
+    let bank = match config.gated {
+        true => ExpertBank::gated(up, down, config.activation)?,
+        false => ExpertBank::mlp(up, down, config.activation)?,
+    };
+    let bank = if config.bias {
+        let up = p.stack(&[e, wide], &ups("bias", &[i]), Init::Zeros)?;
+        let down = p.stack(&[e, h], &downs("bias", &[h]), Init::Zeros)?;
+        bank.with_biases(Some(up), Some(down))?
+    } else {
+        bank
+    };
+    packed(bank, p)
+}
+
+/// In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
+pub(super) fn packed(bank: ExpertBank, p: &Params) -> Result<ExpertBank> {
+    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
+}
+
+impl Ffn {
+    pub(super) fn load(cfg: &DecoderConfig, layer: usize, p: &Params) -> Result<Self> {
+        let sparse = cfg.layers.get(layer).is_some_and(|l| l.sparse);
+        match (sparse, cfg.sparse, cfg.dense) {
+            (true, Some(sparse), _) => Self::sparse(cfg, sparse, p),
+            (false, _, Some(dense)) => {
+                let (prefix, init) = (cfg.names.dense, Init::Normal(cfg.initializer_range));
+                let names = NetworkNames { prefix: String::new(), maps: &cfg.names.dense_maps };
+                let all = names.all();
+                let bank = bank(&p.pp(prefix), &[names], cfg.hidden_size, dense, init)?;
+                Ok(Self::Dense { bank, names: all, prefix })
+            }
+            _ => candle_core::bail!("layer {layer} has no feed-forward part"),
+        }
+    }
+
+    fn sparse(cfg: &DecoderConfig, config: SparseConfig, p: &Params) -> Result<Self> {
+        let (h, init, p) = (cfg.hidden_size, Init::Normal(cfg.initializer_range), p.pp(cfg.names.sparse));
+        let SparseConfig { experts: e, intermediate_size: i, activation, .. } = config;
+        let network = |width| DenseConfig { intermediate_size: width, activation, gated: true, bias: false };
+        let router = router(cfg.names.router, cfg.names.router_bias, h, config, &p, init)?;
+        let mut names = Vec::new();
+        let experts = match &cfg.names.experts {
+            ExpertNames::Each(maps) => {
+                let networks: Vec<_> = (0..e).map(|e| NetworkNames { prefix: format!("experts.{e}."), maps }).collect();
+                names = networks.iter().map(NetworkNames::all).collect();
+                bank(&p, &networks, h, network(i), init)?
+            }
+            ExpertNames::Stacked([up, down]) => {
+                let up = p.tensor(&format!("{up}.weight"), [e, 2 * i, h], init)?;
+                let down = p.tensor(&format!("{down}.weight"), [e, h, i], init)?;
+                packed(ExpertBank::gated(up, down, activation)?, &p)?
+            }
+        };
+        let mut shared_names = [None, None, None];
+        let shared = match config.shared {
+            None => None,
+            Some(shared) => {
+                let prefix = format!("{}.", cfg.names.shared);
+                let names = NetworkNames { prefix, maps: &cfg.names.dense_maps };
+                shared_names = names.all();
+                let gate = match shared.gated {
+                    true => Some(p.tensor(cfg.names.shared_gate, [1, h], init)?),
+                    false => None,
+                };
+                Some(SharedExpert { bank: bank(&p, &[names], h, network(shared.intermediate_size), init)?, gate })
+            }
+        };
+        let bias = match config.output_bias {
+            true => Some(p.tensor("bias", [h], Init::Zeros)?),
+            false => None,
+        };
+        Ok(Self::Sparse { moe: MoeLayer { router, experts, shared }, bias, names, shared: shared_names })
+    }
+
+    /// `x [b * t, h]` to the same, with the routes of a sparse layer. `name` stands in errors.
+    pub(super) fn forward(&self, input: &RouteInput<'_>, name: &str) -> Result<(Tensor, Option<Routes>)> {
+        match self {
+            Self::Dense { bank, .. } => Ok((bank.forward_dense(input.x)?, None)),
+            Self::Sparse { moe, bias, .. } => {
+                let (mut y, routes) = moe.forward(input, name, None)?;
+                if let Some(bias) = bias {
+                    y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
+                }
+                Ok((y, Some(routes)))
+            }
+        }
+    }
+
+    pub(super) fn sites<'a>(&'a mut self, layer: &str, sparse: &str, sites: &mut Vec<Site<'a>>) {
+        let full = |prefix: &str, names: &[Option<String>; 3]| {
+            names.clone().map(|name| name.map(|name| format!("{prefix}.{name}")))
+        };
+        match self {
+            Self::Dense { bank, names, prefix } => {
+                let prefix = format!("{layer}.{prefix}");
+                sites.push(Site::Experts { names: vec![full(&prefix, names)], prefix, bank });
+            }
+            Self::Sparse { moe, names, shared, .. } => {
+                let prefix = format!("{layer}.{sparse}");
+                let names = names.iter().map(|n| full(&prefix, n)).collect();
+                sites.push(Site::Experts { names, prefix: prefix.clone(), bank: &mut moe.experts });
+                if let Some(expert) = &mut moe.shared {
+                    sites.push(Site::Experts { names: vec![full(&prefix, shared)], prefix, bank: &mut expert.bank });
+                }
+            }
+        }
+    }
+}
+
+fn router(name: &str, bias: &str, h: usize, config: SparseConfig, p: &Params, init: Init) -> Result<Box<dyn Router>> {
+    let (e, k) = (config.experts, config.k);
+    // Routers compute in f32 whatever the weights are; they are small.
+    let weight = p.tensor(name, [e, h], init)?.to_dtype(DType::F32)?;
+    let limit = |groups: Option<(usize, usize)>| groups.map(|(groups, keep)| GroupLimit { groups, keep });
+    Ok(match config.router {
+        RouterConfig::SoftmaxTopK { renormalise, scale, groups } => {
+            Box::new(SoftmaxTopK { weight, k, renormalise, scale, groups: limit(groups) })
+        }
+        RouterConfig::TopKSoftmax => Box::new(TopKSoftmax { weight, k }),
+        RouterConfig::SigmoidTopK { renormalise, scale, groups } => {
+            let bias = Some(p.tensor(bias, [e], Init::Zeros)?.to_dtype(DType::F32)?);
+            Box::new(SigmoidTopK { weight, bias, k, renormalise, scale, groups: limit(groups) })
+        }
+        RouterConfig::SparseMixer { jitter } => Box::new(SparseMixer { weight, jitter }),
+    })
+}

@@ -1,0 +1,122 @@
+//! What goes into a forward pass.
+
+use candle_core::{DType, Result, Tensor, bail};
+use moesaic_kernels::{Modality, Tokens};
+
+/// The tokens of a forward pass.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Ids `[b, t]`, any integer type.
+    Ids(&'a Tensor),
+    /// Embedded tokens `[b, t, h]`, as [`Decoder::embed`](super::Decoder::embed) and
+    /// [`Decoder::embed_rows`](super::Decoder::embed_rows) give them.
+    Embeds(&'a Tensor),
+}
+
+/// A piece of one row: text, or tokens that an encoder and a projector made.
+#[derive(Clone, Copy, Debug)]
+pub enum Segment<'a> {
+    /// Token ids.
+    Ids(&'a [u32]),
+    /// One batch row of tokens, `[1, n, h]`; masked tokens are left out.
+    Tokens(&'a Tokens),
+}
+
+/// What a forward pass looks at besides the tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Number of padding tokens at the left of each row; empty for none, and where a cache goes on: it knows them.
+    pub padding: Vec<usize>,
+    /// Rotary position of every token, `[b * t]`; absent for 0, 1, 2, ... over the real tokens of each row.
+    pub positions: Option<Vec<u32>>,
+    /// Where every token comes from, `[b * t]`, for routers that look at it; absent for text.
+    pub modality: Option<Vec<Modality>>,
+    /// Compute a padded batch as `transformers` does, where a row then depends on the batch it is in: frequencies that depend
+    /// on the length of the text (dynamic and long rotary scaling) follow the longest row, queries in the padding average all
+    /// values, and padding is routed. What is computed there means nothing, but losses that count a row's first token, as
+    /// predicted from the padding before it, come out as the reference's only so.
+    pub reference_padding: bool,
+}
+
+impl Context {
+    /// The context of a left-padded `mask [b, t]` (1 = real).
+    ///
+    /// # Errors
+    /// A row has padding between or behind real tokens.
+    pub fn left_padded(mask: &Tensor) -> Result<Self> {
+        let rows = mask.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let padding = rows.iter().enumerate().map(|(row, mask)| {
+            let padding = mask.iter().take_while(|&&m| m == 0.0).count();
+            if mask.iter().skip(padding).any(|&m| m == 0.0) {
+                bail!("row {row} of the mask has a gap; only padding at the left is supported");
+            }
+            Ok(padding)
+        });
+        Ok(Self { padding: padding.collect::<Result<_>>()?, ..Self::default() })
+    }
+
+    /// The context of rows that were padded at the left to the longest of these lengths.
+    pub fn of_lengths(lengths: &[usize]) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        Self { padding: lengths.iter().map(|n| longest - n).collect(), ..Self::default() }
+    }
+}
+
+/// Ids of rows, padded at the left with `pad` to one tensor `[b, t]` of u32, and their context.
+///
+/// # Errors
+/// There is no row, or an empty one.
+pub fn pad_ids(rows: &[&[u32]], pad: u32, device: &candle_core::Device) -> Result<(Tensor, Context)> {
+    if let Some(row) = rows.iter().position(|r| r.is_empty()) {
+        bail!("row {row} has no token; a prompt needs at least one");
+    }
+    let longest = rows.iter().map(|r| r.len()).max().unwrap_or(0);
+    if longest == 0 {
+        bail!("there is no row to run");
+    }
+    let lengths: Vec<usize> = rows.iter().map(|r| r.len()).collect();
+    let ids: Vec<u32> =
+        rows.iter().flat_map(|r| std::iter::repeat_n(pad, longest - r.len()).chain(r.iter().copied())).collect();
+    Ok((Tensor::from_vec(ids, (rows.len(), longest), device)?, Context::of_lengths(&lengths)))
+}
+
+/// Padding and positions of one pass, checked.
+pub(super) struct Placed {
+    /// Padding at the left of each row, in all tokens that the rows have seen.
+    pub padding: Vec<usize>,
+    /// `[b * t]`
+    pub positions: Vec<u32>,
+}
+
+impl Context {
+    /// Checks the context against `b` rows of `t` tokens behind `past` cached ones whose padding is `cached`.
+    pub(super) fn place(&self, b: usize, t: usize, past: usize, cached: &[usize]) -> Result<Placed> {
+        let padding = match (self.padding.len(), past) {
+            (0, 0) => vec![0; b],
+            (n, 0) if n == b => self.padding.clone(),
+            (n, 0) => bail!("padding of {n} rows for a batch of {b}"),
+            _ => cached.to_vec(),
+        };
+        if let Some(row) = padding.iter().position(|&p| past == 0 && p >= t) {
+            bail!("row {row} is all padding; a prompt needs at least one token");
+        }
+        if let Some(modality) = &self.modality
+            && modality.len() != b * t
+        {
+            bail!("{} modalities for {b} rows of {t} tokens", modality.len());
+        }
+        let positions = match &self.positions {
+            Some(positions) if positions.len() == b * t => positions.clone(),
+            Some(positions) => bail!("{} positions for {b} rows of {t} tokens", positions.len()),
+            None => {
+                if u32::try_from(past + t).is_err() {
+                    bail!("{} tokens in a row are more than positions count", past + t);
+                }
+                // Padding has position 1, as `transformers` gives it; nothing depends on it.
+                let position = |p: usize, i: usize| if past + i < p { 1 } else { (past + i - p) as u32 };
+                padding.iter().flat_map(|&p| (0..t).map(move |i| position(p, i))).collect()
+            }
+        };
+        Ok(Placed { padding, positions })
+    }
+}

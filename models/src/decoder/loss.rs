@@ -1,0 +1,80 @@
+//! The training loss: next-token cross entropy, plus the auxiliary loss of the family.
+
+use candle_core::{Result, Tensor, bail};
+use moesaic_kernels::Routes;
+use moesaic_kernels::losses::{cross_entropy, load_balance, sequence_balance};
+
+use super::config::AuxLoss;
+use super::{Context, Decoder, Input, Output};
+
+/// The parts of a loss; all carry gradients.
+#[derive(Clone, Debug)]
+pub struct Losses {
+    /// Cross entropy plus the weighted auxiliary loss: what is minimised.
+    pub total: Tensor,
+    /// Mean cross entropy of the predicted tokens.
+    pub cross_entropy: Tensor,
+    /// The auxiliary loss, unweighted; absent where the family has none or no layer is sparse.
+    pub aux: Option<Tensor>,
+}
+
+impl Decoder {
+    /// Forward pass and loss.
+    ///
+    /// `labels [b * t]` are token ids in the places of the tokens themselves: position `i` is to predict label `i + 1`.
+    /// Negative labels do not count, as those of padding must be.
+    pub fn loss(&self, input: Input<'_>, context: &Context, labels: &[i64]) -> Result<(Losses, Output)> {
+        let output = self.forward(input, context, None, None)?;
+        let (b, t, h) = output.hidden.dims3()?;
+        if labels.len() != b * t {
+            bail!("{} labels for {b} rows of {t} tokens", labels.len());
+        }
+        // Only positions that have something to predict go through the head, the largest matrix of all.
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for (row, labels) in labels.chunks_exact(t).enumerate() {
+            for (i, &label) in labels.iter().enumerate().skip(1).filter(|(_, label)| **label >= 0) {
+                places.push((row * t + i - 1) as u32);
+                targets.push(label);
+            }
+        }
+        if targets.is_empty() {
+            bail!("no label counts: there is nothing to learn from this batch");
+        }
+        let places = Tensor::from_vec(places, targets.len(), self.device())?;
+        let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
+        let cross_entropy = cross_entropy(&self.logits(&hidden)?, &targets)?;
+        let aux = self.aux_loss(&output, b)?;
+        let total = match &aux {
+            Some((aux, coefficient)) => (&cross_entropy + (aux * *coefficient)?)?,
+            None => cross_entropy.clone(),
+        };
+        Ok((Losses { total, cross_entropy, aux: aux.map(|(aux, _)| aux) }, output))
+    }
+
+    /// The auxiliary loss of the routes taken by `b` rows, and its coefficient.
+    fn aux_loss(&self, output: &Output, b: usize) -> Result<Option<(Tensor, f64)>> {
+        if output.routes.is_empty() {
+            return Ok(None);
+        }
+        Ok(match self.config().aux_loss {
+            AuxLoss::None => None,
+            AuxLoss::Balance(coefficient) => {
+                let routes = [output.attention_routes.as_slice(), &output.routes].concat();
+                Some((load_balance(&routes)?, coefficient))
+            }
+            AuxLoss::LayerBalance(coefficient) => {
+                let k = self.config().sparse.map_or(1, |s| s.k) as f64;
+                let each = |routes: &Routes| load_balance(std::slice::from_ref(routes))? / k;
+                Some((summed(&output.routes, each)?, coefficient))
+            }
+            AuxLoss::SequenceBalance(coefficient) => {
+                Some((summed(&output.routes, |routes| sequence_balance(routes, b))?, coefficient))
+            }
+        })
+    }
+}
+
+fn summed(layers: &[Routes], loss: impl Fn(&Routes) -> Result<Tensor>) -> Result<Tensor> {
+    let losses = layers.iter().map(loss).collect::<Result<Vec<_>>>()?;
+    Tensor::stack(&losses, 0)?.sum_all()
+}
