@@ -15,6 +15,7 @@
 
 mod columns;
 mod dialect;
+mod layout;
 mod long;
 mod rows;
 mod values;
@@ -36,6 +37,9 @@ pub struct TableOptions {
     pub time: Option<String>,
     /// The column that tells the series of a long table apart; `None` to find it where times repeat.
     pub id: Option<String>,
+    /// The IANA name of the time zone (`Europe/Berlin`) that times without an offset are in and all times are shown in; `None`
+    /// for the one that the file names, or none. See [`TableOptions::zone`].
+    pub zone: Option<String>,
     /// Ignore time and number the rows 1, 2, 3, ... in the order of the file.
     pub number_rows: bool,
 }
@@ -50,6 +54,14 @@ impl TableOptions {
     /// Tells series apart by this column: the table is long, one row for each series and time.
     pub fn id(mut self, name: impl Into<String>) -> Self {
         self.id = Some(name.into());
+        self
+    }
+
+    /// Takes times as what the clocks of this time zone show, or, where they have offsets from UTC, puts them in this zone. An
+    /// hour that clocks skip is then no gap, one that comes twice is two rows (their order tells them apart), and days and
+    /// longer steps keep the time of day.
+    pub fn zone(mut self, name: impl Into<String>) -> Self {
+        self.zone = Some(name.into());
         self
     }
 

@@ -1,11 +1,12 @@
 //! A first pass over a table: what each column holds, and which columns to read.
 
 use csv::ByteRecord;
+use jiff::tz::TimeZone;
 
 use super::dialect::Dialect;
 use super::values::{Cell, cell, comma_is_decimal};
 use super::{TableOptions, listed};
-use crate::calendar::{Format, TimeColumn, looks_like_date};
+use crate::calendar::{Format, TimeColumn, looks_like_date, zone};
 use crate::error::{Error, Place, Result, one_line, quoted};
 
 /// What the first pass learned.
@@ -26,6 +27,8 @@ pub(super) struct Column {
     texts: u64,
     first_text: Option<(u64, String)>,
     time: TimeColumn,
+    /// The time zone that the column's type names.
+    pub zone: Option<TimeZone>,
 }
 
 /// Which columns to read, and how.
@@ -34,6 +37,8 @@ pub(super) struct Choice {
     pub id: Option<usize>,
     pub time: Option<TimeChoice>,
     pub values: Vec<usize>,
+    /// The time zone that was asked for.
+    pub zone: Option<TimeZone>,
     pub notes: Vec<String>,
 }
 
@@ -126,6 +131,13 @@ impl Survey {
     /// Decides which column is time and which are values.
     pub fn choose(&self, name: &str, options: &TableOptions) -> Result<Choice> {
         let mut notes = Vec::new();
+        let zone = options.zone.as_deref().map(|name| {
+            zone(name).ok_or_else(|| {
+                let name = quoted(name);
+                Error::option(format!("{name} is not a time zone (--zone): give an IANA name such as Europe/Berlin"))
+            })
+        });
+        let zone = zone.transpose()?;
         let time = match &options.time {
             Some(wanted) => {
                 let column = self.find(name, wanted, "--time")?;
@@ -179,7 +191,11 @@ impl Survey {
             let problem = format!("has no column of numbers to forecast (columns: {all}): add one");
             return Err(Error::input(Place::file(name), problem));
         }
-        Ok(Choice { id, time: time.filter(|_| !options.number_rows), values, notes })
+        let time = time.filter(|_| !options.number_rows);
+        if time.is_none() && zone.is_some() {
+            notes.push("there are no times to put in a time zone".into());
+        }
+        Ok(Choice { id, time, values, zone, notes })
     }
 
     /// The column of text, if there is exactly one beside time and values: it may tell the series of a long table apart.
@@ -256,7 +272,7 @@ impl Survey {
 
 impl Column {
     fn new(name: String) -> Self {
-        Column { name, numbers: 0, missing: 0, texts: 0, first_text: None, time: TimeColumn::new() }
+        Column { name, numbers: 0, missing: 0, texts: 0, first_text: None, time: TimeColumn::new(), zone: None }
     }
 
     fn see(&mut self, raw: &str, line: u64, comma: bool) {
