@@ -4,6 +4,9 @@ mod eval;
 mod forecast;
 mod info;
 mod output;
+#[cfg(feature = "table")]
+mod parquet;
+mod progress;
 mod tables;
 mod train;
 

@@ -20,13 +20,14 @@
 //! ```
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
-//! * [`Table`] reads series from CSV files.
+//! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
 //! * [`eval`] scores forecasts against baselines on series with a known future.
 //! * `plot` (feature `cli`) draws a series and its forecast in a terminal or as SVG.
 //! * [`Error`] is one typed error; every message is one line that says what to do.
 //!
 //! # Features
 //! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
+//! * `table`: Parquet files and Arrow record batches.
 
 mod calendar;
 mod error;

@@ -1,4 +1,4 @@
-//! Reads the series of a CSV file: finds its dialect, its time column and its number columns.
+//! Reads the series of a CSV or Parquet file: finds its dialect, its time column and its number columns.
 //!
 //! * **Dialect.** Comma, semicolon, tab or bar between fields, whichever splits the first lines evenly; quotes, any line
 //!   ends, a byte order mark. `1.234,5` and `1,5` are read with a decimal comma where the field separator is not a comma.
@@ -9,14 +9,23 @@
 //!   column is given, or found where times repeat and a single column of text tells them apart.
 //! * **Values.** Every other column in which numbers prevail. Empty cells, `NA`, `NaN`, `null`, `-`, `?` and their like
 //!   are missing.
+//! * **Parquet** (feature `table`). Types take the place of text: dates and time stamps are time, integers, floats and decimals
+//!   are values, nulls and NaN are missing; a time stamp's zone is the zone of the series. Strings are read as cells of a CSV
+//!   file are. Columns of other types are left out.
 //!
 //! Memory: the file, per row 4 bytes for each value column and about 40 for the time column, and 4 bytes for each missing
-//! row and value column; there are at most 100 missing rows for each row, and 2 in tables of millions of rows.
+//! row and value column; there are at most 100 missing rows for each row, and 2 in tables of millions of rows. A Parquet file
+//! is decoded 4,096 rows at a time, which takes at most its longest page (below 2 GiB) and the text of those rows for each
+//! column; a file of more than 2^28 rows is refused.
 
+#[cfg(feature = "table")]
+mod arrow;
 mod columns;
 mod dialect;
 mod layout;
 mod long;
+#[cfg(feature = "table")]
+mod parquet;
 mod rows;
 mod values;
 
@@ -109,12 +118,56 @@ impl Table {
         let text = dialect::text(name, bytes)?;
         let dialect = dialect::Dialect::of(text);
         let survey = columns::Survey::of(name, text, &dialect)?;
+        Table::build(name, &survey, options, |choice| rows::Rows::read(name, text, &dialect, &survey, choice))
+    }
+
+    /// Reads a CSV or Parquet file, told apart by its content and the end of its name (`.parquet`). Parquet takes feature
+    /// `table`.
+    ///
+    /// # Errors
+    /// As [`Table::read_csv`]; [`Error::Input`] for a Parquet file that is damaged, or that this build cannot read.
+    pub fn read(path: impl AsRef<Path>, options: &TableOptions) -> Result<Table> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|source| Error::io("read", path, source))?;
+        Table::parse(&path.display().to_string(), bytes, options)
+    }
+
+    /// Reads the content of a CSV or Parquet file; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`Table::read`].
+    pub fn parse(name: &str, bytes: Vec<u8>, options: &TableOptions) -> Result<Table> {
+        if !bytes.starts_with(b"PAR1") && !name.to_ascii_lowercase().ends_with(".parquet") {
+            return Table::parse_csv(name, &bytes, options);
+        }
+        #[cfg(feature = "table")]
+        return arrow::table(name, &parquet::File::open(name, bytes)?, options);
+        #[cfg(not(feature = "table"))]
+        Err(Error::input(Place::file(name), dialect::NOT_CSV))
+    }
+
+    /// The series of a table in Arrow record batches, which must have one schema; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with column and row when the table cannot be used.
+    #[cfg(feature = "table")]
+    pub fn from_batches(name: &str, batches: &[arrow_array::RecordBatch], options: &TableOptions) -> Result<Table> {
+        arrow::table(name, &arrow::InMemory { name, batches }, options)
+    }
+
+    /// The series of surveyed columns; `rows` reads the chosen ones.
+    fn build(
+        name: &str,
+        survey: &columns::Survey,
+        options: &TableOptions,
+        rows: impl Fn(&columns::Choice) -> Result<rows::Rows>,
+    ) -> Result<Table> {
         let mut choice = survey.choose(name, options)?;
-        let mut read = rows::Rows::read(name, text, &dialect, &survey, &choice)?;
+        let mut read = rows(&choice)?;
         if let (None, Some(candidate)) = (choice.id, survey.only_text(&choice).filter(|_| read.repeats())) {
             // Whether the column tells series apart shows when no time repeats within one.
             let id = columns::Choice { id: Some(candidate), ..choice.clone() };
-            let split = rows::Rows::read(name, text, &dialect, &survey, &id)?;
+            let split = rows(&id)?;
             if split.by_id().iter().all(|rows| !rows.repeats()) {
                 (choice, read) = (id, split);
                 let title = &survey.columns[candidate].name;
@@ -156,5 +209,7 @@ pub(crate) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
+#[cfg(all(test, feature = "table"))]
+mod parquet_tests;
 #[cfg(test)]
 mod tests;

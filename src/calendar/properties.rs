@@ -22,7 +22,8 @@ const ZONES: [&str; 8] = [
 
 fn every() -> impl Strategy<Value = Duration> {
     let units = prop::sample::select(vec![1_u64, 250, 1000, 60_000, 3_600_000, 86_400_000]);
-    let milliseconds = (units, prop::sample::select(vec![1_u64, 2, 5, 6, 7, 10, 15, 30])).prop_map(|(unit, n)| unit * n);
+    let milliseconds =
+        (units, prop::sample::select(vec![1_u64, 2, 5, 6, 7, 10, 15, 30])).prop_map(|(unit, n)| unit * n);
     milliseconds.prop_map(Duration::from_millis)
 }
 
@@ -38,7 +39,8 @@ fn frequency() -> impl Strategy<Value = Frequency> {
 
 fn start() -> impl Strategy<Value = DateTime> {
     let date = (1950_i16..2060, 1_i8..=12, 1_i8..=28).prop_map(|(year, month, day)| Date::constant(year, month, day));
-    (date, 0_i8..24, prop::sample::select(vec![0_i8, 15, 59])).prop_map(|(date, hour, minute)| date.at(hour, minute, 0, 0))
+    (date, 0_i8..24, prop::sample::select(vec![0_i8, 15, 59]))
+        .prop_map(|(date, hour, minute)| date.at(hour, minute, 0, 0))
 }
 
 /// The row `row` of an axis, counted by hand from its start.
@@ -127,11 +129,10 @@ fn the_same_instants_in_another_zone() {
     let noon: DateTime = "2024-10-26T12:00".parse().unwrap();
     let berlin = Calendar::new(noon, Frequency::HOURLY).with_zone(zone("Europe/Berlin"));
     let shown = |calendar: &Calendar, row| calendar.moment(row).unwrap().to_string();
-    assert_eq!([14, 15, 16].map(|row| shown(&berlin, row)), [
-        "2024-10-27 02:00+02:00",
-        "2024-10-27 02:00+01:00",
-        "2024-10-27 03:00+01:00"
-    ]);
+    assert_eq!(
+        [14, 15, 16].map(|row| shown(&berlin, row)),
+        ["2024-10-27 02:00+02:00", "2024-10-27 02:00+01:00", "2024-10-27 03:00+01:00"]
+    );
     let york = berlin.clone().with_zone(zone("America/New_York"));
     assert_eq!(shown(&york, 15), "2024-10-26 21:00-04:00");
     let utc = Calendar::new(noon, Frequency::DAILY).with_offset(Some(Offset::UTC)).with_zone(zone("Asia/Kolkata"));

@@ -152,9 +152,8 @@ impl Rows {
             }
         }
         let precision = Precision::of(walls);
-        let grid = exact.map(|grid| {
-            grid.map(|grid| Grid { calendar: grid.calendar.with_precision(precision), ..grid })
-        });
+        let grid =
+            exact.map(|grid| grid.map(|grid| Grid { calendar: grid.calendar.with_precision(precision), ..grid }));
         Ok(Found { grid, order, clock: Clock::Exact(zone.clone()) })
     }
 
@@ -186,7 +185,8 @@ impl Rows {
         let walls: Vec<DateTime> = self.times.iter().filter_map(wall_clock).collect();
         instants(&walls, zone).map_err(|(row, why)| {
             let name = zone.iana_name().unwrap_or("its time zone");
-            let time = walls.get(row).map_or(String::new(), |wall| quoted(&wall.strftime("%Y-%m-%d %H:%M:%S").to_string()));
+            let time =
+                walls.get(row).map_or(String::new(), |wall| quoted(&wall.strftime("%Y-%m-%d %H:%M:%S").to_string()));
             let problem = match why {
                 Unclear::Beyond => return beyond(),
                 Unclear::Skipped => format!(

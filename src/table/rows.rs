@@ -70,7 +70,7 @@ pub(super) struct Rows {
 impl Rows {
     /// The rows of a text file.
     pub fn read(name: &str, text: &[u8], dialect: &Dialect, survey: &Survey, choice: &Choice) -> Result<Self> {
-        let mut reading = Reading::new(name, survey, choice, Count::Lines);
+        let mut reading = Reading::new(name, survey, choice);
         let mut header = survey.header;
         each_record(name, text, dialect, |record, line| {
             if std::mem::take(&mut header) {
@@ -156,7 +156,7 @@ pub(super) struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    pub fn new(file: &'a str, survey: &'a Survey, choice: &'a Choice, count: Count) -> Self {
+    pub fn new(file: &'a str, survey: &'a Survey, choice: &'a Choice) -> Self {
         let time = choice.time;
         let capacity = usize::try_from(survey.rows).unwrap_or_default();
         let of_time = if time.is_some() { capacity } else { 0 };
@@ -165,7 +165,7 @@ impl<'a> Reading<'a> {
             numbers: Vec::with_capacity(of_time),
             values: choice.values.iter().map(|_| Vec::with_capacity(capacity)).collect(),
             facts: Facts {
-                count,
+                count: survey.count,
                 precision: time.and_then(|time| time.format.precision()),
                 ambiguous: time.filter(|time| time.ambiguous).and_then(|time| time.format.order()),
                 zone: None,
@@ -241,10 +241,9 @@ impl<'a> Reading<'a> {
             Cell::Number(number) if (number as f32).is_finite() => None,
             Cell::Number(_) => Some(format!("{} is too large for a 32-bit number: rescale it", shown())),
             Cell::Infinite => Some(format!("{} is not a finite number: correct it or leave it empty", shown())),
-            Cell::Text => Some(format!(
-                "{} is not a number: correct it, leave it empty, or choose another column",
-                shown()
-            )),
+            Cell::Text => {
+                Some(format!("{} is not a number: correct it, leave it empty, or choose another column", shown()))
+            }
         };
         if let (Some(problem), Some(&column)) = (problem, self.choice.values.get(slot)) {
             return self.refuse(number, column, problem);

@@ -102,12 +102,15 @@ fn local_times_go_through_daylight_saving() {
     // Hourly, local: 02:00 is skipped in spring and comes twice in autumn; no row is missing.
     let spring = "time,y\n2024-03-31 00:00,1\n2024-03-31 01:00,2\n2024-03-31 03:00,3\n2024-03-31 04:00,4\n";
     let table = in_zone(spring, "Europe/Berlin").unwrap();
-    assert_eq!(shown(&table.series[0]), [
-        "2024-03-31 00:00+01:00=1",
-        "2024-03-31 01:00+01:00=2",
-        "2024-03-31 03:00+02:00=3",
-        "2024-03-31 04:00+02:00=4"
-    ]);
+    assert_eq!(
+        shown(&table.series[0]),
+        [
+            "2024-03-31 00:00+01:00=1",
+            "2024-03-31 01:00+01:00=2",
+            "2024-03-31 03:00+02:00=3",
+            "2024-03-31 04:00+02:00=4"
+        ]
+    );
     assert!(table.notes.is_empty(), "{:?}", table.notes);
     let autumn = "time,y\n2024-10-27 01:00,1\n2024-10-27 02:00,2\n2024-10-27 02:00,3\n";
     let table = in_zone(autumn, "europe/berlin").unwrap();
