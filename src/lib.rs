@@ -47,6 +47,9 @@ pub use forecaster::{
     Parameters,
 };
 pub use series::{Index, Series, Stamp};
+#[cfg(feature = "table")]
+#[doc(hidden)] // for the program's panic hook
+pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
 
 /// Compiles and runs the code of the README.

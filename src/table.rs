@@ -13,10 +13,10 @@
 //!   are values, nulls and NaN are missing; a time stamp's zone is the zone of the series. Strings are read as cells of a CSV
 //!   file are. Columns of other types are left out.
 //!
-//! Memory: the file, per row 4 bytes for each value column and about 40 for the time column, and 4 bytes for each missing
-//! row and value column; there are at most 100 missing rows for each row, and 2 in tables of millions of rows. A Parquet file
-//! is decoded 4,096 rows at a time, which takes at most its longest page (below 2 GiB) and the text of those rows for each
-//! column; a file of more than 2^28 rows is refused.
+//! Memory: the file, per row 8 bytes for each value column and about 90 for the time column, and 8 bytes for each missing
+//! row and value column; there are at most 100 missing rows for each row, and 2 in tables of millions of rows. Ten million
+//! rows of a time and two values take 1.25 GB. A Parquet file is decoded 4,096 rows at a time, which takes at most its longest
+//! page (below 2 GiB) and the text of those rows for each column; a file of more than 2^28 rows is refused.
 
 #[cfg(feature = "table")]
 mod arrow;
@@ -31,6 +31,10 @@ mod values;
 
 use std::fs;
 use std::path::Path;
+
+#[cfg(feature = "table")]
+#[doc(hidden)] // for the program's panic hook
+pub use self::parquet::reading;
 
 use crate::calendar::Frequency;
 use crate::error::{Error, Place, Result, quoted};

@@ -8,7 +8,7 @@ use arrow_array::{Array, ArrowPrimitiveType, RecordBatch, StringArray};
 use arrow_schema::{DataType, SchemaRef, TimeUnit};
 use jiff::civil::{DateTime, date};
 use jiff::tz::{Offset, TimeZone};
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp};
 
 use super::columns::{Choice, Column, Survey, named_like_time};
 use super::rows::{Count, Reading, Rows};
@@ -227,10 +227,10 @@ impl<'a> Values<'a> {
                 Values::Text(Box::new(move |row| text(keys[row])))
             }
             D::Date32 => {
-                let values = array.as_primitive::<t::Date32Type>();
+                let (values, first) = (array.as_primitive::<t::Date32Type>(), date(1970, 1, 1).at(0, 0, 0, 0));
                 Values::Moment(Box::new(move |row| {
-                    let day = date(1970, 1, 1).checked_add(i64::from(values.value(row)).days()).ok()?;
-                    Some(Read::Moment(day.at(0, 0, 0, 0), None))
+                    let since = SignedDuration::from_hours(24 * i64::from(values.value(row)));
+                    Some(Read::Moment(first.checked_add(since).ok()?, None))
                 }))
             }
             D::Date64 => moment::<t::Date64Type>(array, 1000, Origin::Nowhere),

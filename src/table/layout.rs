@@ -128,7 +128,13 @@ impl Rows {
         let local_already =
             self.offsets_alike(place)?.is_ok_and(|offset| offset.is_none()) && self.facts.own_zone == self.facts.zone;
         let written = || self.times.iter().filter_map(wall_clock).collect::<Vec<DateTime>>();
-        if let (true, Some(walls)) = (local_already, one_time_of_day(&written(), zone)) {
+        let distinct = |walls: &Vec<DateTime>| {
+            let mut sorted = walls.clone();
+            sorted.sort_unstable();
+            sorted.windows(2).all(|pair| pair[0] < pair[1])
+        };
+        let dates = if local_already { one_time_of_day(&written(), zone).filter(distinct) } else { None };
+        if let Some(walls) = dates {
             // Dates need no instant: in some zones clocks skip midnight.
             let order = self.order(&walls, place, notes)?;
             let grid = Grid::infer(&arranged(&walls, order.as_deref()));

@@ -1,5 +1,6 @@
 //! Parquet files, read batch by batch.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::RecordBatch;
@@ -75,13 +76,43 @@ impl Batches for File<'_> {
     }
 }
 
+thread_local! {
+    static READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a step of the reader, which breaks (panics) on some damaged files. That becomes an error; a
+/// program's panic hook may keep quiet about it.
+#[doc(hidden)]
+pub fn reading() -> bool {
+    READING.get()
+}
+
 /// Runs a step of the reader. What it says about a damaged file becomes one line; if it breaks on one, so does that.
 fn guarded<T>(name: &str, step: impl FnOnce() -> std::result::Result<T, ParquetError>) -> Result<T> {
-    let problem = match catch_unwind(AssertUnwindSafe(step)) {
+    READING.set(true);
+    // What the step leaves half-done is the reader itself, which is dropped with the error.
+    let result = catch_unwind(AssertUnwindSafe(step));
+    READING.set(false);
+    let problem = match result {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => format!(" ({})", one_line(&error.to_string())),
         Err(_) => String::new(),
     };
     let problem = format!("is not a whole Parquet file{problem}: write or copy it again");
     Err(Error::input(Place::file(name), problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_breaks_is_an_error() {
+        let error = guarded::<()>("t.parquet", || {
+            assert!(!reading(), "as a damaged file makes the reader do");
+            Ok(())
+        });
+        assert_eq!(error.unwrap_err().to_string(), "t.parquet: is not a whole Parquet file: write or copy it again");
+        assert!(!reading());
+    }
 }
