@@ -1,6 +1,7 @@
 //! One typed error for the whole crate. Every message is one line and says what to do next.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 /// What the functions of this crate return.
@@ -63,7 +64,7 @@ pub struct Place {
     /// Line, counted from 1.
     pub line: Option<u64>,
     /// Row of a file that has no lines, counted from 1.
-    pub row: Option<u64>,
+    pub row: Option<NonZeroU64>,
     /// Column name.
     pub column: Option<String>,
     /// Name of the series, for data that came through the library interface.
@@ -89,7 +90,7 @@ impl Place {
 
     /// The same place at a row (from 1).
     pub fn row(mut self, row: u64) -> Self {
-        self.row = Some(row);
+        self.row = NonZeroU64::new(row);
         self
     }
 
