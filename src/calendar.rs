@@ -3,20 +3,28 @@
 //! Times are civil: what a clock and a calendar on the wall show, as tables hold them. Month steps keep the day of the
 //! month and fall back to the month's last day where it is shorter, so 31 January is followed by 29 (or 28) February and
 //! then by 31 March.
+//!
+//! A calendar may stand in a time zone. Its moments are then what clocks there show: steps of days, weeks and months keep the
+//! time of day, shorter steps are exact, so hours go on through the change to daylight saving time and back.
 
 mod infer;
 mod moment;
 mod parse;
+#[cfg(test)]
+mod properties;
+mod zone;
 
 pub(crate) use infer::infer_steps;
 pub use infer::{Grid, Irregular};
 pub use moment::{Moment, Precision};
-pub(crate) use parse::{Format, Read, TimeColumn, looks_like_date};
+pub(crate) use parse::{Format, Read, TimeColumn, looks_like_date, zone_of};
+pub(crate) use zone::{Clock, Unclear, instants, local, one_time_of_day, utc, zone};
 
 use std::fmt;
 use std::time::Duration;
 
 use jiff::civil::{Date, DateTime, Weekday};
+use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, ToSpan};
 
 /// The step between neighbouring rows.
@@ -150,10 +158,11 @@ pub(crate) fn length(step: Duration) -> String {
 /// A regular time axis: the moment of row 0 and the step, and how its moments are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Calendar {
+    /// Row 0, as `clock` counts: on the wall, or in UTC for an exact one.
     start: DateTime,
     frequency: Frequency,
     precision: Precision,
-    offset: Option<jiff::tz::Offset>,
+    clock: Clock,
 }
 
 impl Calendar {
@@ -161,7 +170,7 @@ impl Calendar {
     /// for month ends) is moved to the next moment that does.
     pub fn new(start: DateTime, frequency: Frequency) -> Self {
         let precision = Precision::of(std::iter::once(start)).max(Precision::needed(&frequency));
-        Calendar { start: first_on(start, &frequency), frequency, precision, offset: None }
+        Calendar { start: first_on(start, &frequency), frequency, precision, clock: Clock::Wall(None) }
     }
 
     /// The same axis, its moments written to this precision.
@@ -171,13 +180,48 @@ impl Calendar {
     }
 
     /// The same axis, its moments written with this offset from UTC.
-    pub fn with_offset(mut self, offset: Option<jiff::tz::Offset>) -> Self {
-        self.offset = offset;
+    pub fn with_offset(mut self, offset: Option<Offset>) -> Self {
+        self.clock = Clock::Wall(offset);
+        self
+    }
+
+    /// The same axis on the clocks of `zone`: it starts when they show its start (the first time, if they do twice), or, where
+    /// it has an offset from UTC, at the same instant. Days, weeks and months keep the time of day from then on, shorter
+    /// steps are exact. Moments are written with the offset that they have in the zone.
+    ///
+    /// ```
+    /// use moesaic::{Calendar, Frequency};
+    ///
+    /// let berlin = jiff::tz::TimeZone::get("Europe/Berlin")?;
+    /// let hours = Calendar::new("2024-03-31T01:00".parse()?, Frequency::HOURLY).with_zone(berlin);
+    /// assert_eq!(hours.moment(1).unwrap().to_string(), "2024-03-31 03:00+02:00");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_zone(mut self, zone: TimeZone) -> Self {
+        let (wall, offset) = self.clock.show(self.start).unwrap_or((self.start, None));
+        let whole_days = match self.frequency {
+            Frequency::Every(step) => step.subsec_nanos() == 0 && step.as_secs().is_multiple_of(DAY),
+            _ => true,
+        };
+        let clock = if whole_days { Clock::Local(zone) } else { Clock::Exact(zone) };
+        self.start = clock.place(wall, offset).unwrap_or(wall);
+        self.on(clock)
+    }
+
+    /// The time zone, if the calendar stands in one.
+    pub fn zone(&self) -> Option<&TimeZone> {
+        self.clock.zone()
+    }
+
+    /// The same steps on another clock.
+    pub(crate) fn on(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
     /// The same step, written alike, from another moment on.
-    pub(crate) fn starting(&self, start: DateTime) -> Self {
+    pub(crate) fn starting(&self, moment: DateTime, offset: Option<Offset>) -> Self {
+        let start = self.clock.place(moment, offset).unwrap_or(moment);
         Calendar { start: first_on(start, &self.frequency), ..self.clone() }
     }
 
@@ -188,6 +232,11 @@ impl Calendar {
 
     /// The moment of row `row` (negative rows lie before row 0), or `None` beyond the years -9999 to 9999.
     pub fn at(&self, row: i64) -> Option<DateTime> {
+        Some(self.clock.show(self.step(row)?)?.0)
+    }
+
+    /// The start of row `row` as the clock counts.
+    fn step(&self, row: i64) -> Option<DateTime> {
         match self.frequency {
             Frequency::Every(step) => {
                 let nanos = i128::try_from(step.as_nanos()).ok()?.checked_mul(i128::from(row))?;
@@ -210,20 +259,21 @@ impl Calendar {
         }
     }
 
-    /// The row whose moment is exactly `moment`, if there is one.
+    /// The row whose moment is exactly `moment`, if there is one; the first of two where clocks go back.
     pub fn row(&self, moment: DateTime) -> Option<i64> {
+        let on_axis = self.clock.step(moment)?;
         let guess = match self.frequency {
             Frequency::Every(step) => {
-                let since = self.start.duration_until(moment).as_nanos();
+                let since = self.start.duration_until(on_axis).as_nanos();
                 i64::try_from(since.checked_div_euclid(i128::try_from(step.as_nanos()).ok()?)?).ok()?
             }
             Frequency::BusinessDays => {
-                let days = days_between(self.start.date(), moment.date());
+                let days = days_between(self.start.date(), on_axis.date());
                 let from = weekday_index(self.start.date());
                 (days + from).div_euclid(7) * 5 + (days + from).rem_euclid(7) - from
             }
             Frequency::Months { count, .. } => {
-                let months = month_index(moment.date()) - month_index(self.start.date());
+                let months = month_index(on_axis.date()) - month_index(self.start.date());
                 months.checked_div_euclid(i64::from(count))?
             }
         };
@@ -232,7 +282,8 @@ impl Calendar {
 
     /// The moment of row `row`, ready to be shown.
     pub fn moment(&self, row: i64) -> Option<Moment> {
-        Some(Moment::new(self.at(row)?, self.precision, self.offset))
+        let (wall, offset) = self.clock.show(self.step(row)?)?;
+        Some(Moment::new(wall, self.precision, offset))
     }
 }
 

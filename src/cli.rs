@@ -5,6 +5,9 @@ mod forecast;
 mod info;
 mod model;
 mod output;
+#[cfg(feature = "table")]
+mod parquet;
+mod progress;
 mod tables;
 mod train;
 
@@ -49,6 +52,8 @@ const INTERRUPTED: i32 = 130;
 
 /// Runs the program.
 pub fn run() -> ExitCode {
+    #[cfg(feature = "table")]
+    keep_quiet_about_damaged_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version go to standard output and are a success.
@@ -68,6 +73,17 @@ pub fn run() -> ExitCode {
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
     })
+}
+
+/// The Parquet reader panics on some damaged files. The library makes that an error, which is reported in one line.
+#[cfg(feature = "table")]
+fn keep_quiet_about_damaged_files() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !moesaic::reading_parquet() {
+            hook(panic);
+        }
+    }));
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {

@@ -1,6 +1,7 @@
 //! One typed error for the whole crate. Every message is one line and says what to do next.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 /// What the functions of this crate return.
@@ -64,8 +65,8 @@ pub enum Error {
     },
 }
 
-/// A place in the caller's data: as much as is known of file, line (counted from 1, the header included), column, and
-/// series.
+/// A place in the caller's data: as much as is known of file, line (counted from 1, the header included) or row, column,
+/// and series.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Place {
@@ -73,6 +74,8 @@ pub struct Place {
     pub file: Option<String>,
     /// Line, counted from 1.
     pub line: Option<u64>,
+    /// Row of a file that has no lines, counted from 1.
+    pub row: Option<NonZeroU64>,
     /// Column name.
     pub column: Option<String>,
     /// Name of the series, for data that came through the library interface.
@@ -96,6 +99,12 @@ impl Place {
         self
     }
 
+    /// The same place at a row (from 1).
+    pub fn row(mut self, row: u64) -> Self {
+        self.row = NonZeroU64::new(row);
+        self
+    }
+
     /// The same place in a column.
     pub fn column(mut self, name: impl Into<String>) -> Self {
         self.column = Some(name.into());
@@ -109,6 +118,7 @@ impl fmt::Display for Place {
         let mut parts = Vec::new();
         parts.extend(self.file.as_deref().map(one_line));
         parts.extend(self.line.map(|line| format!("line {line}")));
+        parts.extend(self.row.map(|row| format!("row {row}")));
         parts.extend(self.column.as_deref().map(|column| format!("column {}", quoted(column))));
         parts.extend(self.series.as_deref().map(|series| format!("series {}", quoted(series))));
         if parts.is_empty() { Ok(()) } else { write!(f, "{}: ", parts.join(", ")) }

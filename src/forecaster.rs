@@ -3,6 +3,7 @@
 mod bounds;
 mod context;
 mod intervals;
+mod many;
 mod model;
 
 use std::path::Path;

@@ -20,7 +20,7 @@
 //! ```
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
-//! * [`Table`] reads series from CSV files.
+//! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
 //! * [`eval`] scores forecasts against baselines on series with a known future.
 //! * `hub` (feature `hub`) fetches models from the Hugging Face Hub by their id.
 //! * `plot` (feature `cli`) draws a series and its forecast in a terminal or as SVG.
@@ -29,6 +29,7 @@
 //! # Features
 //! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
 //! * `hub` (default): the module `hub` and `Forecaster::from_hub`. Nothing uses the network unless it is given a Hub id.
+//! * `table`: Parquet files and Arrow record batches.
 
 mod calendar;
 mod error;
@@ -54,6 +55,9 @@ pub use forecaster::{
     Parameters,
 };
 pub use series::{Index, Series, Stamp};
+#[cfg(feature = "table")]
+#[doc(hidden)] // for the program's panic hook
+pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
 
 /// Compiles and runs the code of the README.

@@ -309,7 +309,19 @@ fn an_interrupted_training_goes_on_where_it_stopped() {
 #[test]
 fn help_names_every_option() {
     let run = run(Path::new("."), &["forecast", "--help"]);
-    for option in ["--column", "--time", "--horizon", "--model", "--json", "--csv", "--plot", "--context", "--steps"] {
+    for option in [
+        "--column",
+        "--time",
+        "--zone",
+        "--horizon",
+        "--model",
+        "--json",
+        "--csv",
+        "--output",
+        "--plot",
+        "--context",
+        "--steps",
+    ] {
         assert!(good(&run).contains(option), "{option}");
     }
     let bare = support::run::<&str>(Path::new("."), &[]);

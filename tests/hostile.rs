@@ -53,7 +53,11 @@ fn tables() {
             b"date,y\n2024-01-01T00:00,1\n2024-01-01T00:07,2\n2024-01-01T13:31,3\n2024-01-19T07:00,3\n",
             "--steps",
         ),
-        ("Parquet", b"PAR1\x00\x01", "is a Parquet file: export it as CSV"),
+        (
+            "Parquet",
+            b"PAR1\x00\x01",
+            if cfg!(feature = "table") { "is not a whole Parquet file" } else { "--features table" },
+        ),
         ("binary", b"\x7fELF\x00\x00", "is not a text file: export the data as CSV"),
         ("UTF-16", b"\xff\xfed\x00", "is UTF-16 text: save it as CSV in UTF-8"),
         (

@@ -75,6 +75,11 @@ impl Moment {
         self.offset
     }
 
+    /// Whether the moment is written with a time of day.
+    pub fn shows_time(&self) -> bool {
+        self.precision > Precision::Day
+    }
+
     fn write(&self, between: char, for_machines: bool) -> String {
         let (date, time) = (self.datetime.date(), self.datetime.time());
         let seconds = || format!("{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second());

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
 use jiff::fmt::strtime;
-use jiff::fmt::temporal::Pieces;
+use jiff::fmt::temporal::{Pieces, TimeZoneAnnotationKind};
 use jiff::tz::Offset;
 
 use super::Precision;
@@ -19,6 +19,9 @@ pub(crate) enum Format {
     Pattern(&'static str, Precision),
     /// Numbers: only in a column that says by its name or place that it holds time.
     Number(Digits),
+    /// Moments that the file stores as such, not as text.
+    #[cfg(feature = "table")]
+    Native,
 }
 
 /// A moment written as a bare number.
@@ -126,6 +129,8 @@ impl Format {
                 calendar_date(pattern, date)?.to_datetime(time)
             }
             Format::Number(digits) => return number(digits, cell),
+            #[cfg(feature = "table")]
+            Format::Native => return None,
         };
         Some(Read::Moment(moment, None))
     }
@@ -145,6 +150,18 @@ pub(crate) struct TimeColumn {
 impl TimeColumn {
     pub(crate) fn new() -> Self {
         TimeColumn { formats: ALL, dates_before_failure: 0, failure: None }
+    }
+
+    /// A column whose type says that it holds moments.
+    #[cfg(feature = "table")]
+    pub(crate) fn native() -> Self {
+        TimeColumn { formats: vec![Format::Native], dates_before_failure: 0, failure: None }
+    }
+
+    /// A column that cannot hold time.
+    #[cfg(feature = "table")]
+    pub(crate) fn none() -> Self {
+        TimeColumn { formats: Vec::new(), dates_before_failure: 0, failure: None }
     }
 
     /// Drops the formats that `cell` (not blank) contradicts.
@@ -203,6 +220,17 @@ fn iso(cell: &str) -> Option<Read> {
     let pieces = Pieces::parse(text).ok()?;
     let time = pieces.time().unwrap_or(Time::midnight());
     Some(Read::Moment(pieces.date().to_datetime(time), pieces.to_numeric_offset()))
+}
+
+/// The name of the time zone that a moment is written with: `Europe/Berlin` in `2024-07-01T06:30+02:00[Europe/Berlin]`.
+pub(crate) fn zone_of(cell: &str) -> Option<String> {
+    if !cell.ends_with(']') {
+        return None;
+    }
+    match Pieces::parse(cell).ok()?.time_zone_annotation()?.kind() {
+        TimeZoneAnnotationKind::Named(name) => Some(name.as_str().to_string()),
+        _ => None,
+    }
 }
 
 fn quarter(cell: &str) -> Option<DateTime> {

@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use super::model::ModelArgs;
 use super::output::Output;
-use super::{colour, count, note, percent, print, tables};
+use super::{colour, count, note, percent, print, progress, tables};
 
-/// Continue the series of a CSV file.
+/// Continue the series of a CSV or Parquet file.
 ///
 /// Finds the time column and forecasts every column of numbers. Prints the future rows and draws history and forecast;
-/// --json and --csv print for programs instead. Works offline, unless --model is the id of a model on the Hub.
+/// --json and --csv print for programs instead, --output writes a file. Works offline, unless --model is the id of a model on
+/// the Hub. Parquet takes a program built with `--features table`.
 ///
 /// Missing values (empty cells, NA, NaN, -, ...) and missing rows are filled by a straight line between their
 /// neighbours; after the last observed value they are forecast, so a forecast starts at the first row after it.
@@ -23,8 +24,8 @@ use super::{colour, count, note, percent, print, tables};
 /// Dates that fit both month/day and day/month are read as month/day; a note says so.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A CSV file, or - for standard input
-    #[arg(value_name = "FILE.csv")]
+    /// A CSV or Parquet file, or - for standard input
+    #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Column to forecast; may be given several times [default: every column of numbers]
     #[arg(long, value_name = "NAME")]
@@ -35,6 +36,10 @@ pub(super) struct Args {
     /// Column that tells series apart, for a long table [default: found where times repeat]
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
+    /// Time zone (IANA name, such as Europe/Berlin). Times without an offset from UTC are what clocks there show, others are put
+    /// there; hours go on through daylight saving, days keep the time of day [default: as the file says]
+    #[arg(long, value_name = "NAME", conflicts_with = "steps")]
+    zone: Option<String>,
     /// Ignore times and number the rows 1, 2, 3, ...
     #[arg(long)]
     steps: bool,
@@ -59,6 +64,9 @@ pub(super) struct Args {
     /// Print CSV: the time column and one column for each series; long if the table was
     #[arg(long)]
     csv: bool,
+    /// Write the forecast into a file instead of printing it: as CSV, JSON or Parquet by the end of its name
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "csv"])]
+    output: Option<PathBuf>,
     /// Draw history and forecast into an SVG file
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -73,6 +81,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.horizon == Some(0) {
         bail!("the horizon is 0: ask for at least 1 step");
     }
+    let output = args.output.as_deref().map(|path| open_output(path, &args.file)).transpose()?;
     let picture = args.plot.as_deref().map(open_picture).transpose()?;
     let mut table = read(args)?;
     let empty = leave_out_empty(&mut table);
@@ -81,7 +90,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut options = ForecastOptions::default().non_negative(args.non_negative);
     options.context = args.context;
     options.intervals.clone_from(&args.interval);
-    let forecasts = model.forecast(&table.series, horizon, &options)?;
+    let forecasts = progress::forecast(&model, &table.series, horizon, &options)?;
     let caption = caption(&table, model.info(), horizon, &forecasts);
 
     let mut notes = table.notes.clone();
@@ -92,14 +101,27 @@ pub(super) fn run(args: &Args) -> Result<()> {
         if forecasts.len() > MOST_PANELS {
             notes.push(format!("the picture shows the first {MOST_PANELS} of {} series", forecasts.len()));
         }
-        picture.write(&plot::svg(&panels(&table.series, &forecasts, &caption, MOST_PANELS)))?;
+        picture.write(plot::svg(&panels(&table.series, &forecasts, &caption, MOST_PANELS)).as_bytes())?;
     }
+    let json = || json(&table, &model, horizon, &notes, &forecasts);
+    let rows = || tables::Rows::of(table.id.as_deref(), table.time.as_deref(), &forecasts);
     if args.json {
-        return json(&table, &model, horizon, &notes, &forecasts);
+        return Ok(print(&json()?)?);
     }
-    notes.iter().for_each(|text| note(text));
+    // JSON holds the remarks.
+    if !matches!(output, Some((_, Form::Json))) {
+        notes.iter().for_each(|text| note(text));
+    }
+    if let Some((output, form)) = output {
+        return output.write(&match form {
+            Form::Csv => rows().csv()?.into_bytes(),
+            Form::Json => json()?.into_bytes(),
+            #[cfg(feature = "table")]
+            Form::Parquet => super::parquet::write(&rows(), zone_of(&table.series))?,
+        });
+    }
     if args.csv {
-        return Ok(print(&tables::csv(table.id.as_deref(), table.time.as_deref(), &forecasts)?)?);
+        return Ok(print(&rows().csv()?)?);
     }
     let mut text = tables::readable(table.time.as_deref(), &table.series, &forecasts, WIDTH);
     for panel in panels(&table.series, &forecasts, &caption, MOST_PICTURES) {
@@ -125,17 +147,58 @@ fn open_picture(path: &Path) -> Result<Output> {
     }
 }
 
+/// What a file is written as.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Csv,
+    Json,
+    #[cfg(feature = "table")]
+    Parquet,
+}
+
+fn open_output(path: &Path, input: &Path) -> Result<(Output, Form)> {
+    let shown = path.display();
+    let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+    let form = match extension.as_deref() {
+        Some("csv") => Form::Csv,
+        Some("json") => Form::Json,
+        #[cfg(feature = "table")]
+        Some("parquet") => Form::Parquet,
+        #[cfg(not(feature = "table"))]
+        Some("parquet") => {
+            bail!("cannot write {shown}: build with `--features table` for Parquet, or give a name that ends in .csv")
+        }
+        _ => bail!("cannot write {shown}: give a name that ends in .csv, .json or .parquet"),
+    };
+    if let (Ok(input), Ok(output)) = (input.canonicalize(), path.canonicalize())
+        && input == output
+    {
+        bail!("cannot write {shown}: it is the table that is read; give another name");
+    }
+    Ok((Output::open(path)?, form))
+}
+
+/// The IANA name of the zone that all series stand in, if they do.
+#[cfg(feature = "table")]
+fn zone_of(series: &[Series]) -> Option<&str> {
+    fn name(series: &Series) -> Option<&str> {
+        series.calendar()?.zone()?.iana_name()
+    }
+    series.first().and_then(name).filter(|first| series.iter().all(|series| name(series) == Some(first)))
+}
+
 fn read(args: &Args) -> Result<Table> {
     let mut options = TableOptions::default().columns(args.column.clone());
     options.time.clone_from(&args.time);
     options.id.clone_from(&args.id);
+    options.zone.clone_from(&args.zone);
     options.number_rows = args.steps;
     if args.file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-        return Ok(Table::parse_csv("standard input", &bytes, &options)?);
+        return Ok(Table::parse("standard input", bytes, &options)?);
     }
-    Ok(Table::read_csv(&args.file, &options)?)
+    Ok(Table::read(&args.file, &options)?)
 }
 
 /// What people usually want to see at this step, but not more than half of what is known.
@@ -171,14 +234,21 @@ fn leave_out_empty(table: &mut Table) -> Option<String> {
     })
 }
 
+/// Remarks of one kind that are worth showing; a table of thousands of series has as many.
+const MOST_REMARKS: usize = 3;
+
 /// A remark about forecasts that rest mostly on filled values.
 fn about_filled(forecasts: &[Forecast]) -> Vec<String> {
-    let thin = forecasts.iter().filter(|forecast| 2 * forecast.filled > forecast.context);
-    thin.map(|forecast| {
+    let thin: Vec<&Forecast> = forecasts.iter().filter(|forecast| 2 * forecast.filled > forecast.context).collect();
+    let remark = |forecast: &&Forecast| {
         let (name, filled, all) = (&forecast.name, forecast.filled, forecast.context);
         format!("'{name}' rests on {} observed values, {filled} of {all} are filled: trust it little", all - filled)
-    })
-    .collect()
+    };
+    let mut remarks: Vec<String> = thin.iter().take(MOST_REMARKS).map(remark).collect();
+    if let Some(more @ 1..) = thin.len().checked_sub(MOST_REMARKS) {
+        remarks.push(format!("{more} more series rest mostly on filled values"));
+    }
+    remarks
 }
 
 /// A remark about series that are too short for the intervals that were asked for.
@@ -195,7 +265,7 @@ fn about_intervals(levels: &[f64], forecasts: &[Forecast]) -> Option<String> {
     }
 }
 
-fn json(table: &Table, model: &Forecaster, horizon: usize, notes: &[String], forecasts: &[Forecast]) -> Result<()> {
+fn json(table: &Table, model: &Forecaster, horizon: usize, notes: &[String], forecasts: &[Forecast]) -> Result<String> {
     #[derive(Serialize)]
     struct Answer<'a> {
         model: &'a ModelInfo,
@@ -206,5 +276,5 @@ fn json(table: &Table, model: &Forecaster, horizon: usize, notes: &[String], for
     }
     let frequency = table.frequency.map(|frequency| frequency.to_string());
     let answer = Answer { model: model.info(), frequency, horizon, notes, forecasts };
-    Ok(print(&(serde_json::to_string_pretty(&answer)? + "\n"))?)
+    Ok(serde_json::to_string_pretty(&answer)? + "\n")
 }

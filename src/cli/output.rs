@@ -62,10 +62,10 @@ impl Output {
     }
 
     /// Puts the file in place with this content.
-    pub fn write(mut self, content: &str) -> Result<()> {
+    pub fn write(mut self, content: &[u8]) -> Result<()> {
         let shown = self.path.display().to_string();
         let context = || format!("cannot write {shown}");
-        self.file.write_all(content.as_bytes()).with_context(context)?;
+        self.file.write_all(content).with_context(context)?;
         self.file.as_file().sync_all().with_context(context)?;
         let temporary = self.file.path().to_path_buf();
         self.file.persist(&self.path).map_err(|error| error.error).with_context(context)?;

@@ -1,16 +1,16 @@
-//! Forecasts as tables: for people and as CSV.
+//! Forecasts as tables: for people, and as rows and columns for files.
 
 use std::collections::HashMap;
 
 use anyhow::Result;
-use moesaic::{Forecast, Series};
+use moesaic::{Forecast, Series, Stamp};
 
 /// The future rows in at most `width` columns where that is possible: series side by side, or one long series in
 /// several blocks read downwards.
 pub(super) fn readable(time: Option<&str>, series: &[Series], forecasts: &[Forecast], width: usize) -> String {
     let mut blocks: Vec<Vec<String>> = Vec::new();
     let mut out = String::new();
-    let mut shown: Option<&[moesaic::Stamp]> = None;
+    let mut shown: Option<&[Stamp]> = None;
     for (series, forecast) in series.iter().zip(forecasts) {
         let decimals = decimals(series, forecast);
         let own: Vec<Vec<String>> = columns(forecast)
@@ -105,64 +105,92 @@ fn decimals(series: &Series, forecast: &Forecast) -> usize {
     if scale > 0.0 { (2.0 - scale.log10().floor()).clamp(0.0, 9.0) as usize } else { 0 }
 }
 
-/// CSV with the time column, one column for each series, and two for each of its intervals (`y lo-90`, `y hi-90`). A cell is empty where a series has no forecast for the row.
-/// With an `id` the table is long: one row for each series and time.
-pub(super) fn csv(id: Option<&str>, time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
-    if let Some(id) = id {
-        return long(id, time, forecasts);
-    }
-    let mut rows: Vec<moesaic::Stamp> = Vec::new();
-    let mut at: HashMap<String, usize> = HashMap::new();
-    // All series of a table lie on one axis: the forecast that starts first, then what the others add, is in order.
-    let mut by_start: Vec<&Forecast> = forecasts.iter().collect();
-    by_start.sort_by_key(|forecast| forecast.start);
-    for stamp in by_start.iter().flat_map(|forecast| &forecast.timestamps) {
-        at.entry(stamp.to_string()).or_insert_with(|| {
-            rows.push(*stamp);
-            rows.len() - 1
-        });
-    }
-    let columns: Vec<(String, &Forecast, &[f32])> = forecasts
-        .iter()
-        .flat_map(|forecast| {
-            let named = |end: Option<String>| match end {
-                Some(end) => format!("{} {end}", forecast.name),
-                None => forecast.name.clone(),
-            };
-            columns(forecast).map(move |(end, values)| (named(end), forecast, values))
-        })
-        .collect();
-    let mut cells = vec![vec![String::new(); columns.len()]; rows.len()];
-    for (column, (_, forecast, values)) in columns.iter().enumerate() {
-        for (stamp, value) in forecast.timestamps.iter().zip(*values) {
-            if let Some(row) = at.get(&stamp.to_string()).and_then(|&row| cells.get_mut(row)) {
-                row[column] = value.to_string();
-            }
-        }
-    }
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(std::iter::once(time.unwrap_or("step")).chain(columns.iter().map(|c| c.0.as_str())))?;
-    for (stamp, cells) in rows.iter().zip(cells) {
-        writer.write_record(std::iter::once(stamp.to_string()).chain(cells))?;
-    }
-    Ok(String::from_utf8(writer.into_inner()?)?)
+/// Forecasts as rows and columns, for files.
+pub(super) struct Rows {
+    /// The name of the id column and the id of each row, for a long table.
+    pub ids: Option<(String, Vec<String>)>,
+    /// The name of the time column.
+    pub time: String,
+    /// The time of each row.
+    pub stamps: Vec<Stamp>,
+    /// The value columns, by name; no value where a series has no forecast for the row.
+    pub values: Vec<(String, Vec<Option<f32>>)>,
 }
 
-/// One row for each series and time: id, time, value, and the ends of intervals.
-fn long(id: &str, time: Option<&str>, forecasts: &[Forecast]) -> Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    // Short series have no intervals; the others name the columns.
-    let widest = forecasts.iter().max_by_key(|forecast| forecast.intervals.len());
-    let ends: Vec<String> = widest.map_or(Vec::new(), |forecast| columns(forecast).filter_map(|c| c.0).collect());
-    let head = [id, time.unwrap_or("step"), "forecast"];
-    writer.write_record(head.into_iter().chain(ends.iter().map(String::as_str)))?;
-    for forecast in forecasts {
-        for (row, stamp) in forecast.timestamps.iter().enumerate() {
-            let mut cells: Vec<String> =
-                columns(forecast).map(|(_, values)| values.get(row).map_or(String::new(), f32::to_string)).collect();
-            cells.resize(1 + ends.len(), String::new());
-            writer.write_record([forecast.name.clone(), stamp.to_string()].into_iter().chain(cells))?;
+impl Rows {
+    /// The time column, one column for each series, and two for each of its intervals (`y lo-90`, `y hi-90`). With an `id` the
+    /// table is long: one row for each series and time.
+    pub fn of(id: Option<&str>, time: Option<&str>, forecasts: &[Forecast]) -> Self {
+        let time = time.unwrap_or("step").to_string();
+        match id {
+            Some(id) => Self::long(id, time, forecasts),
+            None => Self::wide(time, forecasts),
         }
     }
-    Ok(String::from_utf8(writer.into_inner()?)?)
+
+    fn wide(time: String, forecasts: &[Forecast]) -> Self {
+        let mut stamps: Vec<Stamp> = Vec::new();
+        let mut at: HashMap<String, usize> = HashMap::new();
+        // All series of a table lie on one axis: the forecast that starts first, then what the others add, is in order.
+        let mut by_start: Vec<&Forecast> = forecasts.iter().collect();
+        by_start.sort_by_key(|forecast| forecast.start);
+        for stamp in by_start.iter().flat_map(|forecast| &forecast.timestamps) {
+            at.entry(stamp.to_string()).or_insert_with(|| {
+                stamps.push(*stamp);
+                stamps.len() - 1
+            });
+        }
+        let mut values = Vec::new();
+        for forecast in forecasts {
+            let places: Vec<Option<&usize>> =
+                forecast.timestamps.iter().map(|stamp| at.get(&stamp.to_string())).collect();
+            for (end, own) in columns(forecast) {
+                let name = end.map_or(forecast.name.clone(), |end| format!("{} {end}", forecast.name));
+                let mut cells = vec![None; stamps.len()];
+                for (place, value) in places.iter().zip(own) {
+                    if let Some(cell) = place.and_then(|&place| cells.get_mut(place)) {
+                        *cell = Some(*value);
+                    }
+                }
+                values.push((name, cells));
+            }
+        }
+        Rows { ids: None, time, stamps, values }
+    }
+
+    fn long(id: &str, time: String, forecasts: &[Forecast]) -> Self {
+        // Short series have no intervals; the others name the columns.
+        let widest = forecasts.iter().max_by_key(|forecast| forecast.intervals.len());
+        let ends = widest.into_iter().flat_map(|forecast| columns(forecast).filter_map(|column| column.0));
+        let mut values: Vec<(String, Vec<Option<f32>>)> =
+            std::iter::once("forecast".to_string()).chain(ends).map(|name| (name, Vec::new())).collect();
+        let (mut ids, mut stamps) = (Vec::new(), Vec::new());
+        for forecast in forecasts {
+            ids.extend(std::iter::repeat_n(forecast.name.clone(), forecast.timestamps.len()));
+            stamps.extend_from_slice(&forecast.timestamps);
+            let mut own = columns(forecast).map(|(_, values)| values);
+            for (_, all) in &mut values {
+                all.extend(own.next().unwrap_or_default().iter().copied().map(Some));
+                all.resize(stamps.len(), None);
+            }
+        }
+        Rows { ids: Some((id.to_string(), ids)), time, stamps, values }
+    }
+
+    /// The rows as CSV, with a header.
+    pub fn csv(&self) -> Result<String> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let names = self.values.iter().map(|(name, _)| name.as_str());
+        let id = self.ids.as_ref().map(|(name, _)| name.as_str());
+        writer.write_record(id.into_iter().chain([self.time.as_str()]).chain(names))?;
+        for (row, stamp) in self.stamps.iter().enumerate() {
+            let id = self.ids.as_ref().and_then(|(_, ids)| ids.get(row)).cloned();
+            let cells = self
+                .values
+                .iter()
+                .map(|(_, values)| values.get(row).copied().flatten().map_or(String::new(), |value| value.to_string()));
+            writer.write_record(id.into_iter().chain([stamp.to_string()]).chain(cells))?;
+        }
+        Ok(String::from_utf8(writer.into_inner()?)?)
+    }
 }

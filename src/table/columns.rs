@@ -3,11 +3,15 @@
 use std::collections::HashSet;
 
 use csv::ByteRecord;
+use jiff::tz::TimeZone;
 
+#[cfg(feature = "table")]
+use super::arrow::Values;
 use super::dialect::Dialect;
+use super::rows::Count;
 use super::values::{Cell, cell, comma_is_decimal};
 use super::{TableOptions, listed};
-use crate::calendar::{Format, TimeColumn, looks_like_date};
+use crate::calendar::{Format, TimeColumn, looks_like_date, zone};
 use crate::error::{Error, Place, Result, one_line, quoted};
 
 /// What the first pass learned.
@@ -19,6 +23,8 @@ pub(super) struct Survey {
     pub comma: bool,
     /// Records of data.
     pub rows: u64,
+    /// What rows are counted by.
+    pub count: Count,
 }
 
 pub(super) struct Column {
@@ -27,7 +33,11 @@ pub(super) struct Column {
     missing: u64,
     texts: u64,
     first_text: Option<(u64, String)>,
-    time: TimeColumn,
+    pub time: TimeColumn,
+    /// The time zone that the column's type names.
+    pub zone: Option<TimeZone>,
+    /// What the column holds instead of numbers, text and times.
+    pub unreadable: Option<String>,
 }
 
 /// Wider tables are taken for a mistake: what is known of a column takes a hundred times the two bytes that it may take in
@@ -40,6 +50,8 @@ pub(super) struct Choice {
     pub id: Option<usize>,
     pub time: Option<TimeChoice>,
     pub values: Vec<usize>,
+    /// The time zone that was asked for.
+    pub zone: Option<TimeZone>,
     pub notes: Vec<String>,
 }
 
@@ -80,7 +92,7 @@ pub(super) fn field(record: &ByteRecord, column: usize) -> std::borrow::Cow<'_, 
 
 impl Survey {
     pub fn of(name: &str, text: &[u8], dialect: &Dialect) -> Result<Self> {
-        let mut survey = Survey { columns: Vec::new(), header: true, comma: false, rows: 0 };
+        let mut survey = Survey { columns: Vec::new(), header: true, comma: false, rows: 0, count: Count::Lines };
         survey.comma = decimal_comma(name, text, dialect)?;
         let mut first = true;
         each_record(name, text, dialect, |record, line| {
@@ -143,6 +155,13 @@ impl Survey {
     /// Decides which column is time and which are values.
     pub fn choose(&self, name: &str, options: &TableOptions) -> Result<Choice> {
         let mut notes = Vec::new();
+        let zone = options.zone.as_deref().map(|name| {
+            zone(name).ok_or_else(|| {
+                let name = quoted(name);
+                Error::option(format!("{name} is not a time zone (--zone): give an IANA name such as Europe/Berlin"))
+            })
+        });
+        let zone = zone.transpose()?;
         let time = match &options.time {
             Some(wanted) => {
                 let column = self.find(name, wanted, "--time")?;
@@ -166,9 +185,14 @@ impl Survey {
             for (at, column) in self.columns.iter().enumerate().filter(|(at, _)| !taken(*at)) {
                 if self.holds_values(at, time.is_some()) {
                     values.push(at);
-                } else if let Some((line, text)) = &column.first_text {
-                    let title = quoted(&column.name);
-                    notes.push(format!("column {title} holds text ({} on line {line}) and is left out", quoted(text)));
+                } else if let Some(kind) = &column.unreadable {
+                    notes.push(format!("column {} holds {kind} and is left out", quoted(&column.name)));
+                } else if let Some((number, text)) = &column.first_text {
+                    let (title, word) = (quoted(&column.name), self.count.word());
+                    notes.push(format!(
+                        "column {title} holds text ({} on {word} {number}) and is left out",
+                        quoted(text)
+                    ));
                 } else if !column.name.is_empty() && self.rows > 0 {
                     notes.push(format!("column {} holds no values and is left out", quoted(&column.name)));
                 }
@@ -196,7 +220,11 @@ impl Survey {
             let problem = format!("has no column of numbers to forecast (columns: {all}): add one");
             return Err(Error::input(Place::file(name), problem));
         }
-        Ok(Choice { id, time: time.filter(|_| !options.number_rows), values, notes })
+        let time = time.filter(|_| !options.number_rows);
+        if time.is_none() && zone.is_some() {
+            notes.push("there are no times to put in a time zone".into());
+        }
+        Ok(Choice { id, time, values, zone, notes })
     }
 
     /// The column of text, if there is exactly one beside time and values: it may tell the series of a long table apart.
@@ -264,7 +292,7 @@ impl Survey {
         match &column.time.failure {
             Some((line, text)) if column.time.dates_before_failure > 0 && !lenient => {
                 let problem = format!("{} is not a date in the format of the rows above: correct it", quoted(text));
-                Err(Error::input(Place::file(name).line(*line).column(&column.name), problem))
+                Err(Error::input(self.count.place(Place::file(name).column(&column.name), *line), problem))
             }
             _ => Ok(None),
         }
@@ -272,11 +300,21 @@ impl Survey {
 }
 
 impl Column {
-    fn new(name: String) -> Self {
-        Column { name, numbers: 0, missing: 0, texts: 0, first_text: None, time: TimeColumn::new() }
+    pub fn new(name: String) -> Self {
+        let (numbers, missing, texts) = (0, 0, 0);
+        Column {
+            name,
+            numbers,
+            missing,
+            texts,
+            first_text: None,
+            time: TimeColumn::new(),
+            zone: None,
+            unreadable: None,
+        }
     }
 
-    fn see(&mut self, raw: &str, line: u64, comma: bool) {
+    fn see(&mut self, raw: &str, number: u64, comma: bool) {
         let text = raw.trim();
         match cell(text, comma) {
             Cell::Missing => {
@@ -284,21 +322,45 @@ impl Column {
                 return; // a blank cell contradicts no format of time
             }
             Cell::Number(_) | Cell::Infinite => self.numbers += 1,
-            Cell::Text => {
-                self.texts += 1;
-                if self.first_text.is_none() {
-                    self.first_text = Some((line, text.to_string()));
-                }
-            }
+            Cell::Text => self.see_text(text, number),
         }
-        self.time.see(text, line);
+        self.time.see(text, number);
+    }
+
+    fn see_text(&mut self, text: &str, number: u64) {
+        self.texts += 1;
+        if self.first_text.is_none() {
+            self.first_text = Some((number, text.to_string()));
+        }
+    }
+
+    /// Sees the value of a typed column at a row of its batch; `None` is a missing one.
+    #[cfg(feature = "table")]
+    pub fn see_typed(&mut self, values: Option<&Values>, row: usize, number: u64) {
+        match values {
+            None => self.missing += 1,
+            Some(Values::Text(text)) => self.see(&text(row), number, false),
+            Some(Values::Moment(_)) => {
+                self.texts += 1;
+                self.first_text.get_or_insert_with(|| (number, "a time".to_string()));
+            }
+            Some(values) => match values.cell(row) {
+                Cell::Missing => self.missing += 1,
+                _ => {
+                    self.numbers += 1;
+                    if self.time.formats(true).next().is_some() {
+                        self.time.see(&values.text(row), number);
+                    }
+                }
+            },
+        }
     }
 }
 
 /// Names that mean time, so that bare numbers under them (years, seconds since 1970, row numbers) are time too. The
 /// empty name is what data frames write over their index.
-fn named_like_time(name: &str) -> bool {
-    const NAMES: [&str; 19] = [
+pub(super) fn named_like_time(name: &str) -> bool {
+    const NAMES: [&str; 20] = [
         "",
         "ds",
         "t",
@@ -317,6 +379,7 @@ fn named_like_time(name: &str) -> bool {
         "idx",
         "step",
         "unnamed: 0",
+        "__index_level_0__", // pandas in Parquet
         "rownames",
     ];
     let name = name.trim().to_lowercase();

@@ -2,6 +2,12 @@
 
 use crate::error::{Error, Place, Result};
 
+/// About a Parquet file that is read as text.
+pub(super) const NOT_CSV: &str = match cfg!(feature = "table") {
+    true => "is a Parquet file, not CSV: read it as one, or export it as CSV",
+    false => "is a Parquet file: build with `--features table` to read it, or export it as CSV",
+};
+
 /// The text of a file without its byte order mark.
 ///
 /// # Errors
@@ -13,7 +19,7 @@ pub(super) fn text<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a [u8]> {
     }
     let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
     if bytes.starts_with(b"PAR1") {
-        return refuse("is a Parquet file: export it as CSV");
+        return refuse(NOT_CSV);
     }
     if bytes.starts_with(b"PK\x03\x04") {
         return refuse("is a zip archive or a spreadsheet: export it as CSV");

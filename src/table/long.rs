@@ -56,7 +56,7 @@ pub(super) fn series(
         notes.push(format!("{} with a single row: taken as {frequency} like the others", counted(single.len())));
         for (places, moment) in single {
             for series in &mut all[places] {
-                series.index = Index::Calendar(like.starting(moment));
+                series.index = Index::Calendar(like.starting(moment.0, moment.1));
             }
         }
     }

@@ -92,6 +92,166 @@ fn offsets_from_utc_are_kept_or_reconciled() {
     assert_eq!(shown(&table.series[0])[3], "2024-04-02=4");
 }
 
+/// The table in a time zone.
+fn in_zone(text: &str, zone: &str) -> Result<Table> {
+    Table::parse_csv("t.csv", text.as_bytes(), &TableOptions::default().zone(zone))
+}
+
+#[test]
+fn local_times_go_through_daylight_saving() {
+    // Hourly, local: 02:00 is skipped in spring and comes twice in autumn; no row is missing.
+    let spring = "time,y\n2024-03-31 00:00,1\n2024-03-31 01:00,2\n2024-03-31 03:00,3\n2024-03-31 04:00,4\n";
+    let table = in_zone(spring, "Europe/Berlin").unwrap();
+    assert_eq!(
+        shown(&table.series[0]),
+        [
+            "2024-03-31 00:00+01:00=1",
+            "2024-03-31 01:00+01:00=2",
+            "2024-03-31 03:00+02:00=3",
+            "2024-03-31 04:00+02:00=4"
+        ]
+    );
+    assert!(table.notes.is_empty(), "{:?}", table.notes);
+    let autumn = "time,y\n2024-10-27 01:00,1\n2024-10-27 02:00,2\n2024-10-27 02:00,3\n";
+    let table = in_zone(autumn, "europe/berlin").unwrap();
+    assert_eq!(table.series[0].values, [1.0, 2.0, 3.0]);
+    let next: Vec<String> = (2..5).map(|row| table.series[0].stamp(row).unwrap().to_string()).collect();
+    assert_eq!(next, ["2024-10-27 02:00+01:00", "2024-10-27 03:00+01:00", "2024-10-27 04:00+01:00"]);
+    // Without the zone the second 02:00 is a duplicate, and the message says what would help.
+    let message = parse(autumn).unwrap_err().to_string();
+    assert!(message.contains("line 4") && message.contains("(--zone)"), "{message}");
+    // The future crosses the change although the history does not.
+    let table = in_zone("time,y\n2024-03-30 22:00,1\n2024-03-30 23:00,2\n", "Europe/Berlin").unwrap();
+    let next: Vec<String> = (3..6).map(|row| table.series[0].stamp(row).unwrap().to_string()).collect();
+    assert_eq!(next, ["2024-03-31 01:00+01:00", "2024-03-31 03:00+02:00", "2024-03-31 04:00+02:00"]);
+    // Days and shifts of six hours keep the time of day.
+    let days = "day,y\n2024-03-29,1\n2024-03-30,2\n2024-03-31,3\n2024-04-01,4\n";
+    let table = in_zone(days, "Europe/Berlin").unwrap();
+    assert_eq!((shown(&table.series[0])[3].as_str(), table.frequency), ("2024-04-01=4", Some(Frequency::DAILY)));
+    let shifts = "t,y\n2024-03-30 18:00,1\n2024-03-31 00:00,2\n2024-03-31 06:00,3\n2024-03-31 12:00,4\n";
+    let table = in_zone(shifts, "Europe/Berlin").unwrap();
+    assert_eq!((table.series[0].values.len(), shown(&table.series[0])[2].as_str()), (4, "2024-03-31 06:00+02:00=3"));
+}
+
+#[test]
+fn stamps_with_offsets_are_put_in_the_zone() {
+    let rows = ["2024-03-30T23:00Z,1", "2024-03-31T00:00Z,2", "2024-03-31T01:00Z,3"];
+    let table = in_zone(&format!("time,y\n{}\n", rows.join("\n")), "Europe/Berlin").unwrap();
+    assert_eq!(shown(&table.series[0])[1..], ["2024-03-31 01:00+01:00=2", "2024-03-31 03:00+02:00=3"]);
+    // Seconds since 1970 at local midnight are days.
+    let table = in_zone("time,y\n1711753200,1\n1711839600,2\n1711922400,3\n", "Europe/Berlin").unwrap();
+    assert_eq!((shown(&table.series[0])[2].as_str(), table.frequency), ("2024-04-01=3", Some(Frequency::DAILY)));
+    // So they are where clocks skip midnight.
+    let chile = "time,y\n2023-09-02T04:00Z,1\n2023-09-03T04:00Z,2\n2023-09-04T03:00Z,3\n2023-09-05T03:00Z,4\n";
+    let table = in_zone(chile, "America/Santiago").unwrap();
+    assert_eq!((shown(&table.series[0])[3].as_str(), table.frequency), ("2023-09-05=4", Some(Frequency::DAILY)));
+    // A zone that the stamps name needs no option.
+    let named = "time,y\n2024-03-31T01:00[Europe/Berlin],1\n2024-03-31T03:00[Europe/Berlin],2\n";
+    assert_eq!(shown(&good(named).series[0])[1], "2024-03-31 03:00+02:00=2");
+    assert_eq!(shown(&in_zone(named, "UTC").unwrap().series[0])[1], "2024-03-31 01:00Z=2");
+}
+
+#[test]
+fn zones_that_do_not_fit_are_refused() {
+    let rows = |times: &[&str]| times.iter().fold("time,y\n".to_string(), |text, time| text + time + ",1\n");
+    let cases = [
+        (rows(&["2024-01-01"]), Some("Mars/Base"), "'Mars/Base' is not a time zone (--zone): give an IANA name"),
+        (
+            rows(&["2024-03-31 01:30", "2024-03-31 02:30"]),
+            Some("Europe/Berlin"),
+            "t.csv, line 3, column 'time': '2024-03-31 02:30:00' does not exist in Europe/Berlin",
+        ),
+        (
+            rows(&["2024-10-27 02:00", "2024-10-27 05:00", "2024-10-27 01:00", "2024-10-27 02:00"]),
+            Some("Europe/Berlin"),
+            "t.csv, line 5, column 'time': '2024-10-27 02:00:00' comes twice in Europe/Berlin",
+        ),
+        (
+            rows(&["2024-10-27 02:00", "2024-10-27 02:00", "2024-10-27 02:00"]),
+            Some("Europe/Berlin"),
+            "t.csv, line 4, column 'time': has the same time as line 3",
+        ),
+        (
+            rows(&["2024-01-01T00:00[Europe/Berlin]", "2024-01-01T00:00[Asia/Tokyo]"]),
+            None,
+            "t.csv, line 3, column 'time': has the time zone 'Asia/Tokyo' where line 2 has 'Europe/Berlin'",
+        ),
+        (
+            rows(&["2024-01-01T00:00[Mars/Base]", "2024-01-01T01:00[Mars/Base]"]),
+            None,
+            "t.csv, line 2, column 'time': 'Mars/Base' is no time zone that is known here",
+        ),
+        (
+            rows(&["2024-01-01T00:00Z", "2024-01-01T01:00"]),
+            Some("Europe/Berlin"),
+            "t.csv, line 3, column 'time': has an offset from UTC on some rows only",
+        ),
+    ];
+    for (text, zone, expected) in cases {
+        let options = TableOptions { zone: zone.map(String::from), ..TableOptions::default() };
+        let message = Table::parse_csv("t.csv", text.as_bytes(), &options).expect_err(&text).to_string();
+        assert!(message.starts_with(expected), "{text:?} gives {message:?}");
+    }
+    // Nothing to place is a remark.
+    let table = in_zone("y\n1\n2\n", "Europe/Berlin").unwrap();
+    assert!(table.notes[0].contains("no times"), "{:?}", table.notes);
+}
+
+#[test]
+fn long_tables_have_zones_too() {
+    let mut text = String::from("shop,time,y\n");
+    for shop in ["a", "b"] {
+        for hour in ["01:00", "02:00", "02:00", "03:00"] {
+            text += &format!("{shop},2024-10-27 {hour},1\n");
+        }
+    }
+    text += "c,2024-10-27 03:00,5\n";
+    let table = in_zone(&text, "Europe/Berlin").unwrap();
+    let (lengths, id): (Vec<usize>, _) = (table.series.iter().map(|s| s.values.len()).collect(), table.id.as_deref());
+    assert_eq!((lengths, id), (vec![4, 4, 1], Some("shop")));
+    assert_eq!(table.series[2].stamp(1).unwrap().to_string(), "2024-10-27 04:00+01:00");
+    // A series with a single row, written with another offset than the others.
+    let text = "k,time,y\na,2024-01-01T00:00+01:00,1\na,2024-01-01T01:00+01:00,1\nb,2024-01-01T00:00Z,1\n";
+    let table = Table::parse_csv("t", text.as_bytes(), &TableOptions::default().id("k")).unwrap();
+    assert_eq!(table.series[1].stamp(0).unwrap().to_string(), "2024-01-01 01:00+01:00");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        failure_persistence: None, ..proptest::prelude::ProptestConfig::with_cases(48)
+    })]
+
+    /// Hours and half hours around a change of clocks, written as clocks show them, come back complete.
+    #[test]
+    fn local_rows_around_a_change_of_clocks_come_back(
+        zone in proptest::sample::select(vec![
+            "Europe/Berlin", "America/New_York", "America/St_Johns", "America/Santiago", "Australia/Lord_Howe",
+        ]),
+        since in 0_i64..1_500_000_000, before in 4_i64..40, rows in 50_i64..120, minutes in proptest::sample::select(vec![30_i64, 60]),
+        newest_first in proptest::bool::ANY,
+    ) {
+        let place = jiff::tz::TimeZone::get(zone).unwrap();
+        // Half an hour of daylight saving moves hours to the half hour, where one that comes once would be of the second pass.
+        let minutes = if zone == "Australia/Lord_Howe" { 30 } else { minutes };
+        let change = place.following(jiff::Timestamp::from_second(since).unwrap()).next().unwrap().timestamp();
+        let step = jiff::SignedDuration::from_mins(minutes);
+        let at = |row: i64| change.checked_add(step.checked_mul((row - before) as i32).unwrap()).unwrap();
+        let mut lines: Vec<String> =
+            (0..rows).map(|row| format!("{},{row}\n", place.to_datetime(at(row)).strftime("%Y-%m-%d %H:%M"))).collect();
+        if newest_first {
+            lines.reverse();
+        }
+        let table = in_zone(&format!("time,y\n{}", lines.concat()), zone).unwrap();
+        let series = &table.series[0];
+        proptest::prop_assert_eq!(&series.values, &(0..rows).map(|row| row as f32).collect::<Vec<_>>());
+        for row in 0..rows + 50 {
+            let Some(crate::Stamp::Moment(moment)) = series.stamp(row) else { panic!("no moment") };
+            proptest::prop_assert_eq!(moment.datetime(), place.to_datetime(at(row)));
+            proptest::prop_assert_eq!(moment.offset(), Some(place.to_offset(at(row))));
+        }
+    }
+}
+
 #[test]
 fn day_and_month_order_is_told() {
     let table = good("date,y\n13/01/2024,1\n14/01/2024,2\n");
