@@ -1,6 +1,7 @@
 //! Zero-shot forecasting: a pretrained model continues any series.
 
 mod bounds;
+mod combine;
 mod context;
 mod intervals;
 mod model;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use crate::error::{Error, Place, Result, quoted};
 use crate::series::{Series, Stamp};
 use bounds::Bounds;
+use combine::{Combination, Trial};
 use context::{Context, constant};
 use intervals::Calibration;
 pub use intervals::Interval;
@@ -31,12 +33,16 @@ pub use model::{ModelFile, ModelInfo, Parameters};
 /// * The model sees the last [`ForecastOptions::context`] values.
 /// * A context of one value, or of equal values, is continued as that value without asking the model.
 /// * The model standardises each context and maps its answer back, so the scale of the data does not matter.
+/// * The embedded model's forecast is combined with smoothed seasonal ones, weighted by how each did on the context's own past;
+///   other models forecast alone unless told otherwise ([`ForecastOptions::combine`]).
 /// * A forecast does not pass a floor or a cap that its history shows ([`ForecastOptions::bounds`]).
 /// * Intervals, if asked for ([`ForecastOptions::interval`]), are calibrated on what the model says about up to 20 points
 ///   in the series' own past, which takes as many more forecasts.
 pub struct Forecaster {
     model: TimeMoe,
     info: ModelInfo,
+    /// Whether forecasts are combined unless the options say otherwise.
+    combines: bool,
 }
 
 /// How to forecast. `ForecastOptions::default()` suits most uses.
@@ -55,6 +61,10 @@ pub struct ForecastOptions {
     /// Keep forecasts between a floor and a cap that the history shows: an extreme that a tenth of the values that the model
     /// sees, in three or more separate runs, are equal to, as the nights of a solar plant are. On by default.
     pub bounds: bool,
+    /// Combine the model's forecast with smoothed seasonal ones at lags that the history shows, each weighted by how it did on
+    /// the history's own past; takes about six times as long. `None`: the embedded model combines, others, whose numbers are to
+    /// be those of their reference, do not. Histories below 16 values are left to the model.
+    pub combine: Option<bool>,
     /// Levels, above 0 and below 1, of the intervals to give with each forecast; none by default. See [`Interval`].
     pub intervals: Vec<f64>,
 }
@@ -84,6 +94,7 @@ impl Default for ForecastOptions {
             missing: Missing::default(),
             non_negative: false,
             bounds: true,
+            combine: None,
             intervals: Vec::new(),
         }
     }
@@ -117,6 +128,12 @@ impl ForecastOptions {
     /// Whether forecasts stay between the floor and the cap that the history shows.
     pub fn bounds(mut self, yes: bool) -> Self {
         self.bounds = yes;
+        self
+    }
+
+    /// Whether the model's forecast is combined with smoothed seasonal ones.
+    pub fn combine(mut self, yes: bool) -> Self {
+        self.combine = Some(yes);
         self
     }
 
@@ -156,7 +173,7 @@ impl Forecaster {
     /// # Errors
     /// None that a release build can meet; the signature is that of [`Forecaster::from_dir`].
     pub fn embedded() -> Result<Self> {
-        Self::load(ModelFiles::embedded()?)
+        Ok(Forecaster { combines: true, ..Self::load(ModelFiles::embedded()?)? })
     }
 
     /// The model in this folder, in the Hugging Face layout: `config.json` and `model.safetensors` (or its shards and
@@ -178,7 +195,7 @@ impl Forecaster {
         }
         let model = TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
             .map_err(|error| Error::weights(&source, &error))?;
-        Ok(Forecaster { model, info })
+        Ok(Forecaster { model, info, combines: false })
     }
 
     /// What the model is.
@@ -212,8 +229,8 @@ impl Forecaster {
             .map(|(series, context)| future(series, context.end, horizon))
             .collect::<Result<Vec<_>>>()?;
         let newest: Vec<&[f32]> = contexts.iter().map(|context| context.newest(limit)).collect();
-        let values = self.go_on(&newest, horizon, options.batch)?;
-        let intervals = self.intervals(&contexts, &values, limit, options)?;
+        let (values, combinations) = self.point(&newest, horizon, options)?;
+        let intervals = self.intervals(&contexts, &values, &combinations, limit, options)?;
         let rows = series.iter().zip(contexts).zip(stamps).zip(values.into_iter().zip(intervals));
         rows.map(|(((series, context), timestamps), (mut values, mut intervals))| {
             if values.iter().any(|value| !value.is_finite()) {
@@ -235,7 +252,37 @@ impl Forecaster {
         .collect()
     }
 
-    /// Continues each history by `horizon` values.
+    /// The point forecasts of all histories, and how each was combined if it was.
+    fn point(
+        &self,
+        histories: &[&[f32]],
+        horizon: usize,
+        options: &ForecastOptions,
+    ) -> Result<(Vec<Vec<f32>>, Vec<Option<Combination>>)> {
+        let combine = options.combine.unwrap_or(self.combines);
+        let trial = |history: &&[f32]| {
+            let worth = combine && constant(history).is_none();
+            worth.then(|| Trial::of(history, horizon)).flatten()
+        };
+        let mut trials: Vec<Option<Trial>> = histories.iter().map(trial).collect();
+        let alone: Vec<usize> = (0..histories.len()).filter(|&at| trials[at].is_none()).collect();
+        let plain: Vec<&[f32]> = alone.iter().map(|&at| histories[at]).collect();
+        let (mut values, mut combinations) = (vec![Vec::new(); histories.len()], vec![None; histories.len()]);
+        for (at, forecast) in alone.into_iter().zip(self.go_on(&plain, horizon, options.batch)?) {
+            values[at] = forecast;
+        }
+        for (at, trial) in trials.iter_mut().enumerate() {
+            let Some(trial) = trial.take() else { continue };
+            let ask =
+                |question: &combine::Question| self.model.forecast_from(&question.values, &question.origins, horizon);
+            let answers = trial.questions.iter().map(ask).collect::<candle_core::Result<Vec<_>>>();
+            let (forecast, combination) = trial.finish(&answers.map_err(|error| Error::compute(&error))?);
+            (values[at], combinations[at]) = (forecast, Some(combination));
+        }
+        Ok((values, combinations))
+    }
+
+    /// Continues each history by `horizon` values, as the model does alone.
     fn go_on(&self, histories: &[&[f32]], horizon: usize, batch: usize) -> Result<Vec<Vec<f32>>> {
         let constants: Vec<Option<f32>> = histories.iter().map(|history| constant(history)).collect();
         let mut values: Vec<Vec<f32>> =
@@ -258,6 +305,7 @@ impl Forecaster {
         &self,
         contexts: &[Context],
         forecasts: &[Vec<f32>],
+        combinations: &[Option<Combination>],
         limit: usize,
         options: &ForecastOptions,
     ) -> Result<Vec<Vec<Interval>>> {
@@ -266,17 +314,41 @@ impl Forecaster {
         if levels.is_empty() {
             return Ok(intervals);
         }
-        for ((context, forecast), intervals) in contexts.iter().zip(forecasts).zip(&mut intervals) {
+        let all = contexts.iter().zip(forecasts).zip(combinations).zip(&mut intervals);
+        for (((context, forecast), combination), intervals) in all {
             let Some(calibration) = Calibration::plan(context.values.len(), limit, forecast.len()) else { continue };
             let histories: Vec<&[f32]> = calibration
                 .origins
                 .iter()
                 .map(|&origin| &context.values[origin.saturating_sub(limit)..origin])
                 .collect();
-            let past = self.go_on(&histories, calibration.steps, options.batch)?;
+            let past = match combination {
+                Some(combination) => self.combined(combination, &histories, calibration.steps, options.batch)?,
+                None => self.go_on(&histories, calibration.steps, options.batch)?,
+            };
             *intervals = calibration.intervals(context, &past, forecast, levels);
         }
         Ok(intervals)
+    }
+
+    /// Continues each history as a combination that was found for a later one does; as the model does alone where the history
+    /// is too short for all of it.
+    fn combined(
+        &self,
+        combination: &Combination,
+        histories: &[&[f32]],
+        horizon: usize,
+        batch: usize,
+    ) -> Result<Vec<Vec<f32>>> {
+        let ask = |views: &Vec<Vec<f32>>| {
+            let views: Vec<&[f32]> = views.iter().map(Vec::as_slice).collect();
+            self.go_on(&views, horizon, batch)
+        };
+        let answers = combination.views(histories).iter().map(ask).collect::<Result<Vec<_>>>()?;
+        let combined = combination.forecast(histories, &answers, horizon);
+        let left: Vec<&[f32]> = histories.iter().zip(&combined).filter(|(_, c)| c.is_none()).map(|(h, _)| *h).collect();
+        let mut left = self.go_on(&left, horizon, batch)?.into_iter();
+        Ok(combined.into_iter().map(|combined| combined.or_else(|| left.next()).unwrap_or_default()).collect())
     }
 
     /// Checks the horizon and the options; the answer is the context limit.

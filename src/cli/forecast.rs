@@ -9,7 +9,7 @@ use moesaic::{Forecast, ForecastOptions, Forecaster, ModelInfo, Series, Table, T
 use serde::Serialize;
 
 use super::output::Output;
-use super::{ModelArgs, colour, count, note, open_model, percent, print, tables};
+use super::{CombineArgs, ModelArgs, colour, count, note, open_model, percent, print, tables};
 
 /// Continue the series of a CSV file.
 ///
@@ -46,6 +46,8 @@ pub(super) struct Args {
     /// Raise negative forecasts to zero
     #[arg(long)]
     non_negative: bool,
+    #[command(flatten)]
+    combine: CombineArgs,
     /// Give an interval that should hold this share of the future, in percent; may be given several times. Calibrated on
     /// forecasts of each series' own past, which takes 20 times as long
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
@@ -80,6 +82,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut options = ForecastOptions::default().non_negative(args.non_negative);
     options.context = args.context;
     options.intervals.clone_from(&args.interval);
+    options.combine = args.combine.choice();
     let forecasts = model.forecast(&table.series, horizon, &options)?;
     let caption = caption(&table, model.info(), horizon, &forecasts);
 
