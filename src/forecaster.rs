@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::error::{Error, Place, Result, quoted};
 use crate::series::{Series, Stamp};
 use bounds::Bounds;
-use combine::{Combination, Trial};
+use combine::Trial;
 use context::{Context, constant};
 use intervals::Calibration;
 pub use intervals::Interval;
@@ -37,7 +37,7 @@ pub use model::{ModelFile, ModelInfo, Parameters};
 ///   other models forecast alone unless told otherwise ([`ForecastOptions::combine`]).
 /// * A forecast does not pass a floor or a cap that its history shows ([`ForecastOptions::bounds`]).
 /// * Intervals, if asked for ([`ForecastOptions::interval`]), are calibrated on what the model says about up to 20 points
-///   in the series' own past, which takes as many more forecasts.
+///   in the series' own past, which takes as many more forecasts. Combined forecasts are combined anew at each, from what lay before it.
 pub struct Forecaster {
     model: TimeMoe,
     info: ModelInfo,
@@ -229,8 +229,8 @@ impl Forecaster {
             .map(|(series, context)| future(series, context.end, horizon))
             .collect::<Result<Vec<_>>>()?;
         let newest: Vec<&[f32]> = contexts.iter().map(|context| context.newest(limit)).collect();
-        let (values, combinations) = self.point(&newest, horizon, options)?;
-        let intervals = self.intervals(&contexts, &values, &combinations, limit, options)?;
+        let values = self.point(&newest, horizon, options)?;
+        let intervals = self.intervals(&contexts, &values, limit, options)?;
         let rows = series.iter().zip(contexts).zip(stamps).zip(values.into_iter().zip(intervals));
         rows.map(|(((series, context), timestamps), (mut values, mut intervals))| {
             if values.iter().any(|value| !value.is_finite()) {
@@ -252,34 +252,27 @@ impl Forecaster {
         .collect()
     }
 
-    /// The point forecasts of all histories, and how each was combined if it was.
-    fn point(
-        &self,
-        histories: &[&[f32]],
-        horizon: usize,
-        options: &ForecastOptions,
-    ) -> Result<(Vec<Vec<f32>>, Vec<Option<Combination>>)> {
+    /// Continues each history by `horizon` values, combined if the options or the model want it so.
+    fn point(&self, histories: &[&[f32]], horizon: usize, options: &ForecastOptions) -> Result<Vec<Vec<f32>>> {
         let combine = options.combine.unwrap_or(self.combines);
-        let trial = |history: &&[f32]| {
+        let mut values = vec![Vec::new(); histories.len()];
+        let mut alone = Vec::new();
+        for (at, history) in histories.iter().enumerate() {
             let worth = combine && constant(history).is_none();
-            worth.then(|| Trial::of(history, horizon)).flatten()
-        };
-        let mut trials: Vec<Option<Trial>> = histories.iter().map(trial).collect();
-        let alone: Vec<usize> = (0..histories.len()).filter(|&at| trials[at].is_none()).collect();
-        let plain: Vec<&[f32]> = alone.iter().map(|&at| histories[at]).collect();
-        let (mut values, mut combinations) = (vec![Vec::new(); histories.len()], vec![None; histories.len()]);
-        for (at, forecast) in alone.into_iter().zip(self.go_on(&plain, horizon, options.batch)?) {
-            values[at] = forecast;
-        }
-        for (at, trial) in trials.iter_mut().enumerate() {
-            let Some(trial) = trial.take() else { continue };
+            let Some(trial) = worth.then(|| Trial::of(history, horizon)).flatten() else {
+                alone.push(at);
+                continue;
+            };
             let ask =
                 |question: &combine::Question| self.model.forecast_from(&question.values, &question.origins, horizon);
             let answers = trial.questions.iter().map(ask).collect::<candle_core::Result<Vec<_>>>();
-            let (forecast, combination) = trial.finish(&answers.map_err(|error| Error::compute(&error))?);
-            (values[at], combinations[at]) = (forecast, Some(combination));
+            values[at] = trial.finish(&answers.map_err(|error| Error::compute(&error))?);
         }
-        Ok((values, combinations))
+        let plain: Vec<&[f32]> = alone.iter().map(|&at| histories[at]).collect();
+        for (at, forecast) in alone.into_iter().zip(self.go_on(&plain, horizon, options.batch)?) {
+            values[at] = forecast;
+        }
+        Ok(values)
     }
 
     /// Continues each history by `horizon` values, as the model does alone.
@@ -305,7 +298,6 @@ impl Forecaster {
         &self,
         contexts: &[Context],
         forecasts: &[Vec<f32>],
-        combinations: &[Option<Combination>],
         limit: usize,
         options: &ForecastOptions,
     ) -> Result<Vec<Vec<Interval>>> {
@@ -314,41 +306,17 @@ impl Forecaster {
         if levels.is_empty() {
             return Ok(intervals);
         }
-        let all = contexts.iter().zip(forecasts).zip(combinations).zip(&mut intervals);
-        for (((context, forecast), combination), intervals) in all {
+        for ((context, forecast), intervals) in contexts.iter().zip(forecasts).zip(&mut intervals) {
             let Some(calibration) = Calibration::plan(context.values.len(), limit, forecast.len()) else { continue };
             let histories: Vec<&[f32]> = calibration
                 .origins
                 .iter()
                 .map(|&origin| &context.values[origin.saturating_sub(limit)..origin])
                 .collect();
-            let past = match combination {
-                Some(combination) => self.combined(combination, &histories, calibration.steps, options.batch)?,
-                None => self.go_on(&histories, calibration.steps, options.batch)?,
-            };
+            let past = self.point(&histories, calibration.steps, options)?;
             *intervals = calibration.intervals(context, &past, forecast, levels);
         }
         Ok(intervals)
-    }
-
-    /// Continues each history as a combination that was found for a later one does; as the model does alone where the history
-    /// is too short for all of it.
-    fn combined(
-        &self,
-        combination: &Combination,
-        histories: &[&[f32]],
-        horizon: usize,
-        batch: usize,
-    ) -> Result<Vec<Vec<f32>>> {
-        let ask = |views: &Vec<Vec<f32>>| {
-            let views: Vec<&[f32]> = views.iter().map(Vec::as_slice).collect();
-            self.go_on(&views, horizon, batch)
-        };
-        let answers = combination.views(histories).iter().map(ask).collect::<Result<Vec<_>>>()?;
-        let combined = combination.forecast(histories, &answers, horizon);
-        let left: Vec<&[f32]> = histories.iter().zip(&combined).filter(|(_, c)| c.is_none()).map(|(h, _)| *h).collect();
-        let mut left = self.go_on(&left, horizon, batch)?.into_iter();
-        Ok(combined.into_iter().map(|combined| combined.or_else(|| left.next()).unwrap_or_default()).collect())
     }
 
     /// Checks the horizon and the options; the answer is the context limit.

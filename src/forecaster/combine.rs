@@ -67,10 +67,6 @@ pub(super) struct Trial {
     pub questions: Vec<Question>,
 }
 
-/// The candidates that count, and their weights, which sum to 1.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Combination(Vec<(Candidate, f64)>);
-
 impl Trial {
     /// The back-test of a history; `None` where it is too short to say anything.
     pub fn of(history: &[f32], horizon: usize) -> Option<Self> {
@@ -120,8 +116,21 @@ impl Trial {
         Some(Trial { history: y, horizon, steps, origins, candidates, questions })
     }
 
-    /// The combined forecast, and how it was combined, from the model's answers to the questions.
-    pub fn finish(self, answers: &[Vec<Vec<f32>>]) -> (Vec<f32>, Combination) {
+    /// The combined forecast, from the model's answers to the questions.
+    pub fn finish(self, answers: &[Vec<Vec<f32>>]) -> Vec<f32> {
+        let parts = self.weigh(answers);
+        let all: f64 = parts.iter().map(|(_, weight, _)| weight).sum();
+        if all.is_nan() || all <= 0.0 {
+            // The model has answered with what is no number: the caller says so.
+            return answers.first().and_then(|rows| rows.last()).cloned().unwrap_or_default();
+        }
+        let mean = |k: usize| parts.iter().filter_map(|(_, w, said)| said.get(k).map(|v| w / all * v)).sum::<f64>();
+        let limit = f64::from(f32::MAX);
+        (0..self.horizon).map(|k| mean(k).clamp(-limit, limit) as f32).collect()
+    }
+
+    /// The candidates that count, each with its weight and its forecast.
+    fn weigh(&self, answers: &[Vec<Vec<f32>>]) -> Vec<(&Candidate, f64, Vec<f64>)> {
         let Trial { history: y, horizon, steps, origins, candidates, questions } = self;
         let n = y.len();
         // Of each candidate, what it said at each origin, and at the end.
@@ -133,72 +142,18 @@ impl Trial {
                 Some((question, answers)) => {
                     let offset = n - question.values.len();
                     let find = |origin: usize| question.origins.iter().position(|&o| o + offset == origin);
-                    let answer = |origin| Some(candidate.undo(answers.get(find(origin)?)?, &y));
+                    let answer = |origin| Some(candidate.undo(answers.get(find(origin)?)?, y));
                     all.map(answer).collect()
                 }
-                None => candidate.seasonal(&y, all, horizon),
+                None => candidate.seasonal(y, all, *horizon),
             });
         }
-        let last = origins.len();
-        let weights = weights(&y, &origins, steps, &said);
-        let parts = candidates.into_iter().zip(weights).zip(&said).filter(|(_, said)| said[last].is_some());
-        let (mut kept, mut forecasts) = (Vec::new(), Vec::new());
-        for ((candidate, weight), said) in parts {
-            if weight >= LEAST {
-                kept.push((candidate, weight));
-                forecasts.push(said[last].clone());
-            }
-        }
-        let sum: f64 = kept.iter().map(|(_, weight)| weight).sum();
-        kept.iter_mut().for_each(|(_, weight)| *weight /= sum);
-        let combination = Combination(kept);
-        let alone = || answers.first().and_then(|rows| rows.last()).cloned().unwrap_or_default();
-        (combination.mean(&forecasts, horizon).unwrap_or_else(alone), combination)
-    }
-}
-
-impl Combination {
-    /// What the model is to continue so that this combination can continue each of the histories: one list of views for
-    /// each candidate of the model, as long as the histories.
-    pub fn views(&self, histories: &[&[f32]]) -> Vec<Vec<Vec<f32>>> {
-        let of_model = self.0.iter().filter(|(candidate, _)| matches!(candidate.method, Method::Model { .. }));
-        let view = |candidate: &Candidate, history: &[f32]| {
-            let y: Vec<f64> = history.iter().map(|&v| f64::from(v)).collect();
-            candidate.view(&y).0.iter().map(|&v| v as f32).collect()
+        let weights = weights(y, origins, *steps, &said);
+        let parts = candidates.iter().zip(weights).zip(said);
+        let part = |((candidate, weight), mut said): ((_, f64), Vec<Option<Vec<f64>>>)| {
+            (weight >= LEAST).then_some((candidate, weight, said.pop()??))
         };
-        of_model.map(|(candidate, _)| histories.iter().map(|history| view(candidate, history)).collect()).collect()
-    }
-
-    /// Continues the histories, with the model's continuations of the [`views`](Self::views). Candidates that a history is too
-    /// short for are left out; `None` where that leaves nothing.
-    pub fn forecast(&self, histories: &[&[f32]], answers: &[Vec<Vec<f32>>], horizon: usize) -> Vec<Option<Vec<f32>>> {
-        let forecast = |(at, history): (usize, &&[f32])| {
-            let y: Vec<f64> = history.iter().map(|&v| f64::from(v)).collect();
-            let mut answers = answers.iter();
-            let mut said = Vec::with_capacity(self.0.len());
-            for (candidate, _) in &self.0 {
-                said.push(match candidate.method {
-                    Method::Model { .. } => {
-                        answers.next().and_then(|rows| rows.get(at)).map(|row| candidate.undo(row, &y))
-                    }
-                    Method::Seasonal { .. } => candidate.seasonal(&y, [y.len()].into_iter(), horizon).remove(0),
-                });
-            }
-            self.mean(&said, horizon)
-        };
-        histories.iter().enumerate().map(forecast).collect()
-    }
-
-    /// The weighted mean of what the candidates said.
-    fn mean(&self, said: &[Option<Vec<f64>>], horizon: usize) -> Option<Vec<f32>> {
-        let parts = || self.0.iter().zip(said).filter_map(|((_, weight), said)| Some((*weight, said.as_ref()?)));
-        let all: f64 = parts().map(|(weight, _)| weight).sum();
-        if !(all > 0.0) {
-            return None;
-        }
-        let mean = |k: usize| parts().filter_map(|(w, values)| values.get(k).map(|v| w / all * v)).sum::<f64>();
-        let limit = f64::from(f32::MAX);
-        Some((0..horizon).map(|k| mean(k).clamp(-limit, limit) as f32).collect())
+        parts.filter_map(part).collect()
     }
 }
 

@@ -46,10 +46,10 @@ impl Paths {
     pub fn of(y: &[f64], lag: usize) -> Self {
         let mut smoothed = vec![y.to_vec(); GAMMA.len()];
         let mut levels = vec![[[0.0; ALPHA.len()]; GAMMA.len()]; y.len() + 1];
-        for t in lag..y.len() {
+        for (t, value) in y.iter().enumerate().skip(lag) {
             levels[t + 1] = levels[t];
             for ((u, gamma), level) in smoothed.iter_mut().zip(GAMMA).zip(&mut levels[t + 1]) {
-                let missed = y[t] - u[t - lag];
+                let missed = value - u[t - lag];
                 u[t] = u[t - lag] + gamma * missed;
                 for (l, alpha) in level.iter_mut().zip(ALPHA) {
                     *l += alpha * (missed - *l);
@@ -149,9 +149,10 @@ pub(super) fn without_season(y: &[f64], lag: usize) -> (Vec<f64>, Vec<f64>) {
     const FOLLOW: f64 = 0.15;
     let mut path = y.to_vec();
     let mut rest = Vec::with_capacity(y.len().saturating_sub(lag));
-    for t in lag..y.len() {
-        rest.push(y[t] - path[t - lag]);
-        path[t] = path[t - lag] + FOLLOW * (y[t] - path[t - lag]);
+    for (t, value) in y.iter().enumerate().skip(lag) {
+        let missed = value - path[t - lag];
+        rest.push(missed);
+        path[t] = path[t - lag] + FOLLOW * missed;
     }
     (rest, path)
 }
@@ -204,7 +205,7 @@ mod tests {
         let mut level = 0.0;
         let y: Vec<f64> = (0..240)
             .map(|t| {
-                if t % 40 == 39 {
+                if t % 40 == 20 {
                     level += 10.0;
                 }
                 level + [0.0, 2.0, -1.0][t % 3] + 0.1 * rng.normal()
