@@ -103,7 +103,7 @@ impl Trial {
         let nested = lags.nested.map(|(short, long)| (Some(short), long));
         for (short, lag) in single.chain(nested) {
             for log in [false, true] {
-                // Logarithms of a nested season gave nothing more.
+                // A season within a season is sought in the values alone.
                 if !log || (short.is_none() && multiplicative(&y)) {
                     let x = if log { y.iter().map(|v| v.ln()).collect() } else { y.clone() };
                     let x = short.map(|short| without_season(&x, short).0).unwrap_or(x);
@@ -161,10 +161,7 @@ impl Candidate {
     /// What the model sees of a history, and where that starts.
     fn view(&self, y: &[f64]) -> (Vec<f64>, usize) {
         let from = if self.method == (Method::Model { half: true }) { y.len() / 2 } else { 0 };
-        // A past that is not positive has no logarithms; its least positive value stands in.
-        let least = y.iter().copied().filter(|&v| v > 0.0).fold(f64::INFINITY, f64::min);
-        let log = self.log && least.is_finite();
-        (y[from..].iter().map(|&v| if log { v.max(least).ln() } else { v }).collect(), from)
+        (y[from..].iter().map(|&v| if self.log { v.ln() } else { v }).collect(), from)
     }
 
     /// Values from what the model or a family said. An exponential is kept from running away: it may pass the history's
@@ -172,7 +169,7 @@ impl Candidate {
     fn undo<T: Copy + Into<f64>>(&self, said: &[T], y: &[f64]) -> Vec<f64> {
         let most = y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let said = said.iter().map(|&v| -> f64 { v.into() });
-        if self.log && most > 0.0 { said.map(|v| v.min(most.ln() + 2.0).exp()).collect() } else { said.collect() }
+        if self.log { said.map(|v| v.min(most.ln() + 2.0).exp()).collect() } else { said.collect() }
     }
 
     /// What a family says at each origin; `None` where the history before it is shorter than the lags.
