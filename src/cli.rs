@@ -131,6 +131,24 @@ fn usage(rendered: &str) -> String {
     format!("{}; see --help", parts.join("; "))
 }
 
+/// Whether the model forecasts alone, alike in all commands.
+#[derive(Debug, clap::Args)]
+struct CombineArgs {
+    /// The model alone: not combined with smoothed seasonal forecasts, as the built-in model is unless told so
+    #[arg(long, conflicts_with = "combine")]
+    plain: bool,
+    /// Combine the forecast of a model given by --model too
+    #[arg(long)]
+    combine: bool,
+}
+
+impl CombineArgs {
+    /// As the option of the library: nothing said, the model decides.
+    fn choice(&self) -> Option<bool> {
+        (self.plain || self.combine).then_some(self.combine)
+    }
+}
+
 /// A level of an interval: `90` or `90%` is 0.9.
 fn percent(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.trim().trim_end_matches('%').trim().parse().ok();

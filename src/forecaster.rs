@@ -1,6 +1,7 @@
 //! Zero-shot forecasting: a pretrained model continues any series.
 
 mod bounds;
+mod combine;
 mod context;
 mod intervals;
 mod many;
@@ -17,6 +18,7 @@ use crate::error::{Error, Place, Result, quoted};
 use crate::hub::Hub;
 use crate::series::{Series, Stamp};
 use bounds::Bounds;
+use combine::Trial;
 use context::{Context, constant};
 use intervals::Calibration;
 pub use intervals::Interval;
@@ -35,12 +37,16 @@ pub use model::{ModelFile, ModelInfo, Parameters};
 /// * The model sees the last [`ForecastOptions::context`] values.
 /// * A context of one value, or of equal values, is continued as that value without asking the model.
 /// * The model standardises each context and maps its answer back, so the scale of the data does not matter.
+/// * The embedded model's forecast is combined with smoothed seasonal ones, weighted by how each did on the context's own past;
+///   other models forecast alone unless told otherwise ([`ForecastOptions::combine`]).
 /// * A forecast does not pass a floor or a cap that its history shows ([`ForecastOptions::bounds`]).
 /// * Intervals, if asked for ([`ForecastOptions::interval`]), are calibrated on what the model says about up to 20 points
-///   in the series' own past, which takes as many more forecasts.
+///   in the series' own past, which takes as many more forecasts. Combined forecasts are combined anew at each, from what lay before it.
 pub struct Forecaster {
     model: TimeMoe,
     info: ModelInfo,
+    /// Whether forecasts are combined unless the options say otherwise.
+    combines: bool,
 }
 
 /// How to forecast. `ForecastOptions::default()` suits most uses.
@@ -59,6 +65,10 @@ pub struct ForecastOptions {
     /// Keep forecasts between a floor and a cap that the history shows: an extreme that a tenth of the values that the model
     /// sees, in three or more separate runs, are equal to, as the nights of a solar plant are. On by default.
     pub bounds: bool,
+    /// Combine the model's forecast with smoothed seasonal ones at lags that the history shows, each weighted by how it did on
+    /// the history's own past; takes about six times as long. `None`: the embedded model combines, others, whose numbers are to
+    /// be those of their reference, do not. Histories below 16 values are left to the model.
+    pub combine: Option<bool>,
     /// Levels, above 0 and below 1, of the intervals to give with each forecast; none by default. See [`Interval`].
     pub intervals: Vec<f64>,
 }
@@ -88,6 +98,7 @@ impl Default for ForecastOptions {
             missing: Missing::default(),
             non_negative: false,
             bounds: true,
+            combine: None,
             intervals: Vec::new(),
         }
     }
@@ -121,6 +132,12 @@ impl ForecastOptions {
     /// Whether forecasts stay between the floor and the cap that the history shows.
     pub fn bounds(mut self, yes: bool) -> Self {
         self.bounds = yes;
+        self
+    }
+
+    /// Whether the model's forecast is combined with smoothed seasonal ones.
+    pub fn combine(mut self, yes: bool) -> Self {
+        self.combine = Some(yes);
         self
     }
 
@@ -160,7 +177,7 @@ impl Forecaster {
     /// # Errors
     /// None that a release build can meet; the signature is that of [`Forecaster::from_dir`].
     pub fn embedded() -> Result<Self> {
-        Self::load(ModelFiles::embedded()?)
+        Ok(Forecaster { combines: true, ..Self::load(ModelFiles::embedded()?)? })
     }
 
     /// The model in this folder, in the Hugging Face layout: `config.json` and `model.safetensors` (or its shards and
@@ -214,7 +231,7 @@ impl Forecaster {
         }
         let model = TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
             .map_err(|error| Error::weights(&source, &error))?;
-        Ok(Forecaster { model, info })
+        Ok(Forecaster { model, info, combines: false })
     }
 
     /// What the model is.
@@ -248,7 +265,7 @@ impl Forecaster {
             .map(|(series, context)| future(series, context.end, horizon))
             .collect::<Result<Vec<_>>>()?;
         let newest: Vec<&[f32]> = contexts.iter().map(|context| context.newest(limit)).collect();
-        let values = self.go_on(&newest, horizon, options.batch)?;
+        let values = self.point(&newest, horizon, options)?;
         let intervals = self.intervals(&contexts, &values, limit, options)?;
         let rows = series.iter().zip(contexts).zip(stamps).zip(values.into_iter().zip(intervals));
         rows.map(|(((series, context), timestamps), (mut values, mut intervals))| {
@@ -271,7 +288,30 @@ impl Forecaster {
         .collect()
     }
 
-    /// Continues each history by `horizon` values.
+    /// Continues each history by `horizon` values, combined if the options or the model want it so.
+    fn point(&self, histories: &[&[f32]], horizon: usize, options: &ForecastOptions) -> Result<Vec<Vec<f32>>> {
+        let combine = options.combine.unwrap_or(self.combines);
+        let mut values = vec![Vec::new(); histories.len()];
+        let mut alone = Vec::new();
+        for (at, history) in histories.iter().enumerate() {
+            let worth = combine && constant(history).is_none();
+            let Some(trial) = worth.then(|| Trial::of(history, horizon)).flatten() else {
+                alone.push(at);
+                continue;
+            };
+            let ask =
+                |question: &combine::Question| self.model.forecast_from(&question.values, &question.origins, horizon);
+            let answers = trial.questions.iter().map(ask).collect::<candle_core::Result<Vec<_>>>();
+            values[at] = trial.finish(&answers.map_err(|error| Error::compute(&error))?);
+        }
+        let plain: Vec<&[f32]> = alone.iter().map(|&at| histories[at]).collect();
+        for (at, forecast) in alone.into_iter().zip(self.go_on(&plain, horizon, options.batch)?) {
+            values[at] = forecast;
+        }
+        Ok(values)
+    }
+
+    /// Continues each history by `horizon` values, as the model does alone.
     fn go_on(&self, histories: &[&[f32]], horizon: usize, batch: usize) -> Result<Vec<Vec<f32>>> {
         let constants: Vec<Option<f32>> = histories.iter().map(|history| constant(history)).collect();
         let mut values: Vec<Vec<f32>> =
@@ -309,7 +349,7 @@ impl Forecaster {
                 .iter()
                 .map(|&origin| &context.values[origin.saturating_sub(limit)..origin])
                 .collect();
-            let past = self.go_on(&histories, calibration.steps, options.batch)?;
+            let past = self.point(&histories, calibration.steps, options)?;
             *intervals = calibration.intervals(context, &past, forecast, levels);
         }
         Ok(intervals)

@@ -229,6 +229,16 @@ fn an_evaluation_is_printed() {
     let answer: serde_json::Value = serde_json::from_str(good(&measured)).unwrap();
     assert_eq!(answer["series"][0]["name"], "wave");
     assert_eq!(answer["series"][0]["origins"], 3);
+    // A model from a folder is alone unless told otherwise; combined, even one that knows nothing repeats a period.
+    let mase = |more: &[&str]| {
+        let measured = run(folder.path(), &[&arguments[..], &["--json"], more].concat());
+        let answer: serde_json::Value = serde_json::from_str(good(&measured)).unwrap();
+        answer["series"][0]["model"]["mase"].as_f64().unwrap()
+    };
+    assert_eq!(Some(mase(&["--plain"])), answer["series"][0]["model"]["mase"].as_f64());
+    assert!(mase(&["--combine"]) < 0.01 * mase(&[]));
+    let both = run(folder.path(), &[&arguments[..], &["--plain", "--combine"]].concat());
+    assert!(both.code != Some(0) && both.stderr.contains("cannot be used with"), "{}", both.stderr);
 }
 
 const TRAINING: &str = r#"

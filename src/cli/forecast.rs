@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::model::ModelArgs;
 use super::output::Output;
-use super::{colour, count, note, percent, print, progress, tables};
+use super::{CombineArgs, colour, count, note, percent, print, progress, tables};
 
 /// Continue the series of a CSV or Parquet file.
 ///
@@ -52,6 +52,8 @@ pub(super) struct Args {
     /// Raise negative forecasts to zero
     #[arg(long)]
     non_negative: bool,
+    #[command(flatten)]
+    combine: CombineArgs,
     /// Give an interval that should hold this share of the future, in percent; may be given several times. Calibrated on
     /// forecasts of each series' own past, which takes 20 times as long
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
@@ -90,6 +92,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut options = ForecastOptions::default().non_negative(args.non_negative);
     options.context = args.context;
     options.intervals.clone_from(&args.interval);
+    options.combine = args.combine.choice();
     let forecasts = progress::forecast(&model, &table.series, horizon, &options)?;
     let caption = caption(&table, model.info(), horizon, &forecasts);
 

@@ -221,3 +221,50 @@ fn forecasts_keep_to_the_floor_of_their_history() {
     assert_eq!(low(&ForecastOptions::default()), -0.2);
     assert_eq!(low(&ForecastOptions::default().non_negative(true)), 0.0);
 }
+
+#[test]
+fn models_from_folders_forecast_alone_unless_told_otherwise() {
+    let model = forecaster();
+    let mut rng = Rng::new(12);
+    let mut season = |name: &str, period: usize, n: usize| {
+        let values: Vec<f32> = (0..n).map(|t| 5.0 + (t % period) as f32 + 0.1 * rng.normal() as f32).collect();
+        Series::new(name, values)
+    };
+    let mut all = vec![season("long", 12, 200), season("shorter", 5, 77), season("short", 4, 12)];
+    all.push(Series::new("flat", [3.0; 40]));
+    all[0].values[100] = f32::NAN;
+    let of = |options: &ForecastOptions| model.forecast(&all, 10, options).unwrap();
+    let options = ForecastOptions::default();
+    let (plain, combined) = (of(&options), of(&options.clone().combine(true)));
+    assert_eq!(plain, of(&options.clone().combine(false)));
+    // A dozen values are left to the model, a constant to itself.
+    assert!(plain[0] != combined[0] && plain[1] != combined[1] && plain[2..] == combined[2..]);
+    // The model of random weights knows nothing; the season is plain to see.
+    for (k, value) in combined[0].values.iter().enumerate() {
+        assert!((value - (5 + (200 + k) % 12) as f32).abs() < 1.0, "step {k}: {value}");
+    }
+    // Alone or with others, in any thread, with intervals or without: the same bits.
+    let options = options.combine(true).interval(0.9);
+    let shorter = &all[1..2];
+    let alone = std::thread::scope(|scope| {
+        scope.spawn(|| model.forecast(shorter, 10, &options).unwrap().remove(0)).join().unwrap()
+    });
+    assert_eq!(alone.values, combined[1].values);
+    let band = &alone.intervals[0];
+    assert!((0..10).all(|k| band.lower[k] <= alone.values[k] && alone.values[k] <= band.upper[k]));
+    assert!((0..10).all(|k| band.upper[k] - band.lower[k] < 3.0), "{band:?}");
+}
+
+#[test]
+fn the_embedded_model_combines() {
+    let model = Forecaster::embedded().unwrap();
+    // A period that the model alone has never seen twice.
+    let values: Vec<f32> = (0..500).map(|t| ((t % 300) as f32 * 0.7).sin() + (t % 300) as f32 / 50.0).collect();
+    let miss = |options: &ForecastOptions| {
+        let forecast = model.forecast(&[Series::new("y", values.clone())], 20, options).unwrap().remove(0);
+        let truth = (500..520).map(|t| ((t % 300) as f32 * 0.7).sin() + (t % 300) as f32 / 50.0);
+        truth.zip(forecast.values).map(|(y, f)| (y - f).abs()).sum::<f32>() / 20.0
+    };
+    let (combined, plain) = (miss(&ForecastOptions::default()), miss(&ForecastOptions::default().combine(false)));
+    assert!(combined < 0.01 && combined < plain, "{combined} {plain}");
+}

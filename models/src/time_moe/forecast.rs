@@ -66,28 +66,36 @@ impl TimeMoe {
             None => Context::default(),
         };
         let mut cache = Cache::default();
-        let mut step = context.clone();
-        let mut ctx = start.clone();
+        let hidden = self.forward(context, &start, Some(&mut cache), None)?.hidden;
+        let last = hidden.i((.., t - 1, ..))?.contiguous()?; // (b, h)
+        self.roll_out(cache, last, start, horizon)
+    }
+
+    /// Emits `horizon` values from the last hidden states `[b, h]` of the tokens in the cache: `[b, horizon]` in f32.
+    fn roll_out(&self, mut cache: Cache, mut last: Tensor, start: Context, horizon: usize) -> Result<Tensor> {
+        let b = last.dim(0)?;
         let mut emitted: Vec<Tensor> = Vec::new();
         let mut done = 0;
-        while done < horizon {
-            let hidden = self.forward(&step, &ctx, Some(&mut cache), None)?.hidden;
-            let last = hidden.i((.., hidden.dim(1)? - 1, ..))?.contiguous()?; // (b, h)
+        loop {
             let head = self.scheduled_head(horizon - done);
             let values = self.head(head, &last)?.to_dtype(DType::F32)?; // (b, horizon of the head)
             let take = values.dim(1)?.min(horizon - done);
-            step = values.narrow(1, 0, take)?;
+            let step = values.narrow(1, 0, take)?;
             emitted.push(step.clone());
             done += take;
+            if done == horizon {
+                return Tensor::cat(&emitted, 1);
+            }
             // Positions of the emitted values follow each row's real tokens.
             let past = cache.tokens as u32;
             let positions = (0..b).flat_map(|row| {
                 let padding = start.padding.get(row).copied().unwrap_or(0) as u32;
                 (0..take as u32).map(move |i| past - padding + i)
             });
-            ctx = Context { positions: Some(positions.collect()), ..start.clone() };
+            let ctx = Context { positions: Some(positions.collect()), ..start.clone() };
+            let hidden = self.forward(&step, &ctx, Some(&mut cache), None)?.hidden;
+            last = hidden.i((.., take - 1, ..))?.contiguous()?; // (b, h)
         }
-        Tensor::cat(&emitted, 1)
     }
 
     /// Forecasts raw series: each is standardised by its own mean and deviation, continued in batches padded at the left, and
@@ -117,6 +125,42 @@ impl TimeMoe {
             rest = later;
         }
         Ok(forecasts)
+    }
+
+    /// Forecasts a series from several origins at once: row `i` continues `values[..origins[i]]` by `horizon` values.
+    ///
+    /// The model is causal, so one pass over the series serves all origins; each then continues from its own part of the
+    /// cache. All rows share the standardisation of the whole series. From `values.len()`, the forecast is that of
+    /// [`forecast`](Self::forecast) up to rounding.
+    ///
+    /// # Errors
+    /// An origin of 0 or beyond the series, or a value that is not finite.
+    pub fn forecast_from(&self, values: &[f32], origins: &[usize], horizon: usize) -> Result<Vec<Vec<f32>>> {
+        let n = values.len();
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            bail!("the series has {} at index {at}; fill or drop values that are not finite", values[at]);
+        }
+        if let Some(origin) = origins.iter().find(|origin| !(1..=n).contains(*origin)) {
+            bail!("a forecast from {origin} in a series of {n} values");
+        }
+        if horizon == 0 {
+            bail!("a horizon of 0 asks for nothing");
+        }
+        if origins.is_empty() {
+            return Ok(Vec::new());
+        }
+        let norm = Normalisation::of(values);
+        let normed: Vec<f32> = values.iter().map(|&v| norm.apply(v)).collect();
+        let context = Tensor::from_vec(normed, (1, n), &self.device)?;
+        let mut cache = Cache::default();
+        let hidden = self.forward(&context, &Context::default(), Some(&mut cache), None)?.hidden; // (1, n, h)
+        let last: Vec<u32> = origins.iter().map(|&origin| origin as u32 - 1).collect();
+        let last = Tensor::from_vec(last, origins.len(), &self.device)?;
+        let last = hidden.i(0)?.contiguous()?.index_select(&last, 0)?; // (origins, h)
+        let padding = origins.iter().map(|&origin| n - origin).collect();
+        let start = Context { padding, ..Context::default() };
+        let rows = self.roll_out(cache.fork(origins)?, last, start, horizon)?.to_vec2::<f32>()?;
+        Ok(rows.iter().map(|row| row.iter().map(|&v| norm.invert(v)).collect()).collect())
     }
 
     /// One batch of [`forecast`](Self::forecast), padded to its longest series.
