@@ -138,7 +138,8 @@ fn an_interrupted_download_goes_on() {
         assert!(child.try_wait().unwrap().is_none(), "ended early");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    // Not SIGINT, which programs started in the background ignore.
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(!child.wait().unwrap().success());
     assert_eq!(fs::metadata(&partial).unwrap().len(), 1000);
     assert!(!blobs.join(etag(WEIGHTS, &content)).exists());
