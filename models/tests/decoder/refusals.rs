@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use moesaic_kernels::Modality;
+use moesaic_kernels::rng::Rng;
 use moesaic_models::decoder::{Cache, Context, DecoderConfig, Input, pad_ids};
 use serde_json::{Value, json};
 
@@ -192,4 +193,82 @@ fn hostile_configs_are_refused_before_anything_is_made() {
         let error = DecoderConfig::from_json(json).unwrap_err().to_string();
         assert!(error.contains(word), "{json}: {error}");
     }
+}
+
+/// A value that a config might hold by mistake or by malice.
+fn strange(rng: &mut Rng) -> Value {
+    let all = [
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(3),
+        json!(7),
+        json!(1u64 << 20),
+        json!(1u64 << 40),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(1e300),
+        json!(-0.5),
+        json!(1e-300),
+        json!(2.5),
+        json!(true),
+        json!(false),
+        json!(""),
+        json!("silu"),
+        json!([]),
+        json!([1, 2, 3]),
+        json!([1e300, -1]),
+        json!({}),
+        json!({ "type": "yarn", "factor": 1e300, "mscale": 1e300, "mscale_all_dim": 1e-300 }),
+        json!({ "type": "dynamic", "factor": 1e-300 }),
+        json!({ "type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 1, 1] }),
+        json!({ "rope_type": "llama3", "factor": 1, "low_freq_factor": 1e-300, "high_freq_factor": 1e300,
+            "original_max_position_embeddings": 1 }),
+        Value::Null,
+    ];
+    all[rng.below(all.len())].clone()
+}
+
+/// Whatever stands in a config, it is refused or describes a model of bounded size; nothing panics.
+#[test]
+fn twenty_thousand_mutated_configs() {
+    let goods = configs();
+    let mut rng = Rng::new(17);
+    let (mut taken, mut refused) = (0, 0);
+    for i in 0..20_000 {
+        let mut bad = goods[i % goods.len()].clone();
+        let map = bad.as_object_mut().unwrap();
+        for _ in 0..1 + rng.below(3) {
+            let mut keys: Vec<String> = map.keys().filter(|k| *k != "model_type").cloned().collect();
+            keys.extend(
+                ["rope_scaling", "rope_parameters", "sliding_window", "layer_types", "eos_token_id"]
+                    .map(str::to_string),
+            );
+            let key = keys[rng.below(keys.len())].clone();
+            match rng.below(4) {
+                0 => drop(map.remove(&key)),
+                _ => drop(map.insert(key, strange(&mut rng))),
+            }
+        }
+        let mut text = bad.to_string();
+        if rng.below(4) == 0 {
+            // Now and then the text itself is broken.
+            let at = rng.below(text.len());
+            let with = ["", "\"", "9", "}", "-", "e", "\u{fffd}"][rng.below(7)];
+            text.replace_range(at..at + 1, with);
+        }
+        match DecoderConfig::from_json(&text) {
+            Err(e) => {
+                refused += 1;
+                assert!(e.to_string().len() < 1000, "{text}: {e}");
+            }
+            Ok(config) => {
+                taken += 1;
+                assert!(config.layers.len() <= 1 << 14);
+                let parameters = config.parameters();
+                assert!(parameters.active() <= parameters.total(), "{text}");
+            }
+        }
+    }
+    assert!(taken > 1000 && refused > 5000, "{taken} taken, {refused} refused");
 }
