@@ -1,6 +1,6 @@
 //! Keys and values of the tokens seen so far.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Tokens that a cache makes room for at first, where nobody says how many will come.
 const ROOM: usize = 64;
@@ -18,6 +18,8 @@ pub struct Cache {
     /// Padding at the left of each row.
     padding: Vec<usize>,
     room: usize,
+    /// Of the buffers; that of what is appended if absent.
+    dtype: Option<DType>,
 }
 
 /// One layer's part of a [`Cache`].
@@ -131,12 +133,13 @@ impl Cache {
             Ok(LayerCache { parts, dropped: layer.dropped })
         });
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { layers, tokens: self.tokens, padding: self.padding.clone(), room: self.room })
+        Ok(Self { layers, padding: self.padding.clone(), ..*self })
     }
 
-    /// Prepares for `t` more tokens in each of `b` rows, the first of which may be padding.
-    pub(super) fn begin(&mut self, layers: usize, b: usize, padding: &[usize]) -> Result<()> {
+    /// Prepares for more tokens in each of `b` rows, the first of which may be padding. Buffers hold `dtype`.
+    pub(super) fn begin(&mut self, layers: usize, b: usize, padding: &[usize], dtype: DType) -> Result<()> {
         if self.tokens == 0 {
+            self.dtype = Some(dtype);
             self.padding = if padding.is_empty() { vec![0; b] } else { padding.to_vec() };
             // Nothing counts: buffers of a pass that failed may have another shape.
             self.layers.clear();
@@ -169,7 +172,8 @@ impl Cache {
         let mut used = tokens - cache.dropped;
         if cache.parts.is_empty() {
             let capacity = room.max(t.next_multiple_of(ROOM)).max(ROOM);
-            cache.parts = parts.iter().map(|p| buffer(p, capacity)).collect::<Result<_>>()?;
+            let dtype = |part: &Tensor| self.dtype.unwrap_or(part.dtype());
+            cache.parts = parts.iter().map(|p| buffer(p, capacity, dtype(p))).collect::<Result<_>>()?;
         } else {
             let capacity = cache.parts.first().map_or(Ok(0), |p| p.dim(1))?;
             if used + t > capacity {
@@ -192,17 +196,17 @@ impl Cache {
 }
 
 /// Zeros shaped as `part` with room for `capacity` tokens.
-fn buffer(part: &Tensor, capacity: usize) -> Result<Tensor> {
+fn buffer(part: &Tensor, capacity: usize, dtype: DType) -> Result<Tensor> {
     let mut dims = part.dims().to_vec();
     if let Some(tokens) = dims.get_mut(1) {
         *tokens = capacity;
     }
-    Tensor::zeros(dims, part.dtype(), part.device())
+    Tensor::zeros(dims, dtype, part.device())
 }
 
 /// A buffer of `capacity` tokens that begins with `part`.
 fn moved(part: &Tensor, capacity: usize) -> Result<Tensor> {
-    let buffer = buffer(part, capacity)?;
+    let buffer = buffer(part, capacity, part.dtype())?;
     if part.elem_count() > 0 {
         buffer.slice_set(part, 1, 0)?;
     }
@@ -221,7 +225,7 @@ mod tests {
     }
 
     fn step(cache: &mut Cache, padding: &[usize], t: usize, window: Option<usize>) -> (Vec<Vec<f32>>, Vec<usize>) {
-        cache.begin(1, padding.len(), padding).unwrap();
+        cache.begin(1, padding.len(), padding, DType::F32).unwrap();
         let new = tokens(padding.len(), cache.tokens(), t);
         let cached = cache.append(0, &[new], window).unwrap();
         let seen = cached.parts[0].narrow(1, 0, cached.keys).unwrap().squeeze(2).unwrap().to_vec2().unwrap();
@@ -246,8 +250,8 @@ mod tests {
         cache.truncate(6).unwrap();
         assert_eq!(step(&mut cache, &[0, 0], 1, None).0[0], numbers(0..7));
         assert!(cache.truncate(8).is_err());
-        assert!(cache.begin(1, 3, &[]).is_err());
-        assert!(cache.begin(1, 2, &[1, 0]).is_err());
+        assert!(cache.begin(1, 3, &[], DType::F32).is_err());
+        assert!(cache.begin(1, 2, &[1, 0], DType::F32).is_err());
     }
 
     #[test]

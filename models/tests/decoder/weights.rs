@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result};
 use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_models::decoder::{Decoder, DecoderConfig, Input, Site};
+use moesaic_models::decoder::{Cache, Decoder, DecoderConfig, Input, Site};
 
 use crate::families::*;
 
@@ -54,8 +54,17 @@ fn half_precision_weights_come_close() {
             // A rounded router may choose another expert for a token, so most logits are close, not all.
             let close = values(&full).iter().zip(values(&half)).filter(|(a, b)| (*a - b).abs() < bound * scale).count();
             assert!(close * 10 >= full.elem_count() * 8, "{}: {close} of {}", saved.label, full.elem_count());
-            let (tokens, _) = greedy(&model, &rows, 6);
-            assert_eq!(tokens[0].len(), 6);
+            // The cache holds half-precision keys and values.
+            let mut cache = Cache::with_capacity(64);
+            let (ids, context) = ids(&rows);
+            let output = model.forward(Input::Ids(&ids), &context, Some(&mut cache), None).unwrap();
+            let (tokens, steps) = greedy(&model, &rows, 2);
+            let close =
+                worst(&steps.narrow(1, 0, 1).unwrap().squeeze(1).unwrap(), &model.last_logits(&output).unwrap());
+            assert_eq!((tokens[0].len(), close), (2, 0.0), "{}", saved.label);
+            let mut wide = Cache::with_capacity(64);
+            saved.load(DType::F32).forward(Input::Ids(&ids), &context, Some(&mut wide), None).unwrap();
+            assert_eq!(2 * cache.bytes(), wide.bytes(), "{}", saved.label);
         }
         assert!(Decoder::load(saved.dir.path(), DType::U8, &Device::Cpu).is_err());
     }
