@@ -100,6 +100,7 @@ pub struct Decoder {
     rope: Option<Rope>,
     /// Of activations.
     dtype: DType,
+    cache_dtype: DType,
     device: Device,
 }
 
@@ -165,6 +166,7 @@ impl Decoder {
             norm: Norm::load(params, cfg.names.final_norm, h, cfg.norm)?,
             rope: cfg.rope.as_ref().map(Rope::new).transpose()?,
             dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
+            cache_dtype: params.dtype(),
             device: params.device().clone(),
             config,
         })
@@ -296,7 +298,7 @@ impl Decoder {
         }
         let (past, cached) = cache.as_ref().map_or((0, Vec::new()), |c| (c.tokens(), c.padding().to_vec()));
         if let Some(cache) = cache.as_deref_mut() {
-            cache.begin(self.layers.len(), b, &context.padding)?;
+            cache.begin(self.layers.len(), b, &context.padding, self.cache_dtype)?;
         }
         let placed = context.place(b, t, past, &cached)?;
         let rotary =

@@ -105,6 +105,9 @@ impl Keys {
             bail!("mlp_bias is set, which no published model has: biases of routed experts are not supported");
         }
         let every = self.moe_layer_freq.unwrap_or(1);
+        if every == 0 {
+            bail!("moe_layer_freq is 0, expected 1 or more");
+        }
         for (i, layer) in config.layers.iter_mut().enumerate() {
             layer.sparse = config.sparse.is_some() && i >= self.first_k_dense_replace && i.is_multiple_of(every);
         }
