@@ -20,6 +20,7 @@ pub mod experts;
 mod host;
 mod layer;
 mod linear;
+pub mod lora;
 pub mod losses;
 pub mod ops;
 mod params;
@@ -32,7 +33,7 @@ mod tokens;
 
 pub use attention::CausalAttention;
 pub use cpu::pack::Packed;
-pub use experts::{Activation, BankKind, ExpertBank, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
+pub use experts::{Activation, BankKind, ExpertBank, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;
 pub use params::{Init, Params};

@@ -8,6 +8,7 @@ use super::fused;
 use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use crate::cpu::pack::Packed;
 use crate::host::tracked;
+use crate::lora::{self, LowRank};
 use crate::ops::silu_glu;
 use crate::routes::Routes;
 
@@ -133,6 +134,8 @@ pub struct ExpertBank {
     pub(super) up_bias: Option<Tensor>,
     pub(super) down_bias: Option<Tensor>,
     pub(super) output_norm: Option<OutputNorm>,
+    /// Live adapters of the first and of the second layer.
+    pub(super) adapters: [Vec<LowRank>; 2],
 }
 
 impl ExpertBank {
@@ -164,7 +167,7 @@ impl ExpertBank {
 
     fn new(kind: BankKind, up: Tensor, down: Option<Tensor>, activation: Activation) -> Self {
         let (up, down) = (Storage::Dense(up), down.map(Storage::Dense));
-        Self { kind, activation, up, down, up_bias: None, down_bias: None, output_norm: None }
+        Self { kind, activation, up, down, up_bias: None, down_bias: None, output_norm: None, adapters: Default::default() }
     }
 
     /// Adds biases: of the first layer `[E, 2I]` or `[E, I]`, of the second `[E, O]`.
@@ -209,8 +212,11 @@ impl ExpertBank {
         self.down.as_ref().unwrap_or(&self.up).dims().map_or(0, |(_, o, _)| o)
     }
 
-    /// True if a gradient will be asked for any weight.
+    /// True if a gradient will be asked for any weight, or the stages are needed for adapters.
     fn is_tracked(&self) -> bool {
+        if self.adapters.iter().any(|a| !a.is_empty()) {
+            return true;
+        }
         let norm = self.output_norm.iter().flat_map(|n| [&n.weight, &n.bias]);
         self.up.is_tracked()
             || self.down.as_ref().is_some_and(Storage::is_tracked)
@@ -260,6 +266,7 @@ impl ExpertBank {
     /// Each row through the network of its expert, `[R, H]` to `[R, O]`.
     fn networks(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         let mut h = self.up.grouped(x, self.up_bias.as_ref(), routes)?;
+        h = lora::add(&self.adapters[0], x, h, Some(routes))?;
         if let Some(down) = &self.down {
             h = match (self.kind, self.activation) {
                 (BankKind::Gated, Activation::Silu) => silu_glu(&h)?,
@@ -269,7 +276,8 @@ impl ExpertBank {
                 }
                 (_, activation) => activation.apply(&h)?,
             };
-            h = down.grouped(&h, self.down_bias.as_ref(), routes)?;
+            let y = down.grouped(&h, self.down_bias.as_ref(), routes)?;
+            h = lora::add(&self.adapters[1], &h, y, Some(routes))?;
         }
         if let Some(norm) = &self.output_norm {
             h = norm.forward(&h, routes)?;
