@@ -243,8 +243,18 @@ impl Params {
             [experts, out, inputs] => (experts, out, inputs),
             _ => bail!("{}: an adapter for a tensor of shape {:?}", part.name, part.shape),
         };
-        let fits = adapters.iter().try_for_each(|a| a.check(experts, out, inputs));
-        fits.map_err(|e| candle_core::Error::Msg(format!("{}: {e}", part.name)))?;
+        for adapter in adapters {
+            let (e, o, _, i) = adapter.dims();
+            if (e, o, i) != (experts, out, inputs) {
+                bail!(
+                    "{}: adapter {:?} changes {e} maps of {i} inputs to {o} outputs, the tensor has shape {:?}: it is of \
+                     another model",
+                    part.name,
+                    adapter.adapter(),
+                    part.shape
+                );
+            }
+        }
         merged(adapters, plain)
     }
 

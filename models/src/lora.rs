@@ -99,7 +99,7 @@ impl Adapter {
     /// A tensor that is half of a pair, or stacked experts (their shapes are the model's to know; attach them).
     pub fn merge(&self, changes: &mut BTreeMap<String, Vec<LowRank>>, weight: f64) -> Result<()> {
         let label = self.checkpoint.label();
-        let mut used = std::collections::BTreeSet::new();
+        let (mut used, matcher) = (std::collections::BTreeSet::new(), self.config.matcher()?);
         for name in self.checkpoint.names() {
             let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };
             let Some(map) = module.strip_prefix(PREFIX).and_then(|m| m.strip_prefix('.')) else { continue };
@@ -110,7 +110,7 @@ impl Adapter {
             if map.split('.').any(|part| part == "base_layer") || self.config.stacked(map) {
                 bail!("{label}: {map} are stacked experts, which cannot be merged while loading; attach the adapter live");
             }
-            let rank = self.config.rank(map)?;
+            let rank = matcher.rank(map)?;
             let ([r, _], [_, r2]) = (a.shape.as_slice(), b.shape.as_slice()) else {
                 bail!("{label}: tensor {name} of shape {:?} is no map of low rank", a.shape)
             };
@@ -118,7 +118,7 @@ impl Adapter {
                 bail!("{label}: {name} {:?} and {other} {:?} are not of rank {rank}, as {CONFIG_FILE} says", a.shape, b.shape);
             }
             let read = |name: &str, shape: &[usize]| self.checkpoint.read(name, shape, DType::F32, &Device::Cpu);
-            let change = LowRank::new(label, read(name, &a.shape)?, read(&other, &b.shape)?, self.config.scale(map)?)?;
+            let change = LowRank::new(label, read(name, &a.shape)?, read(&other, &b.shape)?, matcher.scale(map)?)?;
             changes.entry(format!("{map}.weight")).or_default().push(change.with_weight(weight));
             used.extend([name.to_string(), other]);
         }
