@@ -96,7 +96,7 @@ impl Adapter {
     /// adapters add up. The maps of any model can be changed so, routers among them, as only names matter.
     ///
     /// # Errors
-    /// A tensor that is half of a pair, or stacked experts (their shapes are the model's to know; attach them).
+    /// A tensor that is half of a pair, or experts that are stacked in the adapter but not in the checkpoint (attach them).
     pub fn merge(&self, changes: &mut BTreeMap<String, Vec<LowRank>>, weight: f64) -> Result<()> {
         let label = self.checkpoint.label();
         let (mut used, matcher) = (std::collections::BTreeSet::new(), self.config.matcher()?);
@@ -107,19 +107,27 @@ impl Adapter {
             let (Some(a), Some(b)) = (self.checkpoint.info(name), self.checkpoint.info(&other)) else {
                 bail!("{label}: tensor {other} is missing")
             };
-            if map.split('.').any(|part| part == "base_layer") || self.config.stacked(map) {
-                bail!("{label}: {map} are stacked experts, which cannot be merged while loading; attach the adapter live");
+            let stacked = self.config.stacked(map);
+            if map.split('.').any(|part| part == "base_layer") || stacked.is_some_and(|parameter| parameter != "weight") {
+                bail!("{label}: {map} are stacked experts, which the checkpoint stores one by one; attach the adapter live");
             }
-            let rank = matcher.rank(map)?;
-            let ([r, _], [_, r2]) = (a.shape.as_slice(), b.shape.as_slice()) else {
+            let weight_name = format!("{map}.weight");
+            let key = if stacked.is_some() { &weight_name } else { map };
+            let (rank, scale) = (matcher.rank(key)?, matcher.scale(key)?);
+            let ([rows, _], [_, columns]) = (a.shape.as_slice(), b.shape.as_slice()) else {
                 bail!("{label}: tensor {name} of shape {:?} is no map of low rank", a.shape)
             };
-            if *r != rank || *r2 != rank {
+            let experts = if stacked.is_some() { rows / rank } else { 1 };
+            if rows != columns || *rows != experts * rank || experts == 0 {
                 bail!("{label}: {name} {:?} and {other} {:?} are not of rank {rank}, as {CONFIG_FILE} says", a.shape, b.shape);
             }
             let read = |name: &str, shape: &[usize]| self.checkpoint.read(name, shape, DType::F32, &Device::Cpu);
-            let change = LowRank::new(label, read(name, &a.shape)?, read(&other, &b.shape)?, matcher.scale(map)?)?;
-            changes.entry(format!("{map}.weight")).or_default().push(change.with_weight(weight));
+            let (a, b) = (read(name, &a.shape)?, read(&other, &b.shape)?);
+            let change = match stacked {
+                Some(_) => LowRank::interleaved(label, experts, a, b, scale)?,
+                None => LowRank::new(label, a, b, scale)?,
+            };
+            changes.entry(weight_name).or_default().push(change.with_weight(weight));
             used.extend([name.to_string(), other]);
         }
         match self.checkpoint.unused(&used).as_slice() {

@@ -296,10 +296,11 @@ impl AdapterConfig {
         })
     }
 
-    /// Whether a module holds stacked tensors that are targets.
-    pub(super) fn stacked(&self, module: &str) -> bool {
-        self.target_parameters.iter().any(|target| {
-            target.rsplit_once('.').is_some_and(|(owner, _)| module == owner || module.ends_with(&format!(".{owner}")))
+    /// The stacked tensor of a module that is a target.
+    pub(super) fn stacked(&self, module: &str) -> Option<&str> {
+        self.target_parameters.iter().find_map(|target| {
+            let (owner, parameter) = target.rsplit_once('.')?;
+            ends_in(module, owner).then_some(parameter)
         })
     }
 }

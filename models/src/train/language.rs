@@ -14,7 +14,7 @@ use moesaic_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
-use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints, read_json, write_json};
+use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints, read_json, write_json, written};
 use crate::decoder::{Context, Decoder, DecoderConfig, Input};
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
 
@@ -415,7 +415,7 @@ fn remember(config: &TrainConfig, train: &Rows, resume: bool) -> Result<()> {
         std::fs::create_dir_all(out).map_err(|e| super::at(out, e))?;
         return write_json(&path, &now);
     }
-    let then: Run = read_json(&path)?;
+    let (then, now): (Run, Run) = (read_json(&path)?, written(&now)?);
     if then.config != now.config {
         bail!("{}: the run was started with another config; resume with the same, or start anew elsewhere", path.display());
     }

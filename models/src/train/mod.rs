@@ -180,7 +180,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
     /// Takes up a checkpoint: the parameters must have been loaded from it with [`Params::resume`].
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
         let progress: Progress = read_json(&checkpoint.join("trainer.json"))?;
-        if progress.plan != self.plan || progress.optimiser != self.config {
+        if progress.plan != self.plan || progress.optimiser != written(&self.config)? {
             bail!(
                 "{}: the run was started with other settings ({:?}, {:?}); resume with the same, or start anew elsewhere",
                 checkpoint.display(),
@@ -342,6 +342,12 @@ fn at(path: &Path, error: impl std::fmt::Display) -> Error {
 fn read_json<D: serde::de::DeserializeOwned>(path: &Path) -> Result<D> {
     let text = std::fs::read_to_string(path).map_err(|e| at(path, e))?;
     serde_json::from_str(&text).map_err(|e| at(path, e))
+}
+
+/// A value as it is after it was written and read: the JSON parser may round a number's last bit.
+fn written<D: Serialize + serde::de::DeserializeOwned>(value: &D) -> Result<D> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Msg(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| Error::Msg(e.to_string()))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
