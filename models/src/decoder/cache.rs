@@ -55,7 +55,7 @@ impl Cache {
 
     /// Number of rows; 0 while empty.
     pub fn rows(&self) -> usize {
-        self.padding.len()
+        if self.is_empty() { 0 } else { self.padding.len() }
     }
 
     /// Padding tokens at the left of each row.
@@ -99,9 +99,13 @@ impl Cache {
     /// Keeps rows by index, in this order; a row may be taken more than once. Beam search continues its best beams so.
     ///
     /// # Errors
-    /// There is no such row.
+    /// There is no such row, or none is chosen.
     pub fn select(&mut self, rows: &[usize]) -> Result<()> {
-        let Some(padding) = rows.iter().map(|&r| self.padding.get(r).copied()).collect::<Option<Vec<_>>>() else {
+        if rows.is_empty() {
+            bail!("no row of the cache is chosen; clear it instead");
+        }
+        let known = self.padding.get(..self.rows()).unwrap_or_default();
+        let Some(padding) = rows.iter().map(|&r| known.get(r).copied()).collect::<Option<Vec<_>>>() else {
             bail!("rows {rows:?} of a cache with {} rows", self.rows());
         };
         if rows.iter().copied().eq(0..self.rows()) {
@@ -216,9 +220,9 @@ mod tests {
         Tensor::from_vec(values, (b, t, 1), &Device::Cpu).unwrap()
     }
 
-    fn step(cache: &mut Cache, b: usize, t: usize, window: Option<usize>) -> (Vec<Vec<f32>>, Vec<usize>) {
-        cache.begin(1, b, &[]).unwrap();
-        let new = tokens(b, cache.tokens(), t);
+    fn step(cache: &mut Cache, padding: &[usize], t: usize, window: Option<usize>) -> (Vec<Vec<f32>>, Vec<usize>) {
+        cache.begin(1, padding.len(), padding).unwrap();
+        let new = tokens(padding.len(), cache.tokens(), t);
         let cached = cache.append(0, &[new], window).unwrap();
         let seen = cached.parts[0].narrow(1, 0, cached.keys).unwrap().squeeze(2).unwrap().to_vec2().unwrap();
         let start = cached.start;
@@ -234,13 +238,13 @@ mod tests {
     fn it_grows_and_keeps_everything() {
         let mut cache = Cache::with_capacity(3);
         for (t, end) in [(5, 5), (1, 6), (200, 206), (1, 207)] {
-            let (seen, start) = step(&mut cache, 2, t, None);
+            let (seen, start) = step(&mut cache, &[0, 0], t, None);
             assert_eq!(seen[0], numbers(0..end));
             assert_eq!(seen[1], numbers(100..100 + end));
             assert_eq!(start, [0, 0]);
         }
         cache.truncate(6).unwrap();
-        assert_eq!(step(&mut cache, 2, 1, None).0[0], numbers(0..7));
+        assert_eq!(step(&mut cache, &[0, 0], 1, None).0[0], numbers(0..7));
         assert!(cache.truncate(8).is_err());
         assert!(cache.begin(1, 3, &[]).is_err());
         assert!(cache.begin(1, 2, &[1, 0]).is_err());
@@ -249,9 +253,8 @@ mod tests {
     #[test]
     fn a_window_drops_what_nobody_sees() {
         let mut cache = Cache::default();
-        cache.begin(1, 2, &[3, 0]).unwrap();
         for i in 0..500 {
-            let (seen, start) = step(&mut cache, 2, 1, Some(5));
+            let (seen, start) = step(&mut cache, &[3, 0], 1, Some(5));
             // The last five are always there, at the end.
             let first = (i + 1usize).saturating_sub(5);
             assert!(seen[0].ends_with(&numbers(first..i + 1)), "{i}: {seen:?}");
@@ -267,14 +270,14 @@ mod tests {
     #[test]
     fn rows_are_chosen_and_forks_are_apart() {
         let mut cache = Cache::default();
-        cache.begin(1, 3, &[2, 1, 0]).unwrap();
-        step(&mut cache, 3, 4, None);
+        step(&mut cache, &[2, 1, 0], 4, None);
         let mut fork = cache.fork().unwrap();
         fork.select(&[2, 0]).unwrap();
         assert_eq!(fork.padding(), [0, 2]);
-        let (seen, _) = step(&mut fork, 2, 1, None);
+        let (seen, _) = step(&mut fork, &[0, 2], 1, None);
         assert_eq!(seen, [[numbers(200..204), vec![4.0]].concat(), [numbers(0..4), vec![104.0]].concat()]);
-        assert_eq!(step(&mut cache, 3, 1, None).0[2], numbers(200..205));
+        assert_eq!(step(&mut cache, &[2, 1, 0], 1, None).0[2], numbers(200..205));
         assert!(cache.select(&[3]).is_err());
+        assert!(cache.select(&[]).is_err());
     }
 }

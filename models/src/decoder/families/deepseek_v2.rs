@@ -152,10 +152,9 @@ impl Family for Config {
         let router = RouterConfig::SoftmaxTopK { renormalise: false, scale, groups };
         let alpha = self.aux_loss_alpha.unwrap_or(0.001);
         Ok(DecoderConfig {
-            // Over the whole batch instead of each sequence, the loss of the original code is Switch's, divided by k.
             aux_loss: match self.seq_aux.unwrap_or(true) {
                 true => AuxLoss::SequenceBalance(alpha),
-                false => AuxLoss::Balance(alpha / keys.num_experts_per_tok.unwrap_or(1).max(1) as f64),
+                false => AuxLoss::LayerBalance(alpha),
             },
             ..keys.translate("deepseek_v2", RotaryStyle::Interleaved, router, published)?
         })
