@@ -33,7 +33,9 @@ mod tokens;
 
 pub use attention::CausalAttention;
 pub use cpu::pack::Packed;
-pub use experts::{Activation, BankKind, ExpertBank, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
+pub use experts::{
+    Activation, BankKind, ExpertBank, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear,
+};
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;
 pub use params::{Init, Params};

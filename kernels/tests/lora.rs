@@ -59,7 +59,8 @@ fn routes(tokens: usize, experts: usize) -> Routes {
         (0..tokens).map(|t| (0..t % 4).map(|s| ((t * 5 + s * 3) % (experts - 1)) as u32).collect()).collect();
     let total = choices.iter().map(Vec::len).sum();
     let weights = normal(&mut Rng::new(9), &[total]);
-    Routes::new(experts, &choices, &weights, Tensor::zeros((tokens, experts), DType::F32, &Device::Cpu).unwrap()).unwrap()
+    Routes::new(experts, &choices, &weights, Tensor::zeros((tokens, experts), DType::F32, &Device::Cpu).unwrap())
+        .unwrap()
 }
 
 #[test]

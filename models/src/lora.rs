@@ -108,8 +108,11 @@ impl Adapter {
                 bail!("{label}: tensor {other} is missing")
             };
             let stacked = self.config.stacked(map);
-            if map.split('.').any(|part| part == "base_layer") || stacked.is_some_and(|parameter| parameter != "weight") {
-                bail!("{label}: {map} are stacked experts, which the checkpoint stores one by one; attach the adapter live");
+            if map.split('.').any(|part| part == "base_layer") || stacked.is_some_and(|parameter| parameter != "weight")
+            {
+                bail!(
+                    "{label}: {map} are stacked experts, which the checkpoint stores one by one; attach the adapter live"
+                );
             }
             let weight_name = format!("{map}.weight");
             let key = if stacked.is_some() { &weight_name } else { map };
@@ -119,7 +122,11 @@ impl Adapter {
             };
             let experts = if stacked.is_some() { rows / rank } else { 1 };
             if rows != columns || *rows != experts * rank || experts == 0 {
-                bail!("{label}: {name} {:?} and {other} {:?} are not of rank {rank}, as {CONFIG_FILE} says", a.shape, b.shape);
+                bail!(
+                    "{label}: {name} {:?} and {other} {:?} are not of rank {rank}, as {CONFIG_FILE} says",
+                    a.shape,
+                    b.shape
+                );
             }
             let read = |name: &str, shape: &[usize]| self.checkpoint.read(name, shape, DType::F32, &Device::Cpu);
             let (a, b) = (read(name, &a.shape)?, read(&other, &b.shape)?);
@@ -165,7 +172,8 @@ pub fn load_merged<M>(
     let params = Params::merging(checkpoint, changes, dtype, device);
     let model = load(&params)?;
     let Some(first) = params.unmerged().into_iter().next() else { return Ok(model) };
-    let near = checkpoint.nearest(&first).map_or("none is like it".to_string(), |near| format!("the nearest is {near}"));
+    let near =
+        checkpoint.nearest(&first).map_or("none is like it".to_string(), |near| format!("the nearest is {near}"));
     let label = checkpoint.label();
     bail!(
         "{label}: the adapter changes {first}, which the model does not read ({near}): it is of another model, or the map \

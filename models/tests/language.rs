@@ -38,8 +38,14 @@ fn lora(dir: &Path, out: &str, steps: u64, lora: LoraConfig) -> TrainConfig {
     TrainConfig { model: None, init: Some(dir.join("base")), lora: Some(lora), ..base }
 }
 
+/// The loss that was reported, and its parts.
+type Step = (f64, Vec<(String, f64)>);
+
+/// What is changed, and a word of the error that it makes.
+type Case<'a, C> = (&'a dyn Fn(&mut C), &'a str);
+
 /// Trains; how it ended, and what was reported of every step.
-fn train(config: &TrainConfig, resume: bool, stop_after: Option<u64>) -> (Ended, Vec<(f64, Vec<(String, f64)>)>) {
+fn train(config: &TrainConfig, resume: bool, stop_after: Option<u64>) -> (Ended, Vec<Step>) {
     let stop = AtomicBool::new(false);
     let mut reports = Vec::new();
     let mut report = |r: &Report| {
@@ -181,7 +187,7 @@ fn what_would_go_wrong_later_is_refused_at_the_start() {
     };
     let bad = dir.join("bad.txt");
     std::fs::write(&bad, b"good\nbad \xff").unwrap();
-    let cases: [(&dyn Fn(&mut TrainConfig), &str); 14] = [
+    let cases: [Case<'_, TrainConfig>; 14] = [
         (&|c| c.data.files.clear(), "data.files"),
         (&|c| c.data.files = vec![dir.join("nowhere.txt")], "nowhere.txt"),
         (&|c| c.data.files = vec![bad.clone()], "line 2"),
@@ -206,7 +212,7 @@ fn what_would_go_wrong_later_is_refused_at_the_start() {
         f(&mut settings);
         refused(&lora(dir, "lora", 2, settings), false)
     };
-    let cases: [(&dyn Fn(&mut LoraConfig), &str); 6] = [
+    let cases: [Case<'_, LoraConfig>; 6] = [
         (&|l| l.r = 0, "rank of 0"),
         (&|l| l.base_dtype = "q4".into(), "base_dtype"),
         (&|l| l.target_modules = TargetsConfig::Pattern("(".into()), "pattern"),

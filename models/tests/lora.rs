@@ -172,7 +172,9 @@ fn stacked_experts() {
         ([a, b], (delta * 1.5).unwrap())
     };
     let config = |targets: &str| {
-        format!(r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [], "target_parameters": {targets}}}"#)
+        format!(
+            r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [], "target_parameters": {targets}}}"#
+        )
     };
     write_model(&at("granite"), GRANITE, 7);
     let (mut tensors, mut changes) = (Vec::new(), Vec::new());
@@ -241,7 +243,8 @@ fn an_adapter_for_another_model_is_refused_by_name() {
     // Names of another family, names that no config mentions, targets that nothing has.
     let (live, _) = wrong(r#"["query_key_value"]"#, &[("transformer.h.0.attn.query_key_value", 2, 32, 32)]);
     assert!(live.contains("no map of the model is a target"), "{live}");
-    let (live, _) = wrong(r#"["q_proj"]"#, &[(&q0, 2, 32, 32), (&q1, 2, 32, 32), ("model.layers.0.mlp.up_proj", 2, 32, 48)]);
+    let (live, _) =
+        wrong(r#"["q_proj"]"#, &[(&q0, 2, 32, 32), (&q1, 2, 32, 32), ("model.layers.0.mlp.up_proj", 2, 32, 48)]);
     assert!(live.contains("mlp.up_proj") && live.contains("does not name this map"), "{live}");
     // The head of a model whose head is its embedding can be adapted live only.
     let granite = dir.path().join("granite");

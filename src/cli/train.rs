@@ -72,10 +72,7 @@ pub(super) fn language(args: &LanguageArgs) -> Result<()> {
 type Reporter<'a> = &'a mut dyn FnMut(&Report) -> candle_core::Result<()>;
 
 /// Runs a training, printing its progress, until it is done or interrupted.
-fn follow(
-    out: &Path,
-    train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_core::Result<Ended>,
-) -> Result<()> {
+fn follow(out: &Path, train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_core::Result<Ended>) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {

@@ -40,7 +40,7 @@ impl ExpertBank {
     pub fn attach(&mut self, half: Half, adapter: LowRank) -> Result<()> {
         let Some((out, inputs)) = self.layer(half) else { bail!("experts of one layer have no second to adapt") };
         adapter.check(self.experts(), out, inputs)?;
-        let [up, down] = &mut self.adapters;
+        let [up, down] = &mut *self.adapters;
         match half {
             Half::Up => up.push(adapter),
             Half::Down => down.push(adapter),
@@ -50,11 +50,9 @@ impl ExpertBank {
 
     /// Gives every adapter the strength that `weight` says; `None` takes it off.
     pub fn adjust(&mut self, weight: impl Fn(&LowRank) -> Option<f64>) {
-        for adapters in &mut self.adapters {
-            *adapters = std::mem::take(adapters)
-                .into_iter()
-                .filter_map(|a| weight(&a).map(|w| a.with_weight(w)))
-                .collect();
+        for adapters in self.adapters.iter_mut() {
+            *adapters =
+                std::mem::take(adapters).into_iter().filter_map(|a| weight(&a).map(|w| a.with_weight(w))).collect();
         }
     }
 
@@ -63,7 +61,7 @@ impl ExpertBank {
     /// # Errors
     /// The weights are in tiles for the CPU, or are being trained: neither can take anything in.
     pub fn merge(&mut self) -> Result<()> {
-        let [up, down] = &mut self.adapters;
+        let [up, down] = &mut *self.adapters;
         for (storage, adapters) in [(Some(&mut self.up), up), (self.down.as_mut(), down)] {
             match storage {
                 _ if adapters.is_empty() => {}

@@ -134,8 +134,8 @@ pub struct ExpertBank {
     pub(super) up_bias: Option<Tensor>,
     pub(super) down_bias: Option<Tensor>,
     pub(super) output_norm: Option<OutputNorm>,
-    /// Live adapters of the first and of the second layer.
-    pub(super) adapters: [Vec<LowRank>; 2],
+    /// Live adapters of the first and of the second layer; boxed, as most banks have none.
+    pub(super) adapters: Box<[Vec<LowRank>; 2]>,
 }
 
 impl ExpertBank {
@@ -167,7 +167,16 @@ impl ExpertBank {
 
     fn new(kind: BankKind, up: Tensor, down: Option<Tensor>, activation: Activation) -> Self {
         let (up, down) = (Storage::Dense(up), down.map(Storage::Dense));
-        Self { kind, activation, up, down, up_bias: None, down_bias: None, output_norm: None, adapters: Default::default() }
+        Self {
+            kind,
+            activation,
+            up,
+            down,
+            up_bias: None,
+            down_bias: None,
+            output_norm: None,
+            adapters: Default::default(),
+        }
     }
 
     /// Adds biases: of the first layer `[E, 2I]` or `[E, I]`, of the second `[E, O]`.

@@ -138,7 +138,10 @@ impl Attach<'_> {
     /// into B.
     fn unlike(&self, chosen: &[Option<(&str, usize, f64)>], out: usize, inputs: usize) -> Result<LowRank> {
         if self.params.trains() {
-            bail!("adapter {:?}: in training, the experts of a layer are all changed or none, in one rank and scale", self.name);
+            bail!(
+                "adapter {:?}: in training, the experts of a layer are all changed or none, in one rank and scale",
+                self.name
+            );
         }
         let most = chosen.iter().flatten().map(|(_, rank, _)| *rank).max().unwrap_or(1);
         let (mut all_a, mut all_b) = (Vec::new(), Vec::new());

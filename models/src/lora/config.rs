@@ -189,7 +189,10 @@ impl AdapterConfig {
             ))?;
         }
         if file.bias.as_deref().is_some_and(|bias| bias != "none") {
-            refuse(format!("bias {:?} brings biases of the base model, which is not supported", file.bias.unwrap_or_default()))?;
+            refuse(format!(
+                "bias {:?} brings biases of the base model, which is not supported",
+                file.bias.unwrap_or_default()
+            ))?;
         }
         let default = Self::default();
         let config = Self {
@@ -220,7 +223,8 @@ impl AdapterConfig {
                 refuse(format!("{name}: a rank of {r}, expected 1 to {MOST_RANK}"))?;
             }
         }
-        let alphas = self.alpha_pattern.iter().map(|(name, a)| (name.as_str(), *a)).chain([("lora_alpha", self.lora_alpha)]);
+        let alphas =
+            self.alpha_pattern.iter().map(|(name, a)| (name.as_str(), *a)).chain([("lora_alpha", self.lora_alpha)]);
         for (name, alpha) in alphas {
             if !alpha.is_finite() || alpha.abs() > 1e9 {
                 refuse(format!("{name}: {alpha} is out of range"))?;
@@ -281,8 +285,12 @@ impl AdapterConfig {
             _ => Ok::<_, Error>(None),
         };
         let layers = match self.layers_pattern.as_slice() {
-            [] => vec![regex(r"\A.*?\.[^.]*\.(\d+)\.", "")?],
-            names => names.iter().map(|n| regex(&format!(r"\A(?:|.*?\.)(?:{n})\.(\d+)\."), n)).collect::<Result<_>>()?,
+            _ if self.layers_to_transform.is_empty() => Vec::new(),
+            [] => vec![regex(r"\A.*?\.[^.]*\.([0-9]+)\.", "")?],
+            names => {
+                let layer = |name: &String| regex(&format!(r"\A(?:|.*?\.)(?:{name})\.([0-9]+)\."), name);
+                names.iter().map(layer).collect::<Result<_>>()?
+            }
         };
         // Compiled here so that a broken one is found before anything is read.
         let ending = |name: &str| regex(&format!(r"\A(?:.*\.)?(?:{name})\z"), name);
@@ -344,9 +352,7 @@ impl Matcher<'_> {
             (Targets::AllLinear, _) => Ok(!head),
             (Targets::Pattern(_), Some(pattern)) => matches(pattern, module),
             (Targets::Names(names), _) if names.iter().any(|name| name == module) => Ok(true),
-            (Targets::Names(names), _) => {
-                Ok(names.iter().any(|name| ends_in(module, name)) && self.layer(module)?)
-            }
+            (Targets::Names(names), _) => Ok(names.iter().any(|name| ends_in(module, name)) && self.layer(module)?),
             _ => Ok(false),
         }
     }
@@ -444,7 +450,9 @@ mod tests {
 
     #[test]
     fn ranks_and_scales() -> Result<()> {
-        let c = config(r#", "r": 4, "lora_alpha": 6, "rank_pattern": {"up": 1, "experts.\\d+.gate_proj": 16}, "alpha_pattern": {"gate_proj": 32}"#)?;
+        let c = config(
+            r#", "r": 4, "lora_alpha": 6, "rank_pattern": {"up": 1, "experts.\\d+.gate_proj": 16}, "alpha_pattern": {"gate_proj": 32}"#,
+        )?;
         let numbers = |c: &AdapterConfig, map| Ok::<_, Error>((c.matcher()?.rank(map)?, c.matcher()?.scale(map)?));
         assert_eq!(numbers(&c, MAP)?, (16, 2.0));
         assert_eq!(numbers(&c, "a.up_proj")?, (4, 1.5));
@@ -452,6 +460,38 @@ mod tests {
         assert_eq!(numbers(&c, MAP)?.1, 8.0);
         assert_eq!(AdapterConfig::from_json(&c.to_json()?)?, c);
         Ok(())
+    }
+
+    #[test]
+    fn twenty_thousand_mutated_configs() {
+        let good = r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ".*\\.(q|v)_proj", "bias": "none",
+            "rank_pattern": {"v_proj": 4}, "layers_to_transform": [1], "lora_dropout": 0.1, "use_rslora": true}"#;
+        let mut rng = moesaic_kernels::rng::Rng::new(11);
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let mut text = good.as_bytes().to_vec();
+            for _ in 0..1 + rng.below(3) {
+                let at = rng.below(text.len());
+                match rng.below(4) {
+                    0 => text[at] = b"0123456789\"{}[],:.-+*?()|\\ae"[rng.below(29)],
+                    1 => drop(text.remove(at)),
+                    2 => text.insert(at, rng.next_u64() as u8),
+                    _ => {
+                        let end = (at + 1 + rng.below(12)).min(text.len());
+                        let part = text[at..end].to_vec();
+                        let to = rng.below(text.len());
+                        text.splice(to..to, part);
+                    }
+                }
+            }
+            let Ok(config) = AdapterConfig::from_json(&String::from_utf8_lossy(&text)) else { continue };
+            read += 1;
+            let matcher = config.matcher().unwrap();
+            let _ = (matcher.module(MAP, false), matcher.scale(MAP));
+            // What was read can be written and read again.
+            AdapterConfig::from_json(&config.to_json().unwrap()).unwrap();
+        }
+        assert!(read > 1000, "{read}");
     }
 
     #[test]

@@ -14,7 +14,9 @@ use moesaic_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
-use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints, read_json, write_json, written};
+use super::{
+    AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints, read_json, write_json, written,
+};
 use crate::decoder::{Context, Decoder, DecoderConfig, Input};
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
 
@@ -181,9 +183,13 @@ impl TrainConfig {
             bail!("data.validation and data.validation_files are both given; leave one out");
         }
         match (&self.model, &self.init) {
-            (Some(_), Some(_)) => bail!("model and init are both given: init brings its own config.json; leave one out"),
+            (Some(_), Some(_)) => {
+                bail!("model and init are both given: init brings its own config.json; leave one out")
+            }
             (None, None) => bail!("give [model] to train from nothing, or init, the folder of a model to start from"),
-            (Some(_), None) if self.lora.is_some() => bail!("[lora] adapts a trained model: give init instead of [model]"),
+            (Some(_), None) if self.lora.is_some() => {
+                bail!("[lora] adapts a trained model: give init instead of [model]")
+            }
             _ => Ok(()),
         }
     }
@@ -277,7 +283,9 @@ impl Trainable for Language {
 
     fn format(&self) -> Format {
         match self.adapter {
-            Some(_) => Format { weights: WEIGHTS_FILE, config: CONFIG_FILE, dtype: DType::F32, beside: self.beside.clone() },
+            Some(_) => {
+                Format { weights: WEIGHTS_FILE, config: CONFIG_FILE, dtype: DType::F32, beside: self.beside.clone() }
+            }
             None => Format { beside: self.beside.clone(), ..Format::default() },
         }
     }
@@ -410,14 +418,18 @@ fn remember(config: &TrainConfig, train: &Rows, resume: bool) -> Result<()> {
     let out = &config.plan.out;
     let path = out.join(RUN_FILE);
     let tokens = train.tokens();
-    let now = Run { config: config.clone(), tokens: tokens.len(), fingerprint: format!("{:016x}", fingerprint(tokens)) };
+    let now =
+        Run { config: config.clone(), tokens: tokens.len(), fingerprint: format!("{:016x}", fingerprint(tokens)) };
     if !resume {
         std::fs::create_dir_all(out).map_err(|e| super::at(out, e))?;
         return write_json(&path, &now);
     }
     let (then, now): (Run, Run) = (read_json(&path)?, written(&now)?);
     if then.config != now.config {
-        bail!("{}: the run was started with another config; resume with the same, or start anew elsewhere", path.display());
+        bail!(
+            "{}: the run was started with another config; resume with the same, or start anew elsewhere",
+            path.display()
+        );
     }
     if then != now {
         bail!(

@@ -65,7 +65,8 @@ impl Documents<'_> {
                 continue;
             }
             let entries = std::fs::read_dir(path).map_err(|e| at(path, e))?;
-            let mut inside = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().map_err(|e| at(path, e))?;
+            let mut inside =
+                entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().map_err(|e| at(path, e))?;
             inside.retain(|f| f.is_file() && f.extension().is_some_and(|e| e == "txt"));
             if inside.is_empty() {
                 return Err(at(path, "there is no .txt file in this folder"));
