@@ -40,6 +40,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum TrainCommand {
     Forecast(train::Args),
+    Language(train::LanguageArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Forecast(args) => forecast::run(args),
         Command::Info(args) => info::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
+        Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
     })
 }

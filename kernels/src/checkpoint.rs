@@ -29,6 +29,7 @@ use half::{bf16, f16};
 pub use convert::Float;
 pub use header::{MAX_HEADER, MAX_RANK};
 pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
+pub use text::nearest;
 pub use write::save;
 
 use source::Source;

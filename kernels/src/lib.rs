@@ -20,6 +20,7 @@ pub mod experts;
 mod host;
 mod layer;
 mod linear;
+pub mod lora;
 pub mod losses;
 pub mod ops;
 mod params;
@@ -34,7 +35,9 @@ pub use attention::CausalAttention;
 #[doc(hidden)] // how the messages of the workspace show what stands in a file
 pub use checkpoint::text::{one_line, shown};
 pub use cpu::pack::Packed;
-pub use experts::{Activation, BankKind, ExpertBank, OutputNorm, Storage, combine, dispatch, grouped_linear, linear};
+pub use experts::{
+    Activation, BankKind, ExpertBank, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear,
+};
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;
 pub use params::{Init, Params};

@@ -6,6 +6,8 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::pack::Packed;
 use crate::experts::stages::PackedLinear;
+use crate::host::tracked;
+use crate::lora::{self, LowRank};
 use crate::{Init, Params, linear};
 
 #[derive(Clone, Debug)]
@@ -14,9 +16,9 @@ enum Weight {
     Packed { weight: Packed, bias: Option<Arc<[f32]>> },
 }
 
-/// `x W^T + bias`, with gradients on variables, from tiles made at load otherwise.
+/// `x W^T + bias`, with gradients on variables, from tiles made at load otherwise; plus what live adapters add.
 #[derive(Clone, Debug)]
-pub struct Linear(Weight);
+pub struct Linear(Weight, Vec<LowRank>);
 
 impl Linear {
     /// A linear map with `weight [out, in]` and `bias [out]`, by reference to the tensors.
@@ -25,7 +27,7 @@ impl Linear {
         if bias.as_ref().is_some_and(|b| b.dims() != [out]) {
             bail!("a linear map with weight {:?} needs a bias of shape [{out}]", weight.dims());
         }
-        Ok(Self(Weight::Plain { weight, bias }))
+        Ok(Self(Weight::Plain { weight, bias }, Vec::new()))
     }
 
     /// `{name}.weight [out, in]` and, if `bias`, `{name}.bias [out]` (initially zero). Packed unless it is to be trained.
@@ -54,9 +56,56 @@ impl Linear {
         match self.0 {
             Weight::Plain { weight, bias } => {
                 let bias = bias.map(|b| b.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
-                Ok(Self(Weight::Packed { weight: Packed::new(&weight)?, bias: bias.map(Arc::from) }))
+                Ok(Self(Weight::Packed { weight: Packed::new(&weight)?, bias: bias.map(Arc::from) }, self.1))
             }
-            packed => Ok(Self(packed)),
+            packed => Ok(Self(packed, self.1)),
+        }
+    }
+
+    /// Width of the input.
+    pub fn input_width(&self) -> usize {
+        match &self.0 {
+            Weight::Plain { weight, .. } => weight.dims()[1],
+            Weight::Packed { weight, .. } => weight.dims().2,
+        }
+    }
+
+    /// The live adapters, in the order in which they were attached.
+    pub fn adapters(&self) -> &[LowRank] {
+        &self.1
+    }
+
+    /// Attaches an adapter: from now on [`forward`](Self::forward) adds it, beside those that are there.
+    ///
+    /// # Errors
+    /// Its shapes do not fit this map.
+    pub fn attach(&mut self, adapter: LowRank) -> Result<()> {
+        adapter.check(1, self.output_width(), self.input_width())?;
+        self.1.push(adapter);
+        Ok(())
+    }
+
+    /// Gives every adapter the strength that `weight` says; `None` takes it off.
+    pub fn adjust(&mut self, weight: impl Fn(&LowRank) -> Option<f64>) {
+        self.1 = std::mem::take(&mut self.1).into_iter().filter_map(|a| weight(&a).map(|w| a.with_weight(w))).collect();
+    }
+
+    /// Adds the adapters to the weights for good, rounding once.
+    ///
+    /// # Errors
+    /// The weights are in tiles for the CPU, or are being trained: neither can take anything in.
+    pub fn merge(&mut self) -> Result<()> {
+        match &mut self.0 {
+            _ if self.1.is_empty() => Ok(()),
+            Weight::Plain { weight, .. } if !tracked(weight) => {
+                *weight = lora::merged(&self.1, weight)?;
+                self.1.clear();
+                Ok(())
+            }
+            Weight::Plain { .. } => bail!("weights that are being trained take no adapter in"),
+            Weight::Packed { .. } => bail!(
+                "weights in tiles for the CPU take no adapter in: leave it live, or merge it while the model is loaded"
+            ),
         }
     }
 
@@ -94,6 +143,11 @@ impl Linear {
     /// # Shapes
     /// `x [.., in]` with at least two dimensions to `[.., out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.base(x)?;
+        if self.1.is_empty() { Ok(y) } else { lora::add(&self.1, x, y, None) }
+    }
+
+    fn base(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weight::Plain { weight, bias } => linear(x, weight, bias.as_ref()),
             Weight::Packed { weight, bias } => {

@@ -4,13 +4,14 @@
 //! stands a checkpoint, or a seeded initialiser, or a checkpoint whose tensors become variables. A stack of experts is
 //! asked for by the published names of its slices, and the same table writes it back under those names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use half::{bf16, f16};
 
 use crate::checkpoint::{Checkpoint, Float};
+use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
 
 /// Initial values of a tensor that no checkpoint gives.
@@ -22,6 +23,8 @@ pub enum Init {
     Ones,
     /// Normal with this standard deviation: `initializer_range`.
     Normal(f64),
+    /// Uniform between minus this and this.
+    Uniform(f64),
 }
 
 /// A slice of a stack: one published tensor.
@@ -49,12 +52,24 @@ struct State {
 #[derive(Debug)]
 struct Inner {
     checkpoint: Option<Checkpoint>,
+    /// What is added to tensors of the checkpoint, by name.
+    merging: BTreeMap<String, Vec<LowRank>>,
     /// Seed of tensors that no checkpoint gives; without it they are errors.
     seed: Option<u64>,
-    train: bool,
+    mode: Mode,
     dtype: DType,
     device: Device,
     state: Mutex<State>,
+}
+
+/// What tensors are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Infer,
+    /// They are variables.
+    Train,
+    /// They stay as they are, but gradients pass through what is made of them.
+    Frozen,
 }
 
 /// A source of tensors under a name prefix. Cheap to clone.
@@ -67,23 +82,47 @@ pub struct Params {
 impl Params {
     /// Tensors of a checkpoint, converted to `dtype`, for inference.
     pub fn load(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Self {
-        Self::make(Some(checkpoint.clone()), None, false, dtype, device)
+        Self::make(Some(checkpoint.clone()), BTreeMap::new(), None, Mode::Infer, dtype, device)
+    }
+
+    /// [`load`](Self::load) with adapters added to the tensors of these names while they are read, in f32 and rounded once.
+    /// [`unmerged`](Self::unmerged) tells afterwards which tensors were never asked for.
+    pub fn merging(
+        checkpoint: &Checkpoint,
+        adapters: BTreeMap<String, Vec<LowRank>>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        Self::make(Some(checkpoint.clone()), adapters, None, Mode::Infer, dtype, device)
+    }
+
+    /// Tensors of a checkpoint that stay as they are while adapters beside them are trained: gradients pass through.
+    pub fn frozen(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Self {
+        Self::make(Some(checkpoint.clone()), BTreeMap::new(), None, Mode::Frozen, dtype, device)
     }
 
     /// Variables in f32 with seeded initial values, for training from nothing. A tensor's values depend on the seed and
     /// its name only.
     pub fn init(seed: u64, device: &Device) -> Self {
-        Self::make(None, Some(seed), true, DType::F32, device)
+        Self::make(None, BTreeMap::new(), Some(seed), Mode::Train, DType::F32, device)
     }
 
     /// Variables in f32 with a checkpoint's values, for going on with training.
     pub fn resume(checkpoint: &Checkpoint, device: &Device) -> Self {
-        Self::make(Some(checkpoint.clone()), None, true, DType::F32, device)
+        Self::make(Some(checkpoint.clone()), BTreeMap::new(), None, Mode::Train, DType::F32, device)
     }
 
-    fn make(checkpoint: Option<Checkpoint>, seed: Option<u64>, train: bool, dtype: DType, device: &Device) -> Self {
+    fn make(
+        checkpoint: Option<Checkpoint>,
+        merging: BTreeMap<String, Vec<LowRank>>,
+        seed: Option<u64>,
+        mode: Mode,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
         let (device, state) = (device.clone(), Mutex::default());
-        Self { inner: Arc::new(Inner { checkpoint, seed, train, dtype, device, state }), prefix: String::new() }
+        let inner = Inner { checkpoint, merging, seed, mode, dtype, device, state };
+        Self { inner: Arc::new(inner), prefix: String::new() }
     }
 
     /// The same source with `name` appended to the prefix.
@@ -101,9 +140,10 @@ impl Params {
         &self.inner.device
     }
 
-    /// True if tensors come as variables.
+    /// True if gradients pass through what is made of the tensors: as variables, or beside adapters that are trained.
+    /// Weights then stay plain.
     pub fn trains(&self) -> bool {
-        self.inner.train
+        self.inner.mode != Mode::Infer
     }
 
     fn full(&self, name: &str) -> String {
@@ -149,7 +189,7 @@ impl Params {
         };
         let mut state = self.state();
         state.used.extend(parts.iter().map(|p| p.name.clone()));
-        if !self.inner.train {
+        if self.inner.mode != Mode::Train {
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
@@ -172,6 +212,11 @@ impl Params {
             let len = part.shape.iter().product::<usize>();
             let dst = &mut values[part.start..part.start + len];
             match (&self.inner.checkpoint, self.inner.seed) {
+                (Some(checkpoint), _) if self.inner.merging.contains_key(&part.name) => {
+                    let plain = checkpoint.read(&part.name, &part.shape, DType::F32, &Device::Cpu)?;
+                    let sum = self.merge(part, &plain)?.flatten_all()?.to_vec1::<f32>()?;
+                    dst.iter_mut().zip(sum).for_each(|(d, v)| *d = T::from_f64(f64::from(v)));
+                }
                 (Some(checkpoint), _) => checkpoint.read_into(&part.name, &part.shape, dst)?,
                 (None, Some(seed)) => {
                     let mut rng = Rng::named(seed, &part.name);
@@ -180,6 +225,7 @@ impl Params {
                             Init::Zeros => 0.0,
                             Init::Ones => 1.0,
                             Init::Normal(std) => std * rng.normal(),
+                            Init::Uniform(bound) => rng.range(-bound, bound),
                         })
                     });
                 }
@@ -187,6 +233,35 @@ impl Params {
             }
         }
         Tensor::from_vec(values, shape, &self.inner.device)
+    }
+
+    /// A tensor with what is to be merged into it.
+    fn merge(&self, part: &Part, plain: &Tensor) -> Result<Tensor> {
+        let adapters = self.inner.merging.get(&part.name).map_or(&[][..], Vec::as_slice);
+        let (experts, out, inputs) = match *part.shape.as_slice() {
+            [out, inputs] => (1, out, inputs),
+            [experts, out, inputs] => (experts, out, inputs),
+            _ => bail!("{}: an adapter for a tensor of shape {:?}", part.name, part.shape),
+        };
+        for adapter in adapters {
+            let (e, o, _, i) = adapter.dims();
+            if (e, o, i) != (experts, out, inputs) {
+                bail!(
+                    "{}: adapter {:?} changes {e} maps of {i} inputs to {o} outputs, the tensor has shape {:?}: it is of \
+                     another model",
+                    part.name,
+                    adapter.adapter(),
+                    part.shape
+                );
+            }
+        }
+        merged(adapters, plain)
+    }
+
+    /// Names given to [`merging`](Self::merging) that nobody asked for: their adapters are not in the model.
+    pub fn unmerged(&self) -> Vec<String> {
+        let state = self.state();
+        self.inner.merging.keys().filter(|name| !state.used.contains(*name)).cloned().collect()
     }
 
     /// Tensors of the checkpoint that nobody asked for.

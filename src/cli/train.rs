@@ -1,12 +1,14 @@
-//! `moesaic train forecast`
+//! `moesaic train forecast` and `moesaic train language`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow};
+use moesaic_models::train::data::text::Tokenise;
 use moesaic_models::train::forecast::{TrainConfig, run as train};
-use moesaic_models::train::{Ended, Report};
+use moesaic_models::train::{Ended, Report, language};
+use tokenizers::Tokenizer;
 
 use super::{INTERRUPTED, note, print};
 
@@ -25,8 +27,51 @@ pub(super) struct Args {
     resume: bool,
 }
 
+/// Train a language model, or LoRA adapters of one, on text files.
+///
+/// The text is packed into rows of one length; a part of it can be held out, whose perplexity is printed now and then. The
+/// result is a model folder in the Hugging Face layout, or an adapter folder that PEFT reads. Ctrl-C finishes the step,
+/// saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that an uninterrupted run
+/// would have had.
+#[derive(Debug, clap::Args)]
+pub(super) struct LanguageArgs {
+    /// The run: model, text, adapters, optimiser, length (see examples/language.toml and examples/lora.toml)
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+    /// Go on from the newest checkpoint of this run
+    #[arg(long)]
+    resume: bool,
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
     let config: TrainConfig = moesaic::settings::read(&args.config)?;
+    follow(&config.plan.out, |stop, report| train(&config, args.resume, stop, report))
+}
+
+pub(super) fn language(args: &LanguageArgs) -> Result<()> {
+    let config: language::TrainConfig = moesaic::settings::read(&args.config)?;
+    let tokenizer = match config.tokenizer_file() {
+        None => None,
+        Some(file) => {
+            let name = file.display();
+            Some(Tokenizer::from_file(&file).map_err(|error| anyhow!("{name}: not a tokenizer.json: {error}"))?)
+        }
+    };
+    let tokenise = tokenizer.as_ref().map(|tokenizer| {
+        move |text: &str| match tokenizer.encode_fast(text, true) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(candle_core::Error::Msg(format!("the text cannot be tokenised: {error}"))),
+        }
+    });
+    let tokenise = tokenise.as_ref().map(|f| f as &Tokenise<'_>);
+    follow(&config.plan.out, |stop, report| language::run(&config, tokenise, args.resume, stop, report))
+}
+
+/// What a training run is given: when to stop, and whom to report to.
+type Reporter<'a> = &'a mut dyn FnMut(&Report) -> candle_core::Result<()>;
+
+/// Runs a training, printing its progress, until it is done or interrupted.
+fn follow(out: &Path, train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_core::Result<Ended>) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -41,9 +86,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let _ = print(&progress(report));
         Ok(())
     };
-    let ended =
-        train(&config, args.resume, &stop, &mut report).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
-    let out = config.plan.out.display();
+    let ended = train(&stop, &mut report).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
+    let out = out.display();
     match ended {
         Ended::Finished => note(&format!("done: the model is in {out}/model")),
         Ended::Stopped(step) => {

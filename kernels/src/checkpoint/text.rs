@@ -44,7 +44,7 @@ pub(super) fn shape_text(shape: &[usize]) -> String {
 }
 
 /// The most alike of `names`, where one is alike enough; the first in order among equals.
-pub(super) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if wanted.len() > LONGEST_COMPARED {
         return None;
     }

@@ -9,6 +9,7 @@ use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use crate::checkpoint::text::shown;
 use crate::cpu::pack::Packed;
 use crate::host::tracked;
+use crate::lora::{self, LowRank};
 use crate::ops::silu_glu;
 use crate::routes::Routes;
 
@@ -140,6 +141,8 @@ pub struct ExpertBank {
     pub(super) up_bias: Option<Tensor>,
     pub(super) down_bias: Option<Tensor>,
     pub(super) output_norm: Option<OutputNorm>,
+    /// Live adapters of the first and of the second layer; boxed, as most banks have none.
+    pub(super) adapters: Box<[Vec<LowRank>; 2]>,
 }
 
 impl ExpertBank {
@@ -171,7 +174,16 @@ impl ExpertBank {
 
     fn new(kind: BankKind, up: Tensor, down: Option<Tensor>, activation: Activation) -> Self {
         let (up, down) = (Storage::Dense(up), down.map(Storage::Dense));
-        Self { kind, activation, up, down, up_bias: None, down_bias: None, output_norm: None }
+        Self {
+            kind,
+            activation,
+            up,
+            down,
+            up_bias: None,
+            down_bias: None,
+            output_norm: None,
+            adapters: Default::default(),
+        }
     }
 
     /// Adds biases: of the first layer `[E, 2I]` or `[E, I]`, of the second `[E, O]`.
@@ -229,8 +241,11 @@ impl ExpertBank {
         self.up.is_packed() && self.down.as_ref().is_none_or(Storage::is_packed)
     }
 
-    /// True if a gradient will be asked for any weight.
+    /// True if a gradient will be asked for any weight, or the stages are needed for adapters.
     fn is_tracked(&self) -> bool {
+        if self.adapters.iter().any(|a| !a.is_empty()) {
+            return true;
+        }
         let norm = self.output_norm.iter().flat_map(|n| [&n.weight, &n.bias]);
         self.up.is_tracked()
             || self.down.as_ref().is_some_and(Storage::is_tracked)
@@ -283,6 +298,7 @@ impl ExpertBank {
     /// Each row through the network of its expert, `[R, H]` to `[R, O]`.
     fn networks(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         let mut h = self.up.grouped(x, self.up_bias.as_ref(), routes)?;
+        h = lora::add(&self.adapters[0], x, h, Some(routes))?;
         if let Some(down) = &self.down {
             h = match (self.kind, self.activation) {
                 (BankKind::Gated, Activation::Silu) => silu_glu(&h)?,
@@ -292,7 +308,8 @@ impl ExpertBank {
                 }
                 (_, activation) => activation.apply(&h)?,
             };
-            h = down.grouped(&h, self.down_bias.as_ref(), routes)?;
+            let y = down.grouped(&h, self.down_bias.as_ref(), routes)?;
+            h = lora::add(&self.adapters[1], &h, y, Some(routes))?;
         }
         if let Some(norm) = &self.output_norm {
             h = norm.forward(&h, routes)?;

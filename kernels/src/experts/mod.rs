@@ -3,11 +3,13 @@
 //! [`stages`] holds the differentiable operations, [`ExpertBank`] the networks made of them, a fused module the inference path
 //! that keeps intermediate values out of tensors, and [`naive()`] the oracle for both.
 
+mod adapters;
 mod bank;
 mod fused;
 mod naive;
 pub mod stages;
 
+pub use adapters::Half;
 pub use bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
 pub use naive::naive;
 pub use stages::{combine, dispatch, grouped_linear, linear};

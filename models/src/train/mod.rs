@@ -2,10 +2,12 @@
 //!
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
-//! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file.
+//! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
+//! adapters of one.
 
 pub mod data;
 pub mod forecast;
+pub mod language;
 mod optimiser;
 
 use std::ops::Range;
@@ -47,6 +49,36 @@ pub trait Trainable: Sync {
 
     /// The text of the `config.json` that goes beside the weights.
     fn config_json(&self) -> Result<String>;
+
+    /// How weights and config are saved.
+    fn format(&self) -> Format {
+        Format::default()
+    }
+
+    /// What is measured after `step` of `steps` steps on data that is not trained on; empty where it is not time for that.
+    fn measure(&self, _step: u64, _steps: u64) -> Result<Vec<(String, f64)>> {
+        Ok(Vec::new())
+    }
+}
+
+/// How a model is saved.
+#[derive(Clone, Debug)]
+pub struct Format {
+    /// File of the tensors.
+    pub weights: &'static str,
+    /// File of the configuration.
+    pub config: &'static str,
+    /// Dtype of the finished model; checkpoints are in f32.
+    pub dtype: DType,
+    /// Files that are copied beside them, such as a tokenizer.
+    pub beside: Vec<PathBuf>,
+}
+
+impl Default for Format {
+    /// A model in the Hugging Face layout, in bf16.
+    fn default() -> Self {
+        Self { weights: "model.safetensors", config: "config.json", dtype: DType::BF16, beside: Vec::new() }
+    }
 }
 
 /// How long to train and how often to report and save.
@@ -90,7 +122,7 @@ pub struct Report {
     pub steps: u64,
     /// Mean loss since the last report.
     pub loss: f64,
-    /// Means of its parts since the last report.
+    /// Means of its parts since the last report; after them what was measured now ([`Trainable::measure`]).
     pub parts: Vec<(String, f64)>,
     /// Learning rate of the last step.
     pub learning_rate: f64,
@@ -148,7 +180,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
     /// Takes up a checkpoint: the parameters must have been loaded from it with [`Params::resume`].
     pub fn resume(&mut self, checkpoint: &Path) -> Result<()> {
         let progress: Progress = read_json(&checkpoint.join("trainer.json"))?;
-        if progress.plan != self.plan || progress.optimiser != self.config {
+        if progress.plan != self.plan || progress.optimiser != written(&self.config)? {
             bail!(
                 "{}: the run was started with other settings ({:?}, {:?}); resume with the same, or start anew elsewhere",
                 checkpoint.display(),
@@ -189,9 +221,13 @@ impl<'a, T: Trainable> Trainer<'a, T> {
             let learning_rate = self.config.rate(self.step, self.plan.steps);
             let gradient_norm = self.optimiser.step(learning_rate)?;
             self.step += 1;
-            if self.step.is_multiple_of(self.plan.log_every) || self.step == self.plan.steps {
+            let trained = since.elapsed().as_secs_f64();
+            let measured = self.model.measure(self.step, self.plan.steps)?;
+            let due = self.step.is_multiple_of(self.plan.log_every) || self.step == self.plan.steps;
+            if due || !measured.is_empty() {
                 let each = started.0.elapsed().as_secs_f64() / (self.step - started.1) as f64;
                 parts.iter_mut().for_each(|(_, v)| *v /= f64::from(count));
+                parts.extend(measured);
                 report(&Report {
                     step: self.step,
                     steps: self.plan.steps,
@@ -199,7 +235,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
                     parts: std::mem::take(&mut parts),
                     learning_rate,
                     gradient_norm,
-                    tokens_per_second: tokens as f64 / since.elapsed().as_secs_f64(),
+                    tokens_per_second: tokens as f64 / trained,
                     seconds_left: each * (self.plan.steps - self.step) as f64,
                 })?;
                 if !loss_sum.is_finite() {
@@ -218,7 +254,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
                 return Ok(Ended::Stopped(self.step));
             }
         }
-        self.export(&self.plan.out.join("model"), DType::BF16)?;
+        self.export(&self.plan.out.join("model"), self.model.format().dtype)?;
         Ok(Ended::Finished)
     }
 
@@ -267,12 +303,17 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         Ok(())
     }
 
-    /// Writes the model in the Hugging Face layout.
+    /// Writes the model in its format.
     fn export(&self, dir: &Path, dtype: DType) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
+        let format = self.model.format();
         let tensors = self.params.published(|var| var.to_dtype(dtype).ok())?;
-        save(&dir.join("model.safetensors"), &tensors, &[("format", "pt")])?;
-        let path = dir.join("config.json");
+        save(&dir.join(format.weights), &tensors, &[("format", "pt")])?;
+        for file in &format.beside {
+            let Some(name) = file.file_name() else { continue };
+            std::fs::copy(file, dir.join(name)).map_err(|e| at(file, e))?;
+        }
+        let path = dir.join(format.config);
         std::fs::write(&path, self.model.config_json()?).map_err(|e| at(&path, e))
     }
 }
@@ -301,6 +342,12 @@ fn at(path: &Path, error: impl std::fmt::Display) -> Error {
 fn read_json<D: serde::de::DeserializeOwned>(path: &Path) -> Result<D> {
     let text = std::fs::read_to_string(path).map_err(|e| at(path, e))?;
     serde_json::from_str(&text).map_err(|e| at(path, e))
+}
+
+/// A value as it is after it was written and read: the JSON parser may round a number's last bit.
+fn written<D: Serialize + serde::de::DeserializeOwned>(value: &D) -> Result<D> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Msg(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| Error::Msg(e.to_string()))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Training data for the forecaster: sources of standardised windows.
+//! Training data: sources of standardised windows for the forecaster, and [`text`] for language models.
 //!
 //! A [`Source`] is a pure function of (seed, step, rows, length), so a resumed run needs no data state: asking for the
 //! batch of a step again gives the same bits. [`synthetic::Synthetic`] invents series, [`csv::CsvFolder`] cuts windows from
@@ -8,6 +8,7 @@
 pub mod contamination;
 pub mod csv;
 pub mod synthetic;
+pub mod text;
 mod window;
 
 pub use window::Windowing;
