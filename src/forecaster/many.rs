@@ -7,16 +7,17 @@ use super::{Forecast, ForecastOptions, Forecaster};
 use crate::error::Result;
 use crate::series::Series;
 
-/// Parts of a call are sized so that each takes about this long, whatever the model and the options.
-const SHORTEST: Duration = Duration::from_millis(200);
-const LONGEST: Duration = Duration::from_secs(1);
+/// Parts of a call grow while they take less than this, up to some batches; parts below a batch are slow for their size, so
+/// they are made only where a batch takes very long.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Batches in the largest part: enough for similar lengths to meet.
 const MOST_BATCHES: usize = 8;
 
 impl Forecaster {
-    /// As [`Forecaster::forecast`], in parts of about a second. After each part `progress` is told how many series are done;
-    /// if it breaks off, the answers so far are returned, fewer than there are series.
+    /// As [`Forecaster::forecast`], in parts of some seconds where the model allows. After each part `progress` is told how many
+    /// series are done; if it breaks off, the answers so far are returned, fewer than there are series.
     ///
     /// ```
     /// use std::ops::ControlFlow;
