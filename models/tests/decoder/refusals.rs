@@ -260,7 +260,8 @@ fn twenty_thousand_mutated_configs() {
         match DecoderConfig::from_json(&text) {
             Err(e) => {
                 refused += 1;
-                assert!(e.to_string().len() < 1000, "{text}: {e}");
+                // A backtrace, if one is asked for, follows on further lines.
+                assert!(e.to_string().lines().next().is_some_and(|line| line.len() < 1000), "{text}: {e}");
             }
             Ok(config) => {
                 taken += 1;
