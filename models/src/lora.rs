@@ -194,8 +194,8 @@ pub fn adjust(sites: Vec<Site<'_>>, weight: impl Fn(&str) -> Option<f64>) {
 /// Adds all attached adapters to the weights for good.
 ///
 /// # Errors
-/// The weights are in tiles for the CPU, as those of a model loaded there for inference are, or are being trained. Nothing is
-/// changed then. See [`load_merged`].
+/// The weights are in tiles for the CPU, as those of a model loaded there for inference are, or are being trained; see
+/// [`load_merged`].
 pub fn merge_attached(sites: Vec<Site<'_>>) -> Result<()> {
     for site in sites {
         match site {

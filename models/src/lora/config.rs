@@ -132,6 +132,40 @@ struct File {
     init_lora_weights: Option<Value>,
 }
 
+/// The keys that are written.
+#[derive(Serialize)]
+struct Written<'a> {
+    alpha_pattern: InOrder<'a, f64>,
+    base_model_name_or_path: Option<&'a str>,
+    bias: &'static str,
+    exclude_modules: Value,
+    fan_in_fan_out: bool,
+    inference_mode: bool,
+    init_lora_weights: bool,
+    layers_pattern: Value,
+    layers_to_transform: Value,
+    lora_alpha: Value,
+    lora_dropout: f64,
+    modules_to_save: Value,
+    peft_type: &'static str,
+    r: usize,
+    rank_pattern: InOrder<'a, usize>,
+    target_modules: Value,
+    target_parameters: Value,
+    task_type: &'static str,
+    use_dora: bool,
+    use_rslora: bool,
+}
+
+/// Patterns as a JSON object in their own order.
+struct InOrder<'a, T>(&'a [(String, T)]);
+
+impl<T: Serialize> Serialize for InOrder<'_, T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(pattern, value)| (pattern, value)))
+    }
+}
+
 /// What an adapter may ask for beyond LoRA, and what that is: each changes the equations or the weights.
 const REFUSED: &[(&str, &str)] = &[
     ("use_dora", "it is a DoRA (weights split into size and direction), which is not supported"),
@@ -151,24 +185,6 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// Initialisations that change the base model as well.
 const CHANGES_BASE: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
-
-/// `adapter_config.json` as it is written. Patterns keep their order, since the first that fits a name counts.
-#[derive(Serialize)]
-struct Written<'a> {
-    alpha_pattern: InOrder<'a, f64>,
-    rank_pattern: InOrder<'a, usize>,
-    #[serde(flatten)]
-    rest: Value,
-}
-
-/// Entries of an object in their own order, which a map of `serde_json` need not keep.
-struct InOrder<'a, T>(&'a [(String, T)]);
-
-impl<T: Serialize> Serialize for InOrder<'_, T> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
-    }
-}
 
 impl AdapterConfig {
     /// Reads the text of an `adapter_config.json`. Keys that say nothing about the result are ignored.
@@ -268,28 +284,28 @@ impl AdapterConfig {
         // PEFT writes whole numbers, and its type says so.
         let alpha = if self.lora_alpha.fract() == 0.0 { json!(self.lora_alpha as i64) } else { json!(self.lora_alpha) };
         let list = |empty: bool, value: Value| if empty { Value::Null } else { value };
-        let rest = json!({
-            "base_model_name_or_path": self.base_model,
-            "bias": "none",
-            "exclude_modules": targets(&self.exclude_modules),
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "layers_pattern": list(self.layers_pattern.is_empty(), json!(self.layers_pattern)),
-            "layers_to_transform": list(self.layers_to_transform.is_empty(), json!(self.layers_to_transform)),
-            "lora_alpha": alpha,
-            "lora_dropout": self.lora_dropout,
-            "modules_to_save": null,
-            "peft_type": "LORA",
-            "r": self.r,
-            "target_modules": targets(&self.target_modules),
-            "target_parameters": list(self.target_parameters.is_empty(), json!(self.target_parameters)),
-            "task_type": "CAUSAL_LM",
-            "use_dora": false,
-            "use_rslora": self.use_rslora,
-        });
-        let written =
-            Written { alpha_pattern: InOrder(&self.alpha_pattern), rank_pattern: InOrder(&self.rank_pattern), rest };
+        let written = Written {
+            alpha_pattern: InOrder(&self.alpha_pattern),
+            base_model_name_or_path: self.base_model.as_deref(),
+            bias: "none",
+            exclude_modules: targets(&self.exclude_modules),
+            fan_in_fan_out: false,
+            inference_mode: true,
+            init_lora_weights: true,
+            layers_pattern: list(self.layers_pattern.is_empty(), json!(self.layers_pattern)),
+            layers_to_transform: list(self.layers_to_transform.is_empty(), json!(self.layers_to_transform)),
+            lora_alpha: alpha,
+            lora_dropout: self.lora_dropout,
+            modules_to_save: Value::Null,
+            peft_type: "LORA",
+            r: self.r,
+            rank_pattern: InOrder(&self.rank_pattern),
+            target_modules: targets(&self.target_modules),
+            target_parameters: list(self.target_parameters.is_empty(), json!(self.target_parameters)),
+            task_type: "CAUSAL_LM",
+            use_dora: false,
+            use_rslora: self.use_rslora,
+        };
         Ok(serde_json::to_string_pretty(&written).map_err(|e| Error::Msg(e.to_string()))? + "\n")
     }
 
