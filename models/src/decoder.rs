@@ -273,8 +273,8 @@ impl Decoder {
     /// Hidden states of every position. With a cache, the input goes on with the rows that the cache holds.
     ///
     /// The probe records `hidden.0` (what the first layer gets), `hidden.{i+1}` (what layer `i` gives), `final_norm`, and of
-    /// sparse layers `router_logits.{i}`, `topk_index.{i}` and `topk_weight.{i}` (in descending order of weight), with
-    /// `attn_` before them for attention experts; all `[b, t, ..]`. Routes are under `layer.{i}` and `attn_layer.{i}`.
+    /// sparse layers `router_logits.{i}`, `topk_index.{i}` and `topk_weight.{i}` (in descending order of weight, of SparseMixer as
+    /// picked), with `attn_` before them for attention experts; all `[b, t, ..]`. Routes are under `layer.{i}` and `attn_layer.{i}`.
     ///
     /// # Errors
     /// An input that does not fit the model, its context or the cache, or a router whose scores are not finite: the message
@@ -301,22 +301,27 @@ impl Decoder {
         }
         let placed = context.place(b, t, past, &cached)?;
         let rotary =
-            self.rope.as_ref().map(|r| r.tables(&placed.positions, b, t, context.reference_lengths)).transpose()?;
-        let pass = Pass { b, t, padding: &placed.padding, rotary: rotary.as_ref(), probe };
+            self.rope.as_ref().map(|r| r.tables(&placed.positions, b, t, context.reference_padding)).transpose()?;
+        let uniform_padding = context.reference_padding && past == 0;
+        let pass = Pass { b, t, padding: &placed.padding, uniform_padding, rotary: rotary.as_ref(), probe };
         let mask = self.token_mask(&placed.padding, b, t, past)?;
+        let routed = mask.as_ref().filter(|_| !context.reference_padding);
 
         let mut x = embeds.reshape((b * t, h))?; // (b * t, h)
         if self.config.multipliers.embedding != 1.0 {
             x = (x * self.config.multipliers.embedding)?;
         }
         pass.record(|| "hidden.0".into(), &x)?;
+        // SparseMixer's second weight may be above its first; the reference lists its experts as they were picked.
+        let router = self.config.sparse.map(|s| s.router);
+        let by_weight = !matches!(router, Some(RouterConfig::SparseMixer { .. }));
         let (mut all_routes, mut attention_routes) = (Vec::new(), Vec::new());
         for (i, (layer, config)) in self.layers.iter().zip(&self.config.layers).enumerate() {
             let normed = layer.attention_norm.forward(&x)?;
             let (attended, routes) =
                 layer.attention.forward(&normed, i, config.window, &pass, cache.as_deref_mut())?;
             if let Some(routes) = routes {
-                pass.record_routes("attn_", i, &routes)?;
+                pass.record_routes("attn_", i, &routes, true)?;
                 attention_routes.push(routes.with_mask(mask.clone()));
             }
             x = self.add(&x, attended)?;
@@ -325,11 +330,11 @@ impl Decoder {
                 None => normed,
             };
             let input = RouteInput { modality: context.modality.as_deref(), ..RouteInput::new(&normed) };
-            let (y, routes) = layer.ffn.forward(&input.with_mask(mask.as_ref()), &format!("layer {i}"))?;
+            let (y, routes) = layer.ffn.forward(&input.with_mask(routed), &format!("layer {i}"))?;
             x = self.add(&x, y)?;
             if let Some(routes) = routes {
-                pass.record_routes("", i, &routes)?;
-                all_routes.push(routes);
+                pass.record_routes("", i, &routes, by_weight)?;
+                all_routes.push(routes.with_mask(mask.clone()));
             }
             pass.record(|| format!("hidden.{}", i + 1), &x)?;
         }

@@ -14,8 +14,8 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     let model = Decoder::load(&case.dir, DType::F32, &case.device)?;
     let ids = case.input("input_ids")?;
     let mask = case.input("attention_mask")?;
-    // Where frequencies depend on the length of the text, the reference takes the longest row for all.
-    let context = Context { reference_lengths: true, ..Context::left_padded(&mask)? };
+    // The losses count each row's first token, and frequencies that depend on the text's length follow the longest row.
+    let context = Context { reference_padding: true, ..Context::left_padded(&mask)? };
 
     let probe = Probe::new();
     let output = model.forward(Input::Ids(&ids), &context, None, Some(&probe))?;

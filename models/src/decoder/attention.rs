@@ -164,7 +164,7 @@ impl Grouped {
         if let Some(rotary) = pass.rotary {
             qkv = rotary.apply_joint(&qkv, heads + 2 * kv, heads + kv)?;
         }
-        let attention = CausalAttention { start: pass.padding.to_vec(), window, ..CausalAttention::new(scale) };
+        let attention = pass.attention(scale, window);
         let y = match cache {
             None => attention.forward_joint(&qkv, pass.b, heads, kv)?,
             Some(cache) => {

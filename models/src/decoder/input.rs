@@ -31,9 +31,11 @@ pub struct Context {
     pub positions: Option<Vec<u32>>,
     /// Where every token comes from, `[b * t]`, for routers that look at it; absent for text.
     pub modality: Option<Vec<Modality>>,
-    /// Frequencies that depend on the length of the text (dynamic and long rotary scaling) follow the longest row of the
-    /// batch, as in `transformers`; otherwise each row's own length, so that a row's tokens do not depend on the others.
-    pub reference_lengths: bool,
+    /// Compute a padded batch as `transformers` does, where a row then depends on the batch it is in: frequencies that depend
+    /// on the length of the text (dynamic and long rotary scaling) follow the longest row, queries in the padding average all
+    /// values, and padding is routed. What is computed there means nothing, but losses that count a row's first token, as
+    /// predicted from the padding before it, come out as the reference's only so.
+    pub reference_padding: bool,
 }
 
 impl Context {

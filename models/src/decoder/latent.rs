@@ -111,7 +111,7 @@ impl Latent {
         let k_rope = turned(k_rope)?; // (b, t, 1, rope), shared by the heads
         let whole = || Tensor::cat(&[&q_nope, &q_rope], D::Minus1); // (b, t, heads, nope + rope)
 
-        let attention = CausalAttention { start: pass.padding.to_vec(), window, ..CausalAttention::new(scale) };
+        let attention = pass.attention(scale, window);
         let first = cache.as_ref().is_none_or(|c| c.is_empty());
         let cached = match cache {
             None => None,

@@ -80,7 +80,7 @@ impl Mixture {
         let (q, key) = (turned(q)?, turned(kv_both.narrow(2, 0, kv)?.contiguous()?)?);
         let value = kv_both.narrow(2, kv, kv)?.contiguous()?;
 
-        let attention = CausalAttention { start: pass.padding.to_vec(), window, ..CausalAttention::new(scale) };
+        let attention = pass.attention(scale, window);
         let y = match cache {
             None => attention.forward(&q, &key, &value)?,
             Some(cache) => {

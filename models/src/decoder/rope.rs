@@ -2,7 +2,7 @@
 //!
 //! Facts and names from `transformers` 4.57, `modeling_rope_utils.py`. Two of the ways depend on the length of the text
 //! (dynamic NTK, LongRoPE): here on the length of each row, so that a row's tokens do not depend on its neighbours; with
-//! [`Context::reference_lengths`](super::Context::reference_lengths) on the longest row of the batch, as `transformers` has it.
+//! [`Context::reference_padding`](super::Context::reference_padding) on the longest row of the batch, as `transformers` has it.
 
 use std::f64::consts::PI;
 
