@@ -1,8 +1,11 @@
 //! The command line: reads arguments, calls the library, prints. No model knowledge lives here.
 
+mod chat;
 mod eval;
 mod forecast;
+mod generate;
 mod info;
+mod language;
 mod output;
 mod tables;
 mod train;
@@ -15,7 +18,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use moesaic::Forecaster;
 
-/// Forecasts time series with sparse mixture-of-experts models, offline.
+/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text.
 #[derive(Debug, Parser)]
 #[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -27,6 +30,8 @@ struct Cli {
 enum Command {
     Forecast(forecast::Args),
     Info(info::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
@@ -66,6 +71,8 @@ pub fn run() -> ExitCode {
     finish(match &cli.command {
         Command::Forecast(args) => forecast::run(args),
         Command::Info(args) => info::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
     })
@@ -122,6 +129,11 @@ fn open_model(dir: Option<&Path>) -> moesaic::Result<Forecaster> {
         Some(dir) => Forecaster::from_dir(dir),
         None => Forecaster::embedded(),
     }
+}
+
+/// The folder of a model that was named on the command line.
+fn resolve(model: &str) -> moesaic::Result<PathBuf> {
+    Ok(PathBuf::from(model))
 }
 
 /// The option that chooses a model, alike in all commands.

@@ -36,6 +36,7 @@ mod forecaster;
 pub mod plot;
 mod series;
 mod table;
+mod text;
 
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 #[doc(hidden)] // for the program, which trains through the models crate
@@ -47,6 +48,10 @@ pub use forecaster::{
 };
 pub use series::{Index, Series, Stamp};
 pub use table::{Table, TableOptions};
+pub use text::{
+    Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Message, Piece, Speed, TemplateOptions, TextGenerator,
+    TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer,
+};
 
 /// Compiles and runs the code of the README.
 #[cfg(doctest)]
