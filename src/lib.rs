@@ -1,4 +1,4 @@
-//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting.
+//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting and text.
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
@@ -18,6 +18,9 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
+//! ([`moesaic_models::decoder`]) from a folder.
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files.

@@ -47,9 +47,6 @@ pub trait Backbone {
     /// input of `b` rows to `[b, V]` in f32
     fn next_logits(&self, input: Input<'_>, context: &Context, cache: &mut Cache) -> Result<Tensor>;
 
-    /// Number of tokens that scores are given for, V.
-    fn vocab_size(&self) -> usize;
-
     /// Tokens that a prompt and its answer may have together.
     fn max_positions(&self) -> usize;
 
@@ -60,10 +57,6 @@ pub trait Backbone {
 impl Backbone for Decoder {
     fn next_logits(&self, input: Input<'_>, context: &Context, cache: &mut Cache) -> Result<Tensor> {
         self.last_logits(&self.forward(input, context, Some(cache), None)?)
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config().vocab_size
     }
 
     fn max_positions(&self) -> usize {

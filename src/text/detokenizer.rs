@@ -3,8 +3,6 @@
 use super::Tokenizer;
 use crate::error::Result;
 
-/// Bytes of a character that is not complete show as at most this many replacement characters.
-const INCOMPLETE: usize = 3;
 /// Tokens of a prompt that the first new token's text may depend on.
 const BEFORE: usize = 8;
 /// Tokens without a complete character after which the rest counts as complete.
@@ -37,12 +35,8 @@ impl Detokenizer {
         self.ids.push(id);
         let text = tokenizer.decode(&self.ids)?;
         let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        let broken = text[whole.len()..].chars().count();
-        let complete = broken == 0 || self.ids.len() - self.complete > LONGEST;
-        let end = match broken {
-            _ if complete => text.len(),
-            n => whole.len() + n.saturating_sub(INCOMPLETE) * char::REPLACEMENT_CHARACTER.len_utf8(),
-        };
+        let complete = whole.len() == text.len() || self.ids.len() - self.complete > LONGEST;
+        let end = if complete { text.len() } else { whole.len() };
         // A decoder may take back what it showed for bytes that turn out otherwise; then there is nothing to add.
         let piece = text.get(self.given..end).unwrap_or_default().to_string();
         self.given = self.given.max(end);

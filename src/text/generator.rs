@@ -28,7 +28,6 @@ use crate::error::{Error, Place, Result, candle_message};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct TextGenerator {
     pub(super) decoder: Decoder,
     pub(super) tokenizer: Tokenizer,
@@ -263,6 +262,13 @@ impl TextGenerator {
             }
         }
         Ok(())
+    }
+}
+
+/// Without the weights, which nobody wants to read.
+impl std::fmt::Debug for TextGenerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextGenerator").field("info", &self.info).finish_non_exhaustive()
     }
 }
 

@@ -24,7 +24,6 @@ pub struct Piece {
 }
 
 /// A running generation: an iterator over pieces of text.
-#[derive(Debug)]
 pub struct TextStream<'g> {
     generator: &'g TextGenerator,
     generation: Generation<'g, Decoder>,
@@ -140,6 +139,12 @@ impl<'g> TextStream<'g> {
         }
         row.answer.text.push_str(&text);
         Ok((!text.is_empty() || finish.is_some()).then_some(Piece { row: token.row, text, finish }))
+    }
+}
+
+impl std::fmt::Debug for TextStream<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextStream").field("rows", &self.rows).finish_non_exhaustive()
     }
 }
 

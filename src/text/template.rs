@@ -1,8 +1,10 @@
 //! Chat templates: how a model wants a conversation written.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
@@ -65,19 +67,25 @@ impl Default for TemplateOptions {
 /// `break` and `continue`, Python's string and dict methods, `raise_exception`, `strftime_now`, and a `tojson` that does not
 /// escape HTML. `tools` and `documents` stay undefined.
 ///
-/// A template is a program from a stranger: the work and the memory of one rendering are bounded.
+/// A template is a program from a stranger: steps, text and time of one rendering are bounded. A rendering that takes longer
+/// than ten seconds is an error, but its thread is left behind, as nothing can end it.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     /// The file that it comes from.
     path: PathBuf,
     /// Special tokens by name.
     tokens: Vec<(&'static str, String)>,
 }
 
-/// The longest template that is read, in bytes.
-const LONGEST: u64 = 1 << 20;
-/// Steps of one rendering; each pays for 64 bytes of text as well, so this is 128 MB at most.
-const FUEL: u64 = 2_000_000;
+/// The longest template that is read, in bytes. Published ones stay below 32 kB.
+const LONGEST: u64 = 128 << 10;
+/// Steps of one rendering; a step pays for 64 bytes of text as well.
+const FUEL: u64 = 500_000;
+/// Time of one rendering. Steps bound most templates long before; what they do not count is the comparison and the text of
+/// lists that hold the same list again and again.
+const TIME: Duration = Duration::from_secs(10);
+/// Stack of the thread that parses and renders, in bytes: a template can nest as deeply as it is long.
+const STACK: usize = 256 << 20;
 const NAME: &str = "chat template";
 
 impl ChatTemplate {
@@ -105,23 +113,9 @@ impl ChatTemplate {
             return Err(Error::config(path, problem));
         }
         let broken = |error: minijinja::Error| Error::config(path, describe(&error));
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(broken)?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_formatter(|out, state, value| match value.kind() {
-            // As Python writes them.
-            ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
-            ValueKind::None => Ok(out.write_str("None")?),
-            _ => minijinja::escape_formatter(out, state, value),
-        });
-        environment.set_fuel(Some(FUEL));
-        environment.add_filter("tojson", tojson);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::EvalBlock, message))
-        });
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(broken)?;
+        let text = without_generation_tags(source);
+        let environment = apart(move || environment(text)).ok_or_else(|| Error::config(path, TOO_LONG))?;
+        let environment = Arc::new(environment.map_err(broken)?);
         Ok(Self { environment, path: path.to_path_buf(), tokens: tokens.to_vec() })
     }
 
@@ -145,9 +139,43 @@ impl ChatTemplate {
             context.insert("strftime_now".into(), Value::from_function(move |format: &str| strftime(date, format)));
         }
         context.extend(options.variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        template.render(Value::from(context)).map_err(failed)
+        let environment = Arc::clone(&self.environment);
+        let rendered = apart(move || environment.get_template(NAME)?.render(Value::from(context)));
+        rendered.ok_or_else(|| Error::config(&self.path, TOO_LONG))?.map_err(failed)
     }
+}
+
+const TOO_LONG: &str = "its chat template takes too long: use another template";
+
+/// Runs `work` on a thread with a deep stack; `None` where it takes too long or the thread cannot be had.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = mpsc::channel();
+    let thread = thread::Builder::new().name("chat template".into()).stack_size(STACK);
+    // Nobody waits for a result that comes too late.
+    thread.spawn(move || drop(done.send(work()))).ok()?;
+    result.recv_timeout(TIME).ok()
+}
+
+/// The environment of `transformers`, with this template.
+fn environment(source: String) -> std::result::Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax?);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(|out, state, value| match value.kind() {
+        // As Python writes them.
+        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+        ValueKind::None => Ok(out.write_str("None")?),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    environment.set_fuel(Some(FUEL));
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::EvalBlock, message))
+    });
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
 }
 
 impl std::fmt::Debug for ChatTemplate {

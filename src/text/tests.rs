@@ -183,7 +183,6 @@ fn templates_that_fail_or_do_not_end_are_errors() {
             "{% set ns = namespace(s='0123456789') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
             "does not come to an end or makes too much text",
         ),
-        ("{% set ns = namespace(s=[1]) %}{% for i in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}", ""),
         ("{{ 'x' * 999999999 }}", ""),
         ("{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}", "fails ("),
         ("{% set ns = namespace(v=[]) %}{% for i in range(500) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v | tojson }}", "nested"),
@@ -191,8 +190,17 @@ fn templates_that_fail_or_do_not_end_are_errors() {
         let error = render(source).unwrap_err().to_string();
         assert!(error.contains(part) && !error.contains('\n') && error.len() < 400, "{source}: {error}");
     }
-    let deep = format!("{}1{}", "(".repeat(100_000), ")".repeat(100_000));
-    assert!(render(&format!("{{{{ {deep} }}}}")).unwrap_err().to_string().contains("fails ("));
+    // Neither nesting nor chains as long as a template may be overflow a stack.
+    let deep = format!("{{{{ {}1{} }}}}", "(".repeat(60_000), ")".repeat(60_000));
+    assert!(render(&deep).unwrap_err().to_string().contains("fails ("));
+    for source in [
+        format!("{{{{ {}1 }}}}", "-".repeat(130_000)),
+        format!("{{{{ 1{} }}}}", "+1".repeat(65_000)),
+        format!("{{{{ messages{} }}}}", ".b".repeat(65_000)),
+        "{% set ns = namespace(v=[]) %}{% for i in range(90000) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v }}".into(),
+    ] {
+        let _ = render(&source);
+    }
     assert!(render(&"x".repeat(2 << 20)).unwrap_err().to_string().contains("more than any has"));
 }
 
@@ -263,7 +271,7 @@ fn twenty_thousand_damaged_tokenizers() {
     });
     let config = tiny::tokenizer_config();
     let whole = tokenizer_of(&small, &config).unwrap();
-    assert_eq!(whole.encode("ab a1").unwrap(), [5, 3, 2, 3, 0, 4]);
+    assert_eq!(whole.encode("ab a1").unwrap(), [5, 3, 2, 3, 3, 0, 3, 4]);
     let (text, mut rng) = (small.to_string(), Rng::new(11));
     let (mut good, mut bad) = (0, 0);
     for _ in 0..20_000 {
@@ -423,9 +431,10 @@ fn bad_prompts_and_options_are_input_errors() {
     let (_folder, generator) = generator();
     let error = |prompts: &[&str], options: TextOptions| match generator.stream(prompts, &options) {
         Err(error @ Error::Input { .. }) => error.to_string(),
-        other => panic!("{other:?}"),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("{prompts:?} accepted"),
     };
-    let long = "a ".repeat(100);
+    let long = "a ".repeat(200);
     for (prompts, part) in [
         (&[][..], "there is no prompt"),
         (&["a", ""], "prompt 1 is empty"),
