@@ -186,12 +186,8 @@ impl Cached {
             bail!("attention: padding is not computed over a cache");
         }
         let shape = self.attention.shape(q, &[batch, keys, kv_heads, k[3]], &[batch, keys, kv_heads, self.dv])?;
-        let buffer = |dims: [usize; 4], width| kernel::Heads {
-            tokens: dims[1],
-            stride: dims[2] * dims[3],
-            first: 0,
-            width,
-        };
+        let buffer =
+            |dims: [usize; 4], width| kernel::Heads { tokens: dims[1], stride: dims[2] * dims[3], first: 0, width };
         let apart = apart(&shape);
         let places = kernel::Places { k: buffer(k, k[3]), v: buffer(v, v[3]), ..apart };
         Ok((shape, places))

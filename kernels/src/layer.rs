@@ -1,6 +1,6 @@
 //! The sparse layer that every model uses.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 
 use crate::Probe;
 use crate::experts::{ExpertBank, linear};
@@ -47,7 +47,7 @@ impl MoeLayer {
     /// # Shapes
     /// `input.x [T, H]` to `[T, O]`
     pub fn forward(&self, input: &RouteInput<'_>, name: &str, probe: Option<&Probe>) -> Result<(Tensor, Routes)> {
-        let routes = self.router.route(input).map_err(|e| e.context(format!("{name}: cannot be routed")))?;
+        let routes = self.router.route(input).map_err(|e| Error::msg(format!("{name}: {e}")))?;
         if let Some(probe) = probe {
             let (experts, weights) = routes.top_k()?;
             if let Some(logits) = routes.logits() {

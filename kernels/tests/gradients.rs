@@ -1,10 +1,10 @@
 //! Gradients of every differentiable kernel against finite differences.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use moesaic_kernels::ops::{rms_norm, silu_glu, softmax};
+use moesaic_kernels::ops::{layer_norm, rms_norm, silu_glu, softmax};
 use moesaic_kernels::rng::Rng;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle};
-use moesaic_kernels::routers::{CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxTopK, TopKSoftmax};
+use moesaic_kernels::routers::{CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
 use moesaic_kernels::{
     Activation, CausalAttention, ExpertBank, MoeLayer, OutputNorm, RouteInput, Router, Routes, SharedExpert, combine,
     dispatch, grouped_linear, linear, losses,
@@ -87,6 +87,8 @@ fn rowwise() {
     let x = normal(&mut rng, &[3, 70, 18], 1.0);
     check("softmax", std::slice::from_ref(&x), |v| softmax(&v[0]));
     check("rms norm", &[x.clone(), normal(&mut rng, &[18], 1.0)], |v| rms_norm(&v[0], &v[1], 1e-6));
+    let (weight, bias) = (normal(&mut rng, &[18], 1.0), normal(&mut rng, &[18], 1.0));
+    check("layer norm", &[x.clone(), weight, bias], |v| layer_norm(&v[0], &v[1], Some(&v[2]), 1e-6));
     check("silu glu", &[x], |v| silu_glu(&v[0]));
     for style in [RotaryStyle::Half, RotaryStyle::Interleaved] {
         // Part of the head stays as it is.
@@ -197,8 +199,18 @@ fn routers() {
     check("top-k softmax", &[x.clone(), w.clone()], |v| {
         both(TopKSoftmax { weight: v[1].clone(), k: 3 }.route(&RouteInput::new(&v[0]))?)
     });
+    check("sparse mixer", &[x.clone(), w.clone()], |v| {
+        both(SparseMixer { weight: v[1].clone(), jitter: 0.4 }.route(&RouteInput::new(&v[0]))?)
+    });
     check("centroids", std::slice::from_ref(&x), |v| {
         both(CentroidTopK { centroids: w.clone(), k: 2 }.route(&RouteInput::new(&v[0]))?)
+    });
+    check("cross entropy", &[normal(&mut rng, &[5, 9], 2.0)], |v| {
+        losses::cross_entropy(&v[0], &[3, -100, 0, 8, 8])?.reshape(1)
+    });
+    check("sequence balance", &[x.clone(), w.clone()], |v| {
+        let router = SoftmaxTopK { weight: v[1].clone(), k: 2, renormalise: false, scale: 1.0, groups: None };
+        losses::sequence_balance(&router.route(&RouteInput::new(&v[0]))?, 2)?.reshape(1)
     });
     check("losses", &[x, w], |v| {
         let router = SoftmaxTopK { weight: v[1].clone(), k: 2, renormalise: false, scale: 1.0, groups: None };

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops as theirs;
-use moesaic_kernels::ops::{rms_norm, silu_glu, softmax};
+use moesaic_kernels::ops::{layer_norm, rms_norm, silu_glu, softmax};
 use moesaic_kernels::rng::Rng;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle};
 use moesaic_kernels::{Activation, linear};
@@ -24,6 +24,8 @@ fn rowwise_operations() -> Result<()> {
     let (x, w) = (normal(1, &[3, 5, 24]), normal(2, &[24]));
     close("softmax", &softmax(&x)?, &theirs::softmax_last_dim(&x)?, 1e-6);
     close("rms norm", &rms_norm(&x, &w, 1e-5)?, &theirs::rms_norm(&x, &w, 1e-5)?, 1e-5);
+    let bias = normal(6, &[24]);
+    close("layer norm", &layer_norm(&x, &w, Some(&bias), 1e-5)?, &theirs::layer_norm(&x, &w, &bias, 1e-5)?, 1e-5);
     close("swiglu", &silu_glu(&x)?, &theirs::swiglu(&x)?, 1e-5);
     close("silu", &Activation::Silu.apply(&x)?, &theirs::silu(&x)?, 1e-6);
     let weight = normal(3, &[7, 24]);

@@ -45,7 +45,7 @@ pub use config::{
 pub use input::{Context, Input, Segment, pad_ids};
 pub use loss::Losses;
 pub use names::{ExpertNames, Names};
-pub use parameters::{Part, Parameters};
+pub use parameters::{Parameters, Part};
 pub use rope::{RopeConfig, RopeScaling};
 pub use sites::Site;
 
@@ -100,6 +100,7 @@ pub struct Decoder {
     rope: Option<Rope>,
     /// Of activations.
     dtype: DType,
+    cache_dtype: DType,
     device: Device,
 }
 
@@ -126,8 +127,7 @@ impl Decoder {
     ) -> Result<Self> {
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        let unknown: Vec<String> =
-            params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
+        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
         match unknown.as_slice() {
             [] => Ok(model),
             [first, ..] => bail!(
@@ -166,6 +166,7 @@ impl Decoder {
             norm: Norm::load(params, cfg.names.final_norm, h, cfg.norm)?,
             rope: cfg.rope.as_ref().map(Rope::new).transpose()?,
             dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
+            cache_dtype: params.dtype(),
             device: params.device().clone(),
             config,
         })
@@ -297,7 +298,7 @@ impl Decoder {
         }
         let (past, cached) = cache.as_ref().map_or((0, Vec::new()), |c| (c.tokens(), c.padding().to_vec()));
         if let Some(cache) = cache.as_deref_mut() {
-            cache.begin(self.layers.len(), b, &context.padding)?;
+            cache.begin(self.layers.len(), b, &context.padding, self.cache_dtype)?;
         }
         let placed = context.place(b, t, past, &cached)?;
         let rotary =
@@ -318,8 +319,7 @@ impl Decoder {
         let (mut all_routes, mut attention_routes) = (Vec::new(), Vec::new());
         for (i, (layer, config)) in self.layers.iter().zip(&self.config.layers).enumerate() {
             let normed = layer.attention_norm.forward(&x)?;
-            let (attended, routes) =
-                layer.attention.forward(&normed, i, config.window, &pass, cache.as_deref_mut())?;
+            let (attended, routes) = layer.attention.forward(&normed, i, config.window, &pass, cache.as_deref_mut())?;
             if let Some(routes) = routes {
                 pass.record_routes("attn_", i, &routes, true)?;
                 attention_routes.push(routes.with_mask(mask.clone()));

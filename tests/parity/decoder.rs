@@ -13,7 +13,10 @@ use crate::case::{Case, Got};
 pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     let model = Decoder::load(&case.dir, DType::F32, &case.device)?;
     let ids = case.input("input_ids")?;
-    let mask = case.input("attention_mask")?;
+    let mask = match case.has_input("attention_mask") {
+        true => case.input("attention_mask")?,
+        false => ids.ones_like()?,
+    };
     // The losses count each row's first token, and frequencies that depend on the text's length follow the longest row.
     let context = Context { reference_padding: true, ..Context::left_padded(&mask)? };
 
@@ -72,7 +75,7 @@ fn loss(case: &Case, ids: &Tensor, mask: &Tensor, context: &Context, got: &mut G
 /// The reference's values at padding mean nothing; those of decoded tokens all count.
 pub fn meaningful(case: &Case, name: &str) -> Result<Option<Vec<bool>>> {
     let by_position = ["hidden.", "final_norm", "router_logits.", "topk_", "attn_", "logits"];
-    if !by_position.iter().any(|prefix| name.starts_with(prefix)) {
+    if !by_position.iter().any(|prefix| name.starts_with(prefix)) || !case.has_input("attention_mask") {
         return Ok(None);
     }
     let mask = case.input("attention_mask")?;

@@ -15,7 +15,7 @@ use super::sites::Site;
 #[derive(Debug)]
 pub(super) enum Attention {
     Grouped(Grouped),
-    Latent(Latent),
+    Latent(Box<Latent>),
     Mixture(Mixture),
 }
 
@@ -23,7 +23,7 @@ impl Attention {
     pub(super) fn load(cfg: &DecoderConfig, p: &Params) -> Result<Self> {
         Ok(match cfg.attention {
             AttentionConfig::Grouped(config) => Self::Grouped(Grouped::load(cfg, config, p)?),
-            AttentionConfig::Latent(config) => Self::Latent(Latent::load(cfg, config, p)?),
+            AttentionConfig::Latent(config) => Self::Latent(Box::new(Latent::load(cfg, config, p)?)),
             AttentionConfig::Mixture(config) => Self::Mixture(Mixture::load(cfg, config, p)?),
         })
     }
@@ -59,9 +59,17 @@ impl Attention {
 /// Norms of queries and keys.
 #[derive(Debug)]
 enum QkNorms {
-    Rms { q: Tensor, k: Tensor, whole: bool },
+    Rms {
+        q: Tensor,
+        k: Tensor,
+        whole: bool,
+    },
     /// `[d]` and bias, or `[heads, d]` without.
-    Layer { q: Tensor, k: Tensor, biases: Option<(Tensor, Tensor)> },
+    Layer {
+        q: Tensor,
+        k: Tensor,
+        biases: Option<(Tensor, Tensor)>,
+    },
 }
 
 impl QkNorms {

@@ -1,6 +1,6 @@
 //! Keys and values of the tokens seen so far.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Tokens that a cache makes room for at first, where nobody says how many will come.
 const ROOM: usize = 64;
@@ -18,6 +18,8 @@ pub struct Cache {
     /// Padding at the left of each row.
     padding: Vec<usize>,
     room: usize,
+    /// Of the buffers; that of what is appended if absent.
+    dtype: Option<DType>,
 }
 
 /// One layer's part of a [`Cache`].
@@ -55,7 +57,7 @@ impl Cache {
 
     /// Number of rows; 0 while empty.
     pub fn rows(&self) -> usize {
-        self.padding.len()
+        if self.is_empty() { 0 } else { self.padding.len() }
     }
 
     /// Padding tokens at the left of each row.
@@ -99,9 +101,13 @@ impl Cache {
     /// Keeps rows by index, in this order; a row may be taken more than once. Beam search continues its best beams so.
     ///
     /// # Errors
-    /// There is no such row.
+    /// There is no such row, or none is chosen.
     pub fn select(&mut self, rows: &[usize]) -> Result<()> {
-        let Some(padding) = rows.iter().map(|&r| self.padding.get(r).copied()).collect::<Option<Vec<_>>>() else {
+        if rows.is_empty() {
+            bail!("no row of the cache is chosen; clear it instead");
+        }
+        let known = self.padding.get(..self.rows()).unwrap_or_default();
+        let Some(padding) = rows.iter().map(|&r| known.get(r).copied()).collect::<Option<Vec<_>>>() else {
             bail!("rows {rows:?} of a cache with {} rows", self.rows());
         };
         if rows.iter().copied().eq(0..self.rows()) {
@@ -127,12 +133,13 @@ impl Cache {
             Ok(LayerCache { parts, dropped: layer.dropped })
         });
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { layers, tokens: self.tokens, padding: self.padding.clone(), room: self.room })
+        Ok(Self { layers, padding: self.padding.clone(), ..*self })
     }
 
-    /// Prepares for `t` more tokens in each of `b` rows, the first of which may be padding.
-    pub(super) fn begin(&mut self, layers: usize, b: usize, padding: &[usize]) -> Result<()> {
+    /// Prepares for more tokens in each of `b` rows, the first of which may be padding. Buffers hold `dtype`.
+    pub(super) fn begin(&mut self, layers: usize, b: usize, padding: &[usize], dtype: DType) -> Result<()> {
         if self.tokens == 0 {
+            self.dtype = Some(dtype);
             self.padding = if padding.is_empty() { vec![0; b] } else { padding.to_vec() };
             // Nothing counts: buffers of a pass that failed may have another shape.
             self.layers.clear();
@@ -165,7 +172,8 @@ impl Cache {
         let mut used = tokens - cache.dropped;
         if cache.parts.is_empty() {
             let capacity = room.max(t.next_multiple_of(ROOM)).max(ROOM);
-            cache.parts = parts.iter().map(|p| buffer(p, capacity)).collect::<Result<_>>()?;
+            let dtype = |part: &Tensor| self.dtype.unwrap_or(part.dtype());
+            cache.parts = parts.iter().map(|p| buffer(p, capacity, dtype(p))).collect::<Result<_>>()?;
         } else {
             let capacity = cache.parts.first().map_or(Ok(0), |p| p.dim(1))?;
             if used + t > capacity {
@@ -188,17 +196,17 @@ impl Cache {
 }
 
 /// Zeros shaped as `part` with room for `capacity` tokens.
-fn buffer(part: &Tensor, capacity: usize) -> Result<Tensor> {
+fn buffer(part: &Tensor, capacity: usize, dtype: DType) -> Result<Tensor> {
     let mut dims = part.dims().to_vec();
     if let Some(tokens) = dims.get_mut(1) {
         *tokens = capacity;
     }
-    Tensor::zeros(dims, part.dtype(), part.device())
+    Tensor::zeros(dims, dtype, part.device())
 }
 
 /// A buffer of `capacity` tokens that begins with `part`.
 fn moved(part: &Tensor, capacity: usize) -> Result<Tensor> {
-    let buffer = buffer(part, capacity)?;
+    let buffer = buffer(part, capacity, part.dtype())?;
     if part.elem_count() > 0 {
         buffer.slice_set(part, 1, 0)?;
     }
@@ -216,9 +224,9 @@ mod tests {
         Tensor::from_vec(values, (b, t, 1), &Device::Cpu).unwrap()
     }
 
-    fn step(cache: &mut Cache, b: usize, t: usize, window: Option<usize>) -> (Vec<Vec<f32>>, Vec<usize>) {
-        cache.begin(1, b, &[]).unwrap();
-        let new = tokens(b, cache.tokens(), t);
+    fn step(cache: &mut Cache, padding: &[usize], t: usize, window: Option<usize>) -> (Vec<Vec<f32>>, Vec<usize>) {
+        cache.begin(1, padding.len(), padding, DType::F32).unwrap();
+        let new = tokens(padding.len(), cache.tokens(), t);
         let cached = cache.append(0, &[new], window).unwrap();
         let seen = cached.parts[0].narrow(1, 0, cached.keys).unwrap().squeeze(2).unwrap().to_vec2().unwrap();
         let start = cached.start;
@@ -234,24 +242,23 @@ mod tests {
     fn it_grows_and_keeps_everything() {
         let mut cache = Cache::with_capacity(3);
         for (t, end) in [(5, 5), (1, 6), (200, 206), (1, 207)] {
-            let (seen, start) = step(&mut cache, 2, t, None);
+            let (seen, start) = step(&mut cache, &[0, 0], t, None);
             assert_eq!(seen[0], numbers(0..end));
             assert_eq!(seen[1], numbers(100..100 + end));
             assert_eq!(start, [0, 0]);
         }
         cache.truncate(6).unwrap();
-        assert_eq!(step(&mut cache, 2, 1, None).0[0], numbers(0..7));
+        assert_eq!(step(&mut cache, &[0, 0], 1, None).0[0], numbers(0..7));
         assert!(cache.truncate(8).is_err());
-        assert!(cache.begin(1, 3, &[]).is_err());
-        assert!(cache.begin(1, 2, &[1, 0]).is_err());
+        assert!(cache.begin(1, 3, &[], DType::F32).is_err());
+        assert!(cache.begin(1, 2, &[1, 0], DType::F32).is_err());
     }
 
     #[test]
     fn a_window_drops_what_nobody_sees() {
         let mut cache = Cache::default();
-        cache.begin(1, 2, &[3, 0]).unwrap();
         for i in 0..500 {
-            let (seen, start) = step(&mut cache, 2, 1, Some(5));
+            let (seen, start) = step(&mut cache, &[3, 0], 1, Some(5));
             // The last five are always there, at the end.
             let first = (i + 1usize).saturating_sub(5);
             assert!(seen[0].ends_with(&numbers(first..i + 1)), "{i}: {seen:?}");
@@ -267,14 +274,14 @@ mod tests {
     #[test]
     fn rows_are_chosen_and_forks_are_apart() {
         let mut cache = Cache::default();
-        cache.begin(1, 3, &[2, 1, 0]).unwrap();
-        step(&mut cache, 3, 4, None);
+        step(&mut cache, &[2, 1, 0], 4, None);
         let mut fork = cache.fork().unwrap();
         fork.select(&[2, 0]).unwrap();
         assert_eq!(fork.padding(), [0, 2]);
-        let (seen, _) = step(&mut fork, 2, 1, None);
+        let (seen, _) = step(&mut fork, &[0, 2], 1, None);
         assert_eq!(seen, [[numbers(200..204), vec![4.0]].concat(), [numbers(0..4), vec![104.0]].concat()]);
-        assert_eq!(step(&mut cache, 3, 1, None).0[2], numbers(200..205));
+        assert_eq!(step(&mut cache, &[2, 1, 0], 1, None).0[2], numbers(200..205));
         assert!(cache.select(&[3]).is_err());
+        assert!(cache.select(&[]).is_err());
     }
 }

@@ -262,6 +262,8 @@ pub enum AuxLoss {
     None,
     /// [`load_balance`](moesaic_kernels::losses::load_balance) over all sparse layers together.
     Balance(f64),
+    /// [`load_balance`](moesaic_kernels::losses::load_balance) of each layer divided by k, summed over layers.
+    LayerBalance(f64),
     /// [`sequence_balance`](moesaic_kernels::losses::sequence_balance), summed over layers.
     SequenceBalance(f64),
 }
@@ -296,7 +298,7 @@ impl DecoderConfig {
     pub fn from_json(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json).map_err(|e| Error::msg(format!("this is not JSON: {e}")))?;
         let config = families::translate(value)?;
-        config.validate()?;
+        config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
         Ok(config)
     }
 
@@ -323,7 +325,7 @@ impl DecoderConfig {
         positive("embedding_multiplier", self.multipliers.embedding)?;
         positive("residual_multiplier", self.multipliers.residual)?;
         positive("logits_scaling", self.multipliers.logits_divisor)?;
-        if let AuxLoss::Balance(c) | AuxLoss::SequenceBalance(c) = self.aux_loss
+        if let AuxLoss::Balance(c) | AuxLoss::LayerBalance(c) | AuxLoss::SequenceBalance(c) = self.aux_loss
             && !(c >= 0.0 && c.is_finite())
         {
             bail!("the coefficient of the auxiliary loss is {c}, expected 0 or more");

@@ -89,8 +89,7 @@ impl Ffn {
         let mut names = Vec::new();
         let experts = match &cfg.names.experts {
             ExpertNames::Each(maps) => {
-                let networks: Vec<_> =
-                    (0..e).map(|e| NetworkNames { prefix: format!("experts.{e}."), maps }).collect();
+                let networks: Vec<_> = (0..e).map(|e| NetworkNames { prefix: format!("experts.{e}."), maps }).collect();
                 names = networks.iter().map(NetworkNames::all).collect();
                 bank(&p, &networks, h, network(i), init)?
             }
@@ -156,14 +155,7 @@ impl Ffn {
     }
 }
 
-fn router(
-    name: &str,
-    bias: &str,
-    h: usize,
-    config: SparseConfig,
-    p: &Params,
-    init: Init,
-) -> Result<Box<dyn Router>> {
+fn router(name: &str, bias: &str, h: usize, config: SparseConfig, p: &Params, init: Init) -> Result<Box<dyn Router>> {
     let (e, k) = (config.experts, config.k);
     // Routers compute in f32 whatever the weights are; they are small.
     let weight = p.tensor(name, [e, h], init)?.to_dtype(DType::F32)?;

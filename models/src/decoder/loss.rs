@@ -1,6 +1,7 @@
 //! The training loss: next-token cross entropy, plus the auxiliary loss of the family.
 
 use candle_core::{Result, Tensor, bail};
+use moesaic_kernels::Routes;
 use moesaic_kernels::losses::{cross_entropy, load_balance, sequence_balance};
 
 use super::config::AuxLoss;
@@ -61,11 +62,19 @@ impl Decoder {
                 let routes = [output.attention_routes.as_slice(), &output.routes].concat();
                 Some((load_balance(&routes)?, coefficient))
             }
+            AuxLoss::LayerBalance(coefficient) => {
+                let k = self.config().sparse.map_or(1, |s| s.k) as f64;
+                let each = |routes: &Routes| load_balance(std::slice::from_ref(routes))? / k;
+                Some((summed(&output.routes, each)?, coefficient))
+            }
             AuxLoss::SequenceBalance(coefficient) => {
-                let losses = output.routes.iter().map(|routes| sequence_balance(routes, b));
-                let losses = losses.collect::<Result<Vec<_>>>()?;
-                Some((Tensor::stack(&losses, 0)?.sum_all()?, coefficient))
+                Some((summed(&output.routes, |routes| sequence_balance(routes, b))?, coefficient))
             }
         })
     }
+}
+
+fn summed(layers: &[Routes], loss: impl Fn(&Routes) -> Result<Tensor>) -> Result<Tensor> {
+    let losses = layers.iter().map(loss).collect::<Result<Vec<_>>>()?;
+    Tensor::stack(&losses, 0)?.sum_all()
 }

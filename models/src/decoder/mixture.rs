@@ -4,7 +4,7 @@
 //! values are shared by all. Each expert gives one query head for every key-value head, so a token has `k * kv_heads` of
 //! them, and the outputs are weighted and summed as in any sparse layer.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Error, Result, Tensor};
 use moesaic_kernels::routers::{Router, TopKSoftmax};
 use moesaic_kernels::{CausalAttention, ExpertBank, Init, Linear, Params, RouteInput, Routes};
 
@@ -62,14 +62,14 @@ impl Mixture {
         let (b, t) = (pass.b, pass.t);
         let (tokens, h) = x.dims2()?;
         // Padding is routed too, so that every token has k experts; nothing looks at what becomes of it.
-        let routes = self.router.route(&RouteInput::new(x)).map_err(|e| {
-            e.context(format!("the attention of layer {layer}: cannot be routed"))
-        })?;
+        let routes = self.router.route(&RouteInput::new(x));
+        let routes = routes.map_err(|e| Error::msg(format!("attention of layer {layer}: {e}")))?;
         let (chosen, _) = routes.top_k()?;
         // Each (token, slot) is a row with one expert.
         let choices: Vec<Vec<u32>> = chosen.flatten_all()?.to_vec1::<u32>()?.into_iter().map(|e| vec![e]).collect();
         let ones = Tensor::ones(tokens * k, DType::F32, x.device())?;
-        let rows = Routes::new(experts, &choices, &ones, Tensor::zeros((tokens * k, experts), DType::F32, x.device())?)?;
+        let rows =
+            Routes::new(experts, &choices, &ones, Tensor::zeros((tokens * k, experts), DType::F32, x.device())?)?;
 
         let repeated = x.unsqueeze(1)?.broadcast_as((tokens, k, h))?.reshape((tokens * k, h))?; // (b t k, h)
         let q = self.input_linear.forward(&repeated, &rows)?.reshape((tokens, k, kv, d))?;

@@ -131,7 +131,8 @@ impl DecoderConfig {
             AttentionConfig::Mixture(a) => {
                 let width = a.kv_heads * a.head_dim;
                 let shared = 2 * width * h + a.experts * h + h;
-                Part { total: shared + 2 * a.experts * width * h, active: shared + 2 * a.k * width * h }
+                let experts = |n: usize| n.saturating_mul(2 * width * h).saturating_add(shared);
+                Part { total: experts(a.experts), active: experts(a.k) }
             }
         };
         Part { total: layers.saturating_mul(one.total), active: layers.saturating_mul(one.active) }

@@ -105,6 +105,9 @@ impl Keys {
             bail!("mlp_bias is set, which no published model has: biases of routed experts are not supported");
         }
         let every = self.moe_layer_freq.unwrap_or(1);
+        if every == 0 {
+            bail!("moe_layer_freq is 0, expected 1 or more");
+        }
         for (i, layer) in config.layers.iter_mut().enumerate() {
             layer.sparse = config.sparse.is_some() && i >= self.first_k_dense_replace && i.is_multiple_of(every);
         }
@@ -152,10 +155,9 @@ impl Family for Config {
         let router = RouterConfig::SoftmaxTopK { renormalise: false, scale, groups };
         let alpha = self.aux_loss_alpha.unwrap_or(0.001);
         Ok(DecoderConfig {
-            // Over the whole batch instead of each sequence, the loss of the original code is Switch's, divided by k.
             aux_loss: match self.seq_aux.unwrap_or(true) {
                 true => AuxLoss::SequenceBalance(alpha),
-                false => AuxLoss::Balance(alpha / keys.num_experts_per_tok.unwrap_or(1).max(1) as f64),
+                false => AuxLoss::LayerBalance(alpha),
             },
             ..keys.translate("deepseek_v2", RotaryStyle::Interleaved, router, published)?
         })

@@ -9,9 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Family;
 use super::keys::Common;
-use crate::decoder::config::{
-    AttentionConfig, AuxLoss, DecoderConfig, MixtureConfig, RouterConfig, SparseConfig,
-};
+use crate::decoder::config::{AttentionConfig, AuxLoss, DecoderConfig, MixtureConfig, RouterConfig, SparseConfig};
 use crate::decoder::names::{ExpertNames, Names};
 
 #[derive(Deserialize)]

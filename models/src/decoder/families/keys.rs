@@ -189,7 +189,7 @@ impl Common {
     fn length(&self, key: &str) -> Result<Option<usize>> {
         match self.number(key)? {
             None => Ok(None),
-            Some(n) if n >= 1.0 && n <= 1e12 => Ok(Some(n as usize)),
+            Some(n) if (1.0..=1e12).contains(&n) => Ok(Some(n as usize)),
             Some(n) => bail!("{key} of rope_scaling is {n}, expected a number of tokens"),
         }
     }

@@ -28,8 +28,7 @@ impl Family for Config {
     fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig> {
         let common = &self.common;
         let bias = self.attention_bias;
-        let attention =
-            GroupedConfig { qkv_bias: bias, output_bias: bias, ..common.grouped(common.head_dim)? };
+        let attention = GroupedConfig { qkv_bias: bias, output_bias: bias, ..common.grouped(common.head_dim)? };
         let eps = self.rms_norm_eps.unwrap_or(1e-6);
         Ok(DecoderConfig {
             dense: Some(DenseConfig {

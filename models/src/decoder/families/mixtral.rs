@@ -24,7 +24,8 @@ pub(super) struct Config {
 }
 
 impl Family for Config {
-    fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig> {
+    fn translate(mut self, published: Map<String, Value>) -> Result<DecoderConfig> {
+        self.common.rope_theta = self.common.rope_theta.or(Some(1e6));
         let common = &self.common;
         let attention = AttentionConfig::Grouped(common.grouped(common.head_dim)?);
         let eps = self.rms_norm_eps.unwrap_or(1e-5);
@@ -39,11 +40,7 @@ impl Family for Config {
                 output_bias: false,
             }),
             aux_loss: AuxLoss::Balance(self.router_aux_loss_coef.unwrap_or(0.001)),
-            names: Names {
-                sparse: "block_sparse_moe",
-                experts: ExpertNames::Each(["w1", "w3", "w2"]),
-                ..Names::LLAMA
-            },
+            names: Names { sparse: "block_sparse_moe", experts: ExpertNames::Each(["w1", "w3", "w2"]), ..Names::LLAMA },
             ..common.decoder("mixtral", attention, eps, published)?
         };
         config.layers.iter_mut().for_each(|l| l.sparse = true);

@@ -47,6 +47,9 @@ trait Family: DeserializeOwned {
 }
 
 fn translated<F: Family>(published: Map<String, Value>) -> Result<DecoderConfig> {
+    if published.get("quantization_config").is_some_and(|q| !q.is_null()) {
+        bail!("quantization_config is set: quantised weights are not supported, load the plain checkpoint");
+    }
     let config: F = serde_json::from_value(Value::Object(published.clone()))
         .map_err(|e| Error::msg(format!("a key is missing or has an impossible value: {e}")))?;
     config.translate(published)
@@ -67,10 +70,7 @@ pub(super) fn translate(value: Value) -> Result<DecoderConfig> {
         let shown: String = model_type.chars().take(60).collect();
         bail!("model_type {shown:?} is not supported; supported are {}", supported());
     };
-    if map.get("quantization_config").is_some_and(|q| !q.is_null()) {
-        bail!("quantization_config is set: quantised weights are not supported, load the plain checkpoint");
-    }
-    translate(map).map_err(|e| e.context(format!("config of a {model_type}")))
+    translate(map).map_err(|e| Error::msg(format!("{model_type}: {e}")))
 }
 
 impl DecoderConfig {

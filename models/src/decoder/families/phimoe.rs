@@ -54,11 +54,7 @@ impl Family for Config {
             }),
             head_bias: self.lm_head_bias,
             aux_loss: AuxLoss::Balance(self.router_aux_loss_coef.unwrap_or(0.001)),
-            names: Names {
-                sparse: "block_sparse_moe",
-                experts: ExpertNames::Each(["w1", "w3", "w2"]),
-                ..Names::LLAMA
-            },
+            names: Names { sparse: "block_sparse_moe", experts: ExpertNames::Each(["w1", "w3", "w2"]), ..Names::LLAMA },
             ..common.decoder("phimoe", AttentionConfig::Grouped(attention), eps, published)?
         };
         config.layers.iter_mut().for_each(|l| l.sparse = true);

@@ -27,7 +27,7 @@ pub(super) struct Config {
 impl Family for Config {
     fn translate(mut self, published: Map<String, Value>) -> Result<DecoderConfig> {
         if !self.use_sliding_window {
-            self.common.sliding_window = None;
+            (self.common.sliding_window, self.common.layer_types) = (None, None);
         }
         let common = &self.common;
         let attention = GroupedConfig { qkv_bias: true, ..common.grouped(common.head_dim)? };

@@ -3,7 +3,7 @@
 //! Paper: Yang et al., arXiv 2407.10671, section 2.2.2. Reference:
 //! [`modeling_qwen2_moe.py`](https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/qwen2_moe/modeling_qwen2_moe.py).
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -45,10 +45,13 @@ pub(super) fn is_sparse(i: usize, step: Option<usize>, dense: &Option<Vec<usize>
 impl Family for Config {
     fn translate(mut self, published: Map<String, Value>) -> Result<DecoderConfig> {
         if !self.use_sliding_window {
-            self.common.sliding_window = None;
+            (self.common.sliding_window, self.common.layer_types) = (None, None);
         }
         let common = &self.common;
         let attention = GroupedConfig { qkv_bias: self.qkv_bias, ..common.grouped(None)? };
+        if self.decoder_sparse_step == Some(0) {
+            bail!("decoder_sparse_step is 0, expected 1 or more");
+        }
         let (activation, eps) = (common.activation()?, self.rms_norm_eps.unwrap_or(1e-6));
         let mut config = DecoderConfig {
             dense: Some(DenseConfig {

@@ -3,7 +3,7 @@
 //! Paper: Yang et al., arXiv 2505.09388. Reference:
 //! [`modeling_qwen3_moe.py`](https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/qwen3_moe/modeling_qwen3_moe.py).
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -39,7 +39,7 @@ pub(super) struct Config {
 impl Family for Config {
     fn translate(mut self, published: Map<String, Value>) -> Result<DecoderConfig> {
         if !self.use_sliding_window {
-            self.common.sliding_window = None;
+            (self.common.sliding_window, self.common.layer_types) = (None, None);
         }
         let common = &self.common;
         let attention = GroupedConfig {
@@ -48,6 +48,9 @@ impl Family for Config {
             qk_norm: QkNorm::RmsPerHead,
             ..common.grouped(common.head_dim)?
         };
+        if self.decoder_sparse_step == Some(0) {
+            bail!("decoder_sparse_step is 0, expected 1 or more");
+        }
         let (activation, eps) = (common.activation()?, self.rms_norm_eps.unwrap_or(1e-6));
         let mut config = DecoderConfig {
             dense: Some(DenseConfig {

@@ -1,0 +1,7 @@
+//! The decoder without published weights: every family made from nothing, saved, loaded, padded, cached, trained a step; and
+//! configs and checkpoints that are wrong.
+
+mod batches;
+mod families;
+mod refusals;
+mod weights;
