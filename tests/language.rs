@@ -16,13 +16,8 @@ use tiny::language_model;
 /// Runs the program in a folder that has `model`, with this standard input.
 fn with_input(folder: &Path, arguments: &[&str], input: &str) -> Run {
     let mut command = program(folder);
-    let mut child = command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A run that fails early does not read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap().into()
@@ -45,10 +40,16 @@ fn generate_prints_the_continuation_and_the_speed() {
     let arguments = ["generate", "model", "in the end", "--max-tokens", "12"];
     let first = run(folder.path(), &arguments);
     assert!(good(&first).ends_with('\n') && first.stdout.len() > 1, "{}", first.stdout);
-    assert!(first.stderr.starts_with("note: prompt ") && first.stderr.contains("answer 12 tokens, "), "{}", first.stderr);
+    assert!(
+        first.stderr.starts_with("note: prompt ") && first.stderr.contains("answer 12 tokens, "),
+        "{}",
+        first.stderr
+    );
     assert!(first.stderr.trim_end().ends_with("tokens/s"), "{}", first.stderr);
     // From a pipe, with and without the dash; the line end that echo adds is not part of the prompt.
-    for arguments in [&["generate", "model", "--max-tokens", "12"][..], &["generate", "model", "-", "--max-tokens", "12"]] {
+    for arguments in
+        [&["generate", "model", "--max-tokens", "12"][..], &["generate", "model", "-", "--max-tokens", "12"]]
+    {
         assert_eq!(good(&with_input(folder.path(), arguments, "in the end\n")), first.stdout);
     }
     let drawn = |seed: &str| {
@@ -95,9 +96,11 @@ fn chat_answers_line_by_line() {
     assert!(talk.stderr.contains("note: there is no command /help;"), "{}", talk.stderr);
     assert!(answers[1]["prompt_tokens"].as_u64() > answers[0]["prompt_tokens"].as_u64());
     // A new conversation gives the first answer again; instructions stay.
-    let again = lines(&with_input(folder.path(), &base, "in the\n/reset\nin the\n/system Be.\nin the\n/quit\nin the\n"));
+    let again =
+        lines(&with_input(folder.path(), &base, "in the\n/reset\nin the\n/system Be.\nin the\n/quit\nin the\n"));
     assert_eq!((again.len(), &again[0]["text"], &again[1]["text"]), (3, &answers[0]["text"], &answers[0]["text"]));
-    let system = lines(&with_input(folder.path(), &[&base[..], &["--system", "Be."]].concat(), "in the\n/reset\nin the"));
+    let system =
+        lines(&with_input(folder.path(), &[&base[..], &["--system", "Be."]].concat(), "in the\n/reset\nin the"));
     for answer in &system {
         assert_eq!(answer["text"], again[2]["text"]);
     }
@@ -113,7 +116,8 @@ fn info_describes_a_language_model() {
     for part in ["llama", "embedding", "attention", "head", "211 tokens", "128 tokens", "f32", "model.safetensors"] {
         assert!(good(&text).contains(part), "{part} in {}", text.stdout);
     }
-    let json: serde_json::Value = serde_json::from_str(good(&run(folder.path(), &["info", "model", "--json"]))).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(good(&run(folder.path(), &["info", "model", "--json"]))).unwrap();
     let kinds = json["kinds"].as_array().unwrap();
     let total: u64 = kinds.iter().map(|kind| kind["total"].as_u64().unwrap()).sum();
     assert_eq!(json["parameters"]["total"].as_u64(), Some(total));
@@ -166,7 +170,8 @@ fn bad_input_is_one_line() {
     fails(path, &["generate", "model", "a"], "model/tokenizer.json: is not a tokenizer (");
     fs::write(dir.join("tokenizer.json"), &tokenizer).unwrap();
     // A tokenizer with more tokens than the model.
-    fs::write(dir.join("tokenizer.json"), String::from_utf8(tokenizer.clone()).unwrap().replace(":15,", ":4000,")).unwrap();
+    fs::write(dir.join("tokenizer.json"), String::from_utf8(tokenizer.clone()).unwrap().replace(":15,", ":4000,"))
+        .unwrap();
     fails(path, &["generate", "model", ","], "is not in the vocabulary of 211 tokens");
     fs::write(dir.join("tokenizer.json"), tokenizer).unwrap();
 

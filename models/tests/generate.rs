@@ -61,7 +61,9 @@ fn rows_of_a_batch_are_rows_alone() {
 fn rows_of_a_batch_are_rows_alone_in_sparse_models() {
     for case in ["olmoe/tiny_8e_top4", "deepseek_v2/lite_yarn", "jetmoe/tiny_moa_8e"] {
         let model = load(case);
-        for options in [Options { max_new_tokens: 12, ..sampled() }, Options { max_new_tokens: 12, ..Options::default() }] {
+        for options in
+            [Options { max_new_tokens: 12, ..sampled() }, Options { max_new_tokens: 12, ..Options::default() }]
+        {
             let together = run(&model, &PROMPTS, &options);
             for (prompt, together) in PROMPTS.iter().zip(&together) {
                 assert_eq!(&run(&model, &[prompt], &options)[0], together, "{case}");
@@ -91,8 +93,7 @@ fn a_cache_changes_nothing() -> Result<()> {
 fn embedded_prompts_go_on_as_ids_do() -> Result<()> {
     let model = model();
     let options = Options { max_new_tokens: 12, log_probs: true, ..Options::default() };
-    let rows: Vec<Vec<Segment<'_>>> =
-        PROMPTS.iter().map(|ids| ids.chunks(2).map(Segment::Ids).collect()).collect();
+    let rows: Vec<Vec<Segment<'_>>> = PROMPTS.iter().map(|ids| ids.chunks(2).map(Segment::Ids).collect()).collect();
     let (embeds, context) = model.embed_rows(&rows)?;
     let answers = generate(&model, Prompts::Embeds(&embeds, &context), &options, &mut |_| ControlFlow::Continue(()))?;
     assert_eq!(answers, run(&model, &PROMPTS, &options));

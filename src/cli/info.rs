@@ -87,7 +87,8 @@ fn describe_text(info: &TextModelInfo) -> String {
     let kinds = info.kinds.len();
     let indent = |at: usize| if (3..3 + kinds).contains(&at) { "  " } else { "" };
     let rows = rows.iter().enumerate();
-    let text: String = rows.map(|(at, (name, value))| format!("{:<16} {value}\n", format!("{}{name}", indent(at)))).collect();
+    let text: String =
+        rows.map(|(at, (name, value))| format!("{:<16} {value}\n", format!("{}{name}", indent(at)))).collect();
     text + &files(&info.files)
 }
 

@@ -92,12 +92,7 @@ impl Chat {
     ///
     /// # Errors
     /// As [`stream`](Self::stream).
-    pub fn answer(
-        &self,
-        messages: &[Message],
-        template: &TemplateOptions,
-        options: &TextOptions,
-    ) -> Result<Answer> {
+    pub fn answer(&self, messages: &[Message], template: &TemplateOptions, options: &TextOptions) -> Result<Answer> {
         let none = || Error::Compute("the model gave no answer".into());
         if options.beams.is_some() {
             let rows = [self.generator.tokenizer.encode_rendered(&self.prompt(messages, template)?)?];

@@ -178,14 +178,20 @@ fn templates_that_fail_or_do_not_end_are_errors() {
         ("{{ messages[0].content.explode() }}", "unknown method"),
         ("{{ strftime_now('%d') }}", "strftime_now"),
         ("{% include 'x' %}", "fails ("),
-        ("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", "does not come to an end"),
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
+            "does not come to an end",
+        ),
         (
             "{% set ns = namespace(s='0123456789') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
             "does not come to an end or makes too much text",
         ),
         ("{{ 'x' * 999999999 }}", ""),
         ("{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}", "fails ("),
-        ("{% set ns = namespace(v=[]) %}{% for i in range(500) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v | tojson }}", "nested"),
+        (
+            "{% set ns = namespace(v=[]) %}{% for i in range(500) %}{% set ns.v = [ns.v] %}{% endfor %}{{ ns.v | tojson }}",
+            "nested",
+        ),
     ] {
         let error = render(source).unwrap_err().to_string();
         assert!(error.contains(part) && !error.contains('\n') && error.len() < 400, "{source}: {error}");
@@ -285,7 +291,10 @@ fn twenty_thousand_damaged_tokenizers() {
             Err(error) => {
                 bad += 1;
                 let error = error.to_string();
-                assert!(error.starts_with("m/tokenizer.json: ") && error.len() < 300 && !error.contains('\n'), "{error}");
+                assert!(
+                    error.starts_with("m/tokenizer.json: ") && error.len() < 300 && !error.contains('\n'),
+                    "{error}"
+                );
             }
         }
     }

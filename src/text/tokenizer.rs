@@ -13,8 +13,7 @@ const LONGEST_TOKENIZER: u64 = 256 << 20;
 pub(super) const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// Special tokens that chat templates know, as `tokenizer_config.json` calls them.
-const NAMED: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 /// Turns text into token ids and back, as the tokenizer of the model's folder does.
 pub struct Tokenizer {
