@@ -1,8 +1,11 @@
 //! The command line: reads arguments, calls the library, prints. No model knowledge lives here.
 
+mod chat;
 mod eval;
 mod forecast;
+mod generate;
 mod info;
+mod language;
 mod model;
 mod output;
 #[cfg(feature = "table")]
@@ -17,7 +20,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-/// Forecasts time series with sparse mixture-of-experts models, offline.
+/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text.
 #[derive(Debug, Parser)]
 #[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -29,6 +32,8 @@ struct Cli {
 enum Command {
     Forecast(forecast::Args),
     Info(info::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
@@ -71,6 +76,8 @@ pub fn run() -> ExitCode {
     finish(match &cli.command {
         Command::Forecast(args) => forecast::run(args),
         Command::Info(args) => info::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),

@@ -1,4 +1,4 @@
-//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting.
+//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting and text.
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
@@ -18,6 +18,9 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
+//! ([`moesaic_models::decoder`]) from a folder.
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
@@ -43,6 +46,7 @@ mod series;
 #[doc(hidden)] // for the program, which reads the settings of training runs
 pub mod settings;
 mod table;
+mod text;
 
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 #[doc(hidden)] // for the program, which trains through the models crate
@@ -59,6 +63,10 @@ pub use series::{Index, Series, Stamp};
 #[doc(hidden)] // for the program's panic hook
 pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
+pub use text::{
+    Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Message, Piece, Speed, TemplateOptions, TextGenerator,
+    TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer,
+};
 
 /// Compiles and runs the code of the README.
 #[cfg(doctest)]

@@ -1,9 +1,10 @@
 //! `moesaic info`
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use moesaic::ModelInfo;
+use moesaic::{ModelFile, ModelInfo, Parameters, TextModelInfo};
 
 use super::{bytes, count, model, print};
 
@@ -24,13 +25,88 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    if let Some(info) = model::describe_text(args.model.as_deref(), writes_text)? {
+        let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_text(&info) };
+        return Ok(print(&text)?);
+    }
     let info = model::describe(args.model.as_deref())?;
     let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe(&info) };
     Ok(print(&text)?)
 }
 
+/// Whether the folder's `config.json` names a model that does not forecast. What cannot be read is left to the forecaster,
+/// whose messages say what is wrong.
+fn writes_text(dir: &Path) -> bool {
+    let path = dir.join("config.json");
+    if std::fs::metadata(&path).is_ok_and(|file| file.len() > LONGEST_CONFIG) {
+        return false;
+    }
+    let config = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    config.is_some_and(|config| {
+        config.get("model_type").and_then(serde_json::Value::as_str).is_some_and(|name| name != "time_moe")
+    })
+}
+
+/// A configuration longer than this is not one.
+const LONGEST_CONFIG: u64 = 1 << 20;
+
+fn describe_text(info: &TextModelInfo) -> String {
+    let experts = match (info.experts, info.shared_expert) {
+        (0, _) => "none (dense)".into(),
+        (n, false) => format!("{n} a layer, {} for each token", info.experts_per_token),
+        (n, true) => format!("{n} a layer, {} for each token, and shared ones", info.experts_per_token),
+    };
+    let layers = match info.sparse_layers {
+        n if n == 0 || n == info.layers => info.layers.to_string(),
+        n => format!("{} ({n} of them sparse)", info.layers),
+    };
+    let heads = match info.kv_heads {
+        Some(kv) if kv != info.heads => format!("{} ({kv} of keys and values)", info.heads),
+        Some(_) => info.heads.to_string(),
+        None => format!("{} (keys and values from a latent)", info.heads),
+    };
+    let sizes = |part: &Parameters| match part.total == part.active {
+        true => count(part.total),
+        false => format!("{} in all, {} active", count(part.total), count(part.active)),
+    };
+    let mut rows = vec![
+        ("model", info.source.clone()),
+        ("architecture", info.architecture.clone()),
+        ("parameters", format!("{} in all, {} active", count(info.parameters.total), count(info.parameters.active))),
+    ];
+    rows.extend(info.kinds.iter().map(|kind| (kind.kind.as_str(), sizes(&kind.parameters))));
+    rows.extend([
+        ("layers", layers),
+        ("width", info.hidden.to_string()),
+        ("attention heads", heads),
+        ("experts", experts),
+        ("vocabulary", format!("{} tokens", info.vocabulary)),
+        ("context", format!("{} tokens of prompt and answer", info.positions)),
+        ("stored as", stored(&info.dtypes)),
+    ]);
+    // Kinds of layers stand under the sum of their parameters.
+    let kinds = info.kinds.len();
+    let indent = |at: usize| if (3..3 + kinds).contains(&at) { "  " } else { "" };
+    let rows = rows.iter().enumerate();
+    let text: String =
+        rows.map(|(at, (name, value))| format!("{:<16} {value}\n", format!("{}{name}", indent(at)))).collect();
+    text + &files(&info.files)
+}
+
+fn stored(dtypes: &BTreeMap<String, usize>) -> String {
+    let dtypes: Vec<String> = dtypes.iter().map(|(name, tensors)| format!("{name} ({tensors} tensors)")).collect();
+    dtypes.join(", ")
+}
+
+fn files(files: &[ModelFile]) -> String {
+    let lines = files.iter().enumerate().map(|(at, file)| {
+        let title = if at == 0 { "files" } else { "" };
+        format!("{title:<16} {} ({})\n", file.name, bytes(file.bytes))
+    });
+    lines.collect()
+}
+
 fn describe(info: &ModelInfo) -> String {
-    let dtypes: Vec<String> = info.dtypes.iter().map(|(name, tensors)| format!("{name} ({tensors} tensors)")).collect();
     let horizons: Vec<String> = info.horizons.iter().map(ToString::to_string).collect();
     let sparse = info.experts > 1;
     let experts = match sparse {
@@ -51,12 +127,8 @@ fn describe(info: &ModelInfo) -> String {
         ("experts", experts),
         ("forecast heads", format!("{} values at once", horizons.join(", "))),
         ("positions", format!("{} values of history and forecast", info.positions)),
-        ("stored as", dtypes.join(", ")),
+        ("stored as", stored(&info.dtypes)),
     ];
-    let mut text: String = rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
-    for (at, file) in info.files.iter().enumerate() {
-        let title = if at == 0 { "files" } else { "" };
-        text.push_str(&format!("{title:<16} {} ({})\n", file.name, bytes(file.bytes)));
-    }
-    text
+    let text: String = rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
+    text + &files(&info.files)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use moesaic::{Forecaster, ModelInfo};
+use moesaic::{Forecaster, ModelInfo, TextModelInfo};
 
 /// The option that chooses a model, alike in all commands.
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,32 @@ pub(super) fn describe(model: Option<&Path>) -> Result<ModelInfo> {
     })
 }
 
+/// Describes the language model in this folder or of this id; none where `writes` finds that the folder holds no language
+/// model. Of a model on the Hub, only what tells that is fetched before.
+pub(super) fn describe_text(model: Option<&Path>, writes: impl Fn(&Path) -> bool) -> Result<Option<TextModelInfo>> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = model.and_then(hub::id) {
+        let folder = hub::with(id, |id, hub| hub.snapshot(id, &["config.json"]))?.folder;
+        if !writes(&folder) {
+            return Ok(None);
+        }
+        let snapshot = hub::text(id)?;
+        let mut info = TextModelInfo::of_dir(&snapshot.folder)?;
+        info.source = snapshot.to_string();
+        return Ok(Some(info));
+    }
+    model.filter(|dir| writes(dir)).map(|dir| Ok(TextModelInfo::of_dir(dir)?)).transpose()
+}
+
+/// The folder of a language model that is named by it or by its id.
+pub(super) fn text_folder(model: &Path) -> Result<PathBuf> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = hub::id(model) {
+        return Ok(hub::text(id)?.folder);
+    }
+    Ok(model.to_path_buf())
+}
+
 #[cfg(feature = "hub")]
 mod hub {
     use std::path::Path;
@@ -52,7 +78,8 @@ mod hub {
     use anyhow::{Result, anyhow};
     use indicatif::{ProgressBar, ProgressStyle};
     use moesaic::Error;
-    use moesaic::hub::{Hub, HubErrorKind, HubOptions, Progress, RepoId, Stage};
+    use moesaic::hub::{Hub, HubErrorKind, HubOptions, Progress, RepoId, Snapshot, Stage};
+    use moesaic_models::decoder::DecoderConfig;
 
     use super::super::note;
 
@@ -74,6 +101,13 @@ mod hub {
             }
             _ => error.into(),
         })
+    }
+
+    /// A language model, whole. One that is not supported is refused before its weights come.
+    pub fn text(id: &str) -> Result<Snapshot> {
+        let folder = with(id, |id, hub| hub.snapshot(id, &["config.json"]))?.folder;
+        DecoderConfig::load(&folder).map_err(|error| anyhow!("{id}: {}", moesaic::candle_message(&error)))?;
+        with(id, |id, hub| hub.model(id))
     }
 
     /// A bar on standard error, where that is a terminal.

@@ -1,0 +1,46 @@
+//! Language models: text in, text out.
+
+mod chat;
+mod detokenizer;
+mod generator;
+mod info;
+mod json;
+mod options;
+mod stop;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use chat::Chat;
+pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
+pub use info::{LayerParameters, TextModelInfo};
+pub use moesaic_models::generate::Finish;
+pub use options::{Dtype, TextOptions};
+pub use stream::{Piece, TextStream};
+pub use template::{ChatTemplate, Message, TemplateOptions};
+pub use tokenizer::Tokenizer;
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Reads a text file of a model folder that has at most `longest` bytes; `None` where it is not there.
+fn read_text(path: &Path, longest: u64) -> Result<Option<String>> {
+    let size = match fs::metadata(path) {
+        Ok(file) => file.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    if size > longest {
+        return Err(Error::config(path, format!("has {size} bytes, more than such a file has: check the file")));
+    }
+    let bytes = fs::read(path).map_err(|error| Error::io("read", path, error))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(Error::config(path, "is not UTF-8 text: check the file")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
