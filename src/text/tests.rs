@@ -298,7 +298,7 @@ fn twenty_thousand_damaged_tokenizers() {
             }
         }
     }
-    assert!(good > 1000 && bad > 1000, "{good} {bad}");
+    assert!(good > 200 && bad > 1000, "{good} {bad}");
 }
 
 #[test]

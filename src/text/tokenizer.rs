@@ -49,6 +49,11 @@ impl Tokenizer {
 
     /// The tokenizer of a `tokenizer.json`, with the settings of a `tokenizer_config.json`.
     pub(super) fn from_json(path: &Path, json: &str, config: &Map<String, Value>) -> Result<Self> {
+        // The tokenizers crate panics on some text that is not JSON.
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(json) {
+            let problem = format!("is not a tokenizer (not valid JSON: {error}): copy it again");
+            return Err(Error::config(path, problem));
+        }
         let parsed = guarded(|| tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(|e| e.to_string()));
         let mut inner = parsed.map_err(|problem| {
             Error::config(path, format!("is not a tokenizer ({}): copy it again", shortened(&problem)))
