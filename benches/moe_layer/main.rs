@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3))
+        .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     let only = std::env::var("MOE_LAYER").unwrap_or_default();
     let mut torch = Torch::start();

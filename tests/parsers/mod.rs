@@ -58,6 +58,7 @@ macro_rules! each_parser {
         }
     };
 }
+#[allow(unused_imports)] // fuzz targets name parsers one by one
 pub(crate) use each_parser;
 
 pub use checkpoints::{config, model, safetensors, safetensors_index};
