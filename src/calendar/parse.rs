@@ -76,8 +76,12 @@ const FORMATS: [Format; 32] = [
     Format::Number(Digits::Step),
 ];
 
-/// A bit for each of [`FORMATS`], and for each that is no bare number.
+/// A bit for each of [`FORMATS`].
 const ALL: u64 = (1 << FORMATS.len()) - 1;
+/// The bit of [`Format::Native`], which no text can be.
+#[cfg(feature = "table")]
+const NATIVE: u64 = 1 << 63;
+/// The bits of those that are no bare number.
 const DATES: u64 = {
     let (mut bits, mut at) = (0, 0);
     while at < FORMATS.len() {
@@ -155,13 +159,13 @@ impl TimeColumn {
     /// A column whose type says that it holds moments.
     #[cfg(feature = "table")]
     pub(crate) fn native() -> Self {
-        TimeColumn { formats: vec![Format::Native], dates_before_failure: 0, failure: None }
+        TimeColumn { formats: NATIVE, dates_before_failure: 0, failure: None }
     }
 
     /// A column that cannot hold time.
     #[cfg(feature = "table")]
     pub(crate) fn none() -> Self {
-        TimeColumn { formats: Vec::new(), dates_before_failure: 0, failure: None }
+        TimeColumn { formats: 0, dates_before_failure: 0, failure: None }
     }
 
     /// Drops the formats that `cell` (not blank) contradicts.
@@ -188,7 +192,10 @@ impl TimeColumn {
     /// The formats left, best first. Bare numbers are left out unless `numbers`.
     pub(crate) fn formats(&self, numbers: bool) -> impl Iterator<Item = Format> + '_ {
         let left = FORMATS.into_iter().enumerate().filter(|(bit, _)| self.formats >> bit & 1 == 1);
-        left.map(|(_, format)| format).filter(move |format| numbers || !format.is_number())
+        let left = left.map(|(_, format)| format).filter(move |format| numbers || !format.is_number());
+        #[cfg(feature = "table")]
+        let left = left.chain((self.formats & NATIVE != 0).then_some(Format::Native));
+        left
     }
 }
 
