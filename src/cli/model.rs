@@ -49,8 +49,7 @@ pub(super) fn describe(model: Option<&Path>) -> Result<ModelInfo> {
 pub(super) fn describe_text(model: Option<&Path>, writes: impl Fn(&Path) -> bool) -> Result<Option<TextModelInfo>> {
     #[cfg(feature = "hub")]
     if let Some(id) = model.and_then(hub::id) {
-        let folder = hub::with(id, |id, hub| hub.snapshot(id, &["config.json"]))?.folder;
-        if !writes(&folder) {
+        if !writes(&hub::config(id)?) {
             return Ok(None);
         }
         let snapshot = hub::text(id)?;
@@ -72,7 +71,7 @@ pub(super) fn text_folder(model: &Path) -> Result<PathBuf> {
 
 #[cfg(feature = "hub")]
 mod hub {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::{Arc, Mutex, PoisonError};
 
     use anyhow::{Result, anyhow};
@@ -90,9 +89,23 @@ mod hub {
 
     /// Does something with a model of the Hub, while a bar shows what is downloaded.
     pub fn with<T>(id: &str, open: impl FnOnce(&str, &Hub) -> moesaic::Result<T>) -> Result<T> {
+        remarking(id, note, open)
+    }
+
+    /// The folder that holds the `config.json` of a model, for a look before the whole is fetched, which says what there is to
+    /// say.
+    pub fn config(id: &str) -> Result<PathBuf> {
+        Ok(remarking(id, |_| (), |id, hub| hub.snapshot(id, &["config.json"]))?.folder)
+    }
+
+    fn remarking<T>(
+        id: &str,
+        remark: impl Fn(&str) + Send + Sync + 'static,
+        open: impl FnOnce(&str, &Hub) -> moesaic::Result<T>,
+    ) -> Result<T> {
         let bar = Bar::default();
         let shown = bar.clone();
-        let options = HubOptions::from_env()?.on_progress(move |progress| shown.show(progress)).on_remark(note);
+        let options = HubOptions::from_env()?.on_progress(move |progress| shown.show(progress)).on_remark(remark);
         let opened = open(id, &Hub::new(options)?);
         bar.clear();
         opened.map_err(|error| match &error {
@@ -105,8 +118,7 @@ mod hub {
 
     /// A language model, whole. One that is not supported is refused before its weights come.
     pub fn text(id: &str) -> Result<Snapshot> {
-        let folder = with(id, |id, hub| hub.snapshot(id, &["config.json"]))?.folder;
-        DecoderConfig::load(&folder).map_err(|error| anyhow!("{id}: {}", moesaic::candle_message(&error)))?;
+        DecoderConfig::load(&config(id)?).map_err(|error| anyhow!("{id}: {}", moesaic::candle_message(&error)))?;
         with(id, |id, hub| hub.model(id))
     }
 

@@ -77,6 +77,10 @@ fn settings_of_many_small_values() {
             ("dotted header", format!("[{}a]", "a.".repeat(100_000))),
             ("a long key", format!("{} = 1", "x".repeat(200_000))),
             ("a long text", format!("{field} = \"{}\"", "x".repeat(200_000))),
+            // Fuzzing found that each misplaced dot is an error of its own.
+            ("dots", ".".repeat(200_000)),
+            ("a few dots", format!("[data]\n{}", ".".repeat(600))),
+            ("lines of dots", "..........a a] = 3\n".repeat(10_000)),
         ]
         .map(|(what, text)| (what, text.into_bytes()))
     };

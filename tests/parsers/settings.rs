@@ -7,8 +7,9 @@ use moesaic_models::train::forecast::TrainConfig;
 
 use super::{Bound, Layout, Parser};
 
-/// The events of a TOML text, of some 40 bytes each, one or two for each byte of the text; their list doubles as it grows.
-const TOML: Bound = Bound { base: 64 << 10, per_byte: 160 };
+/// The events of a TOML text, of some 40 bytes each, one or two for each byte of the text, and an error for each that is
+/// unexpected; their lists double as they grow.
+const TOML: Bound = Bound { base: 128 << 10, per_byte: 320 };
 
 /// An evaluation plan.
 pub fn plan() -> Parser {
