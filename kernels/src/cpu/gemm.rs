@@ -1,4 +1,4 @@
-//! The driver: a list of independent products, packed and computed in two parallel regions.
+//! The driver: a list of independent products, packed and computed in one parallel region of two stages.
 //!
 //! A grouped linear, its gradients and a plain linear are all such lists, so there is one driver.
 
