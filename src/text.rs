@@ -1,5 +1,6 @@
 //! Language models: text in, text out.
 
+mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;

@@ -10,6 +10,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
+use candle_core::{Device, Tensor};
+use moesaic_kernels::checkpoint::save;
+
 use support::{Run, program, run};
 use tiny::language_model;
 
@@ -122,6 +125,46 @@ fn info_describes_a_language_model() {
     let total: u64 = kinds.iter().map(|kind| kind["total"].as_u64().unwrap()).sum();
     assert_eq!(json["parameters"]["total"].as_u64(), Some(total));
     assert_eq!(json["experts"], 0);
+}
+
+/// An adapter in PEFT's layout for one map of the tiny model: row `i` of `B A` is `i + 1` times ones over 100.
+fn adapter(folder: &Path, map: &str, (out, inputs): (usize, usize)) {
+    fs::create_dir_all(folder).unwrap();
+    let config = serde_json::json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [map]});
+    fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let tensor = |half: &str, values: Vec<f32>, shape: (usize, usize)| {
+        let name = format!("base_model.model.{map}.lora_{half}.weight");
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    };
+    let b = (0..out).map(|i| (i + 1) as f32 / 100.0).collect();
+    let tensors = [tensor("A", vec![1.0; inputs], (1, inputs)), tensor("B", b, (out, 1))];
+    save(&folder.join("adapter_model.safetensors"), &tensors, &[]).unwrap();
+}
+
+#[test]
+fn adapters_change_what_a_model_writes() {
+    let folder = folder();
+    let path = folder.path();
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(path.join("model/config.json")).unwrap()).unwrap();
+    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (h, layers) = (size("hidden_size"), size("num_hidden_layers"));
+    let head = config["head_dim"].as_u64().map_or(h / size("num_attention_heads"), |d| d as usize);
+    let map = format!("model.layers.{}.self_attn.o_proj", layers - 1);
+    adapter(&path.join("tuned"), &map, (h, size("num_attention_heads") * head));
+    adapter(&path.join("other"), &map, (h + 1, h));
+    let generate = ["generate", "model", "in the end", "--max-tokens", "20"];
+    let write = |adapters: &[&str]| {
+        let flags: Vec<&str> = adapters.iter().flat_map(|a| ["--adapter", a]).collect();
+        good(&run(path, &[&generate[..], &flags].concat())).to_string()
+    };
+    let plain = write(&[]);
+    assert_ne!(write(&["tuned=4"]), plain);
+    assert_eq!(write(&["tuned=0"]), plain);
+    // Given again, an adapter has the new strength, not both.
+    assert_eq!(write(&["tuned=4", "tuned=0"]), plain);
+    fails(path, &["generate", "model", "a", "--adapter", "none"], "an adapter is a folder with adapter_config.json");
+    fails(path, &["generate", "model", "a", "--adapter", "other"], "o_proj");
+    fails(path, &["chat", "model", "--adapter", "model"], "an adapter is a folder with adapter_config.json");
 }
 
 /// Runs the program and checks that it ends with one line that has `part`.

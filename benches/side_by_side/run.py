@@ -47,28 +47,33 @@ class Worker:
         self.process.wait()
 
 
-def python():
-    venv = WORK / "venv"
+def python(venv=WORK / "venv", packages=PACKAGES):
+    """The interpreter of a virtual environment with these packages, made where it is not there."""
     binary = venv / "bin" / "python"
     ready = venv / "ready"
     if not ready.exists():
-        print("installing", ", ".join(PACKAGES), file=sys.stderr)
+        print("installing", ", ".join(packages), file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         pip = [binary, "-m", "pip", "install", "-q"]
         # A newer pip goes on with a download of hundreds of megabytes where the connection broke.
         subprocess.run([*pip, "--upgrade", "pip"], check=True)
-        subprocess.run([*pip, "--resume-retries", "50", *PACKAGES], check=True)
+        subprocess.run([*pip, "--resume-retries", "50", *packages], check=True)
         ready.touch()
     return binary
 
 
-def build():
+def executables(targets):
+    """Builds targets of the workspace: their paths by name."""
     built = subprocess.run(
-        ["cargo", "build", "--release", "--workspace", "--bin", "moesaic", "--bench", "side_by_side", "--message-format=json"],
+        ["cargo", "build", "--release", "--workspace", *targets, "--message-format=json"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
     )
     messages = [json.loads(line) for line in built.stdout.splitlines()]
-    found = {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
+    return {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
+
+
+def build():
+    found = executables(["--bin", "moesaic", "--bench", "side_by_side"])
     return found["side_by_side"], found["moesaic"]
 
 
@@ -103,6 +108,16 @@ def cold(command, environment):
 def processor():
     names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     return f"{len(names)} cores of {names[0] if names else platform.processor()}"
+
+
+def show(rows):
+    """A table, its header first."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    line = lambda row: "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+    print(line(rows[0]))
+    print("| " + " | ".join("-" * width for width in widths) + " |")
+    for row in rows[1:]:
+        print(line(row))
 
 
 def main():
@@ -179,13 +194,7 @@ def main():
         loads.append((dtype, answer["seconds"], answer["peak"] / (size * bytes_each)))
 
     print(f"\nTime-MoE 50M, random weights, context 512, horizon 96; {processor()}; {time.strftime('%Y-%m-%d')}\n")
-    header = ("what", "moesaic", "reference", "ratio", "")
-    widths = [max(len(row[c]) for row in [header, *table]) for c in range(5)]
-    line = lambda row: "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
-    print(line(header))
-    print("| " + " | ".join("-" * width for width in widths) + " |")
-    for row in table:
-        print(line(row))
+    show([("what", "moesaic", "reference", "ratio", ""), *table])
     print()
     for dtype, seconds, peak in loads:
         print(f"moesaic loads {dtype} in {seconds:.2f} s and peaks at {peak:.2f} times the model's size")

@@ -111,6 +111,11 @@ impl LowRank {
         Ok(Self { dropout: (rate > 0.0).then_some(Dropout { rate, key }), ..self })
     }
 
+    /// Its strength.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
     /// The adapter that it is part of.
     pub fn adapter(&self) -> &str {
         &self.adapter

@@ -181,12 +181,13 @@ pub fn load_merged<M>(
     )
 }
 
-/// Gives every attached adapter the strength that `weight` says by its name; `None` takes it off.
-pub fn adjust(sites: Vec<Site<'_>>, weight: impl Fn(&str) -> Option<f64>) {
+/// Gives every attached adapter the strength that `weight` says by its name and the strength it has; `None` takes it off.
+pub fn adjust(sites: Vec<Site<'_>>, weight: impl Fn(&str, f64) -> Option<f64>) {
+    let weight = |a: &LowRank| weight(a.adapter(), a.weight());
     for site in sites {
         match site {
-            Site::Linear { linear, .. } => linear.adjust(|a| weight(a.adapter())),
-            Site::Experts { bank, .. } => bank.adjust(|a| weight(a.adapter())),
+            Site::Linear { linear, .. } => linear.adjust(weight),
+            Site::Experts { bank, .. } => bank.adjust(weight),
         }
     }
 }

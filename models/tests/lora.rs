@@ -112,7 +112,7 @@ fn a_peft_adapter_live_and_merged_equals_weights_changed_by_hand() {
     assert_eq!(attached(model.sites()), BTreeMap::from([("adapter 0".to_string(), 6 + 2 + 2)]));
     // Tiles cannot take it in; the message says what can be done.
     assert!(merge_attached(model.sites()).unwrap_err().to_string().contains("while the model is loaded"));
-    adjust(model.sites(), |_| None);
+    adjust(model.sites(), |_, _| None);
     assert_eq!(logits(&model), plain);
 
     // A second one with a strength of its own, beside the first and merged with it.
@@ -125,7 +125,7 @@ fn a_peft_adapter_live_and_merged_equals_weights_changed_by_hand() {
     let mut model = live(&base, &both).unwrap();
     assert!(far(&logits(&model), &expected) < 2e-4);
     assert!(far(&logits(&merged(&base, &both).unwrap()), &expected) < 2e-4);
-    adjust(model.sites(), |name| (name == "adapter 0").then_some(1.0));
+    adjust(model.sites(), |name, _| (name == "adapter 0").then_some(1.0));
     assert_eq!(logits(&model), logits(&live(&base, &[(&one, 1.0)]).unwrap()));
 
     // Half-precision weights round; the adapter's change is there all the same.

@@ -57,10 +57,11 @@ fn date(text: &str) -> Result<DateTime, String> {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let dir = text_folder(&args.model)?;
-    let chat = match args.writing.dtype {
+    let mut chat = match args.writing.dtype {
         None => Chat::from_dir(dir)?,
         Some(dtype) => Chat::from_dir_as(dir, dtype)?,
     };
+    args.writing.attach(chat.generator_mut())?;
     let mut template = TemplateOptions::default();
     template.date = Some(args.date.unwrap_or_else(today));
     let mut options = args.writing.options();

@@ -1,9 +1,10 @@
 //! What the commands for language models share.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
-use moesaic::{Dtype, Speed, TextOptions};
+use moesaic::{Dtype, Speed, TextGenerator, TextOptions};
 
 use super::INTERRUPTED;
 
@@ -37,9 +38,32 @@ pub(super) struct WritingArgs {
     /// Number type of the weights in memory: f32, bf16 or f16 [default: as stored]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
+    /// Folder of an adapter (LoRA, as PEFT and `moesaic train language` write it), with its strength after an = if it is not 1;
+    /// may be given several times
+    #[arg(long, value_name = "DIR[=X]", value_parser = adapter)]
+    adapter: Vec<(PathBuf, f64)>,
+}
+
+/// `folder` or `folder=0.5`; a folder whose name ends in an = and a number is reached by `folder=0.5=1`.
+fn adapter(text: &str) -> Result<(PathBuf, f64), String> {
+    match text.rsplit_once('=').map(|(folder, strength)| (folder, strength.parse::<f64>())) {
+        Some((_, Ok(strength))) if !strength.is_finite() => {
+            Err(format!("a strength of {strength}: give a finite number"))
+        }
+        Some((folder, Ok(strength))) => Ok((folder.into(), strength)),
+        _ => Ok((text.into(), 1.0)),
+    }
 }
 
 impl WritingArgs {
+    /// Attaches the adapters that were named.
+    pub fn attach(&self, model: &mut TextGenerator) -> Result<()> {
+        for (folder, strength) in &self.adapter {
+            model.attach(folder, *strength)?;
+        }
+        Ok(())
+    }
+
     pub fn options(&self) -> TextOptions {
         let mut options = TextOptions::default();
         options.max_tokens = self.max_tokens;
@@ -96,6 +120,14 @@ pub(super) fn interrupted() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_adapter_may_have_a_strength() {
+        assert_eq!(adapter("a/b").unwrap(), ("a/b".into(), 1.0));
+        assert_eq!(adapter("a=b=-0.5").unwrap(), ("a=b".into(), -0.5));
+        assert_eq!(adapter("a=b").unwrap(), ("a=b".into(), 1.0));
+        assert!(adapter("a=NaN").is_err());
+    }
 
     #[test]
     fn one_interrupt_stops_the_answer() {

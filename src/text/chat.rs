@@ -63,6 +63,11 @@ impl Chat {
         &self.generator
     }
 
+    /// The model, to attach adapters to ([`TextGenerator::attach`]).
+    pub fn generator_mut(&mut self) -> &mut TextGenerator {
+        &mut self.generator
+    }
+
     /// The text that the model is given for a conversation.
     ///
     /// # Errors

@@ -33,6 +33,10 @@ macro_rules! for_isa {
     };
 }
 
+mod rows;
+
+pub(crate) use rows::{dots, weighted_sum, widen_bf16, widen_f16};
+
 /// `a * b + c`, fused where the instruction set has it (a library call where it does not, hence the switch).
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -398,31 +402,6 @@ fn axpy_body<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
 for_isa! {
     /// `y += a * x`
     pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) = axpy_body
-}
-
-#[inline(always)]
-fn dots_body<const FMA: bool>(x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = dot_body::<FMA>(x, &rows[i * stride..][..x.len()]);
-    }
-}
-
-for_isa! {
-    /// `out[i] = sum x * row i`, rows `stride` apart.
-    pub(crate) fn dots(x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) = dots_body
-}
-
-#[inline(always)]
-fn weighted_sum_body<const FMA: bool>(p: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
-    let width = out.len();
-    for (i, p) in p.iter().enumerate() {
-        axpy_body::<FMA>(*p, &rows[i * stride..][..width], out);
-    }
-}
-
-for_isa! {
-    /// `out += sum over i of p[i] * row i`, rows `stride` apart.
-    pub(crate) fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) = weighted_sum_body
 }
 
 #[cfg(test)]

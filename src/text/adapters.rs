@@ -1,0 +1,37 @@
+//! Adapters (LoRA) of a language model.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use moesaic_models::lora::{Adapter, adjust};
+
+use super::generator::TextGenerator;
+use crate::error::{Error, Result};
+
+impl TextGenerator {
+    /// Attaches an adapter that PEFT or `moesaic train language` wrote: a folder with `adapter_config.json` and
+    /// `adapter_model.safetensors`. It works beside the weights, whatever their number type, and beside adapters that are
+    /// there. `strength` multiplies what it adds: 1 as trained, 0 nothing. An adapter that is attached already gets the new
+    /// strength.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where it cannot be read or is of another model: nothing is attached then.
+    pub fn attach(&mut self, adapter: impl AsRef<Path>, strength: f64) -> Result<()> {
+        let dir = adapter.as_ref();
+        let name = dir.display().to_string();
+        let opened = Adapter::open(dir).map_err(|error| Error::weights(dir, &error))?;
+        self.detach(dir);
+        let attached = opened.attach(self.decoder.sites(), &name, strength, DType::F32, &Device::Cpu);
+        attached.map(|_| ()).map_err(|error| {
+            self.detach(dir);
+            Error::weights(dir, &error)
+        })
+    }
+
+    /// Takes an adapter off that [`attach`](Self::attach) brought from this folder.
+    pub fn detach(&mut self, adapter: impl AsRef<Path>) {
+        let name = adapter.as_ref().display().to_string();
+        // Every other one keeps the strength it has.
+        adjust(self.decoder.sites(), |attached, strength| (attached != name).then_some(strength));
+    }
+}
