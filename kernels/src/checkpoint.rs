@@ -32,6 +32,7 @@ pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
 pub use text::nearest;
 pub use write::save;
 
+use crate::blocks::{BlockFormat, Blocks};
 use source::Source;
 use text::{error, refuse, shape_text, shown};
 
@@ -49,6 +50,8 @@ pub struct TensorInfo {
     pub dtype: DType,
     /// Lengths of the axes; empty for a scalar.
     pub shape: Vec<usize>,
+    /// The format of a tensor that is stored in blocks; `dtype` is `F32` and `shape` that of its values then.
+    pub blocks: Option<BlockFormat>,
     /// Bytes that the tensor takes in its file.
     pub bytes: usize,
     /// First byte, counted from the start of the file.
@@ -61,7 +64,10 @@ impl TensorInfo {
     /// How many values the tensor has.
     pub fn values(&self) -> usize {
         // By way of the bytes, which were checked against the shape and against the file.
-        self.bytes / self.dtype.size_in_bytes().max(1)
+        match self.blocks {
+            Some(format) => self.bytes / format.bytes() * format.values(),
+            None => self.bytes / self.dtype.size_in_bytes().max(1),
+        }
     }
 }
 
@@ -183,7 +189,20 @@ impl Checkpoint {
         convert::floats(self.source(info)?, name, info, dst)
     }
 
-    /// Reads a tensor as it is stored, whatever its shape and dtype, onto the CPU.
+    /// The blocks of a tensor of exactly this shape; `None` where it is not stored in blocks.
+    ///
+    /// # Errors
+    /// No such tensor, another shape, or the file cannot be read.
+    pub fn blocks(&self, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
+        let info = self.expect(name, shape)?;
+        let Some(format) = info.blocks else { return Ok(None) };
+        let mut data = convert::room(self.source(info)?, name, info.bytes)?;
+        let source = self.source(info)?;
+        source.fill(&mut source.reader(info.offset)?, &mut data, name)?;
+        Blocks::new(format, shape.to_vec(), data).map(Some)
+    }
+
+    /// Reads a tensor as it is stored, whatever its shape and dtype, onto the CPU; blocks as f32.
     ///
     /// # Errors
     /// No such tensor, or the file cannot be read.

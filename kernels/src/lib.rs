@@ -14,6 +14,7 @@
 //! and for any order of experts.
 
 mod attention;
+mod blocks;
 pub mod checkpoint;
 pub mod cpu;
 pub mod experts;
@@ -32,6 +33,7 @@ mod routes;
 mod tokens;
 
 pub use attention::CausalAttention;
+pub use blocks::{BlockFormat, Blocks};
 #[doc(hidden)] // how the messages of the workspace show what stands in a file
 pub use checkpoint::text::{one_line, shown};
 pub use cpu::pack::Packed;

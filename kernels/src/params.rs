@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use half::{bf16, f16};
 
+use crate::blocks::Blocks;
 use crate::checkpoint::{Checkpoint, Float};
 use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
@@ -198,6 +199,34 @@ impl Params {
         Ok(tensor)
     }
 
+    /// The same stack as [`stack`](Self::stack) in the blocks that its parts are stored in; `None` where they are not, or in
+    /// several formats, and where plain tensors are wanted: for gradients, on another device than the CPU, or to take
+    /// adapters in. Ask for the tensor then.
+    ///
+    /// # Errors
+    /// A part is missing or has another shape.
+    pub fn blocks(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<Blocks>> {
+        let Some(checkpoint) = self.inner.checkpoint.as_ref().filter(|_| !self.trains() && self.device().is_cpu())
+        else {
+            return Ok(None);
+        };
+        let names: Vec<String> = parts.iter().map(|(name, _)| self.full(name)).collect();
+        let format = |name: &String| checkpoint.info(name).and_then(|info| info.blocks);
+        let Some(first) = names.first().and_then(format) else { return Ok(None) };
+        if !names.iter().all(|name| format(name) == Some(first) && !self.inner.merging.contains_key(name)) {
+            return Ok(None);
+        }
+        let mut data = Vec::new();
+        for (name, (_, shape)) in names.iter().zip(parts) {
+            let Some(blocks) = checkpoint.blocks(name, shape)? else { return Ok(None) };
+            // One part, the usual case, is taken as it is.
+            if data.is_empty() { data = blocks.into_data() } else { data.extend_from_slice(blocks.data()) }
+        }
+        let blocks = Blocks::new(first, shape.to_vec(), data)?;
+        self.state().used.extend(names);
+        Ok(Some(blocks))
+    }
+
     fn fill<T: Float>(&self, total: usize, shape: &[usize], parts: &[Part], init: Init) -> Result<Tensor> {
         // Shapes are checked against the file before the memory for them is taken.
         if let Some(checkpoint) = &self.inner.checkpoint {
@@ -300,6 +329,33 @@ impl Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stack_of_blocks() -> Result<()> {
+        use crate::BlockFormat;
+        let w = Params::init(3, &Device::Cpu).tensor("w", [4, 64], Init::Normal(1.0))?.detach();
+        let (mut tensors, mut marks) = (Vec::new(), Vec::new());
+        for (name, format) in [("a", BlockFormat::Q8_0), ("b", BlockFormat::Q8_0), ("c", BlockFormat::Q4_1)] {
+            let (tensor, mark) = Blocks::quantise(&w, format)?.to_safetensors(name)?;
+            tensors.push((name.to_string(), tensor));
+            marks.push(mark);
+        }
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("model.safetensors");
+        let marks: Vec<_> = marks.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        crate::checkpoint::save(&path, &tensors, &marks)?;
+        let file = Checkpoint::open(&path)?;
+        let part = |name: &str| (name.to_string(), vec![4, 64]);
+        let p = Params::load(&file, DType::F32, &Device::Cpu);
+        let both = p.blocks(&[2, 4, 64], &[part("a"), part("b")])?.unwrap();
+        let plain = p.stack(&[2, 4, 64], &[part("a"), part("b")], Init::Zeros)?;
+        assert_eq!(both.dequantise()?.to_vec3::<f32>()?, plain.to_vec3::<f32>()?);
+        assert!(p.blocks(&[2, 4, 64], &[part("a"), part("c")])?.is_none());
+        assert!(p.blocks(&[4, 64], &[("a".into(), vec![4, 32])]).is_err());
+        assert_eq!(p.unused(), ["c"]);
+        assert!(Params::frozen(&file, DType::F32, &Device::Cpu).blocks(&[4, 64], &[part("a")])?.is_none());
+        Ok(())
+    }
 
     #[test]
     fn a_stack_is_written_back_under_the_published_names() -> Result<()> {

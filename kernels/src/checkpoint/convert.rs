@@ -61,36 +61,51 @@ impl Int for i64 {}
 
 /// A new float tensor on the CPU with the values of `info`.
 pub(super) fn float_tensor<T: Float>(source: &Source, name: &str, info: &TensorInfo) -> Result<Tensor> {
-    let mut values = T::zeros(room::<T>(source, name, info)?);
+    check_room::<T>(source, name, info.values())?;
+    let mut values = T::zeros(info.values());
     floats(source, name, info, &mut values)?;
     Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
 }
 
 /// A new integer tensor on the CPU with the values of `info`.
 pub(super) fn int_tensor<T: Int>(source: &Source, name: &str, info: &TensorInfo) -> Result<Tensor> {
-    let mut values = vec![T::zero(); room::<T>(source, name, info)?];
+    let mut values = room::<T>(source, name, info.values())?;
     ints(source, name, info, &mut values)?;
     Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
 }
 
-/// The number of values of a tensor, if there is memory for them as `T`: a sparse file can be larger than any machine's
-/// memory and still keep all the format's rules, and a failed allocation would end the process.
-fn room<T: WithDType>(source: &Source, name: &str, info: &TensorInfo) -> Result<usize> {
-    let count = info.values();
+/// Refuses a tensor for whose values as `T` there is no memory: a sparse file can be larger than any machine's memory and
+/// still keep all the format's rules, and a failed allocation would end the process.
+fn check_room<T>(source: &Source, name: &str, count: usize) -> Result<()> {
     if Vec::<T>::new().try_reserve_exact(count).is_err() {
-        refuse!(
-            "{}: tensor {}: no memory for its {count} values of {}",
-            source.label(),
-            shown(name),
-            T::DTYPE.as_str()
-        );
+        let (label, name, size) = (source.label(), shown(name), size_of::<T>());
+        refuse!("{label}: tensor {name}: no memory for its {count} values of {size} bytes");
     }
-    Ok(count)
+    Ok(())
+}
+
+/// Zeros for as many values, if there is memory for them.
+pub(super) fn room<T: bytemuck::Pod>(source: &Source, name: &str, count: usize) -> Result<Vec<T>> {
+    check_room::<T>(source, name, count)?;
+    Ok(vec![T::zeroed(); count])
 }
 
 /// Reads float values into `dst`, which has as many as the tensor.
 pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
     let mut reader = source.reader(info.offset)?;
+    if let Some(format) = info.blocks {
+        // As many blocks at a time as the buffer takes.
+        let count = (CHUNK / format.bytes()).min(info.bytes / format.bytes());
+        let (mut bytes, mut values) = (vec![0u8; count * format.bytes()], vec![0f32; count * format.values()]);
+        for part in dst.chunks_mut(values.len().max(1)) {
+            let (bytes, values) =
+                (&mut bytes[..part.len() / format.values() * format.bytes()], &mut values[..part.len()]);
+            source.fill(&mut reader, bytes, name)?;
+            format.dequantise(bytes, values);
+            part.iter_mut().zip(values.iter()).for_each(|(to, value)| *to = T::narrow(*value));
+        }
+        return Ok(());
+    }
     if info.dtype == T::DTYPE {
         return source.fill(&mut reader, T::bytes_mut(dst), name);
     }

@@ -10,6 +10,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use super::TensorInfo;
 use super::source::Source;
 use super::text::{one_line, refuse, shape_text, shown};
+use crate::blocks::{BlockFormat, MARK, logical_shape};
 
 /// Longest header that is read, in bytes: the format's own bound.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -56,8 +57,39 @@ pub(super) fn read(source: &Source, file: usize) -> Result<Header> {
         Err(e) => refuse!("{label}: the header is not what safetensors allows ({}): download it again", one_line(e)),
     };
     drop(json);
-    let tensors = check(label, raw.tensors, data_start, source.len(), file)?;
+    let mut tensors = check(label, raw.tensors, data_start, source.len(), file)?;
+    mark_blocks(label, &mut tensors, &raw.metadata)?;
     Ok(Header { tensors, metadata: raw.metadata })
+}
+
+/// Tensors of bytes that the metadata says are blocks.
+fn mark_blocks(
+    label: &str,
+    tensors: &mut BTreeMap<String, TensorInfo>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    for (key, format) in metadata {
+        let Some(name) = key.strip_prefix(MARK) else { continue };
+        let Some(known) = BlockFormat::from_name(format) else {
+            let names = BlockFormat::ALL.map(BlockFormat::name).join(", ");
+            refuse!(
+                "{label}: tensor {} is in blocks of the format {}, which is not known ({names} are): quantise the model again",
+                shown(name),
+                shown(format)
+            );
+        };
+        let Some(info) = tensors.get_mut(name).filter(|info| info.dtype == DType::U8) else {
+            refuse!(
+                "{label}: {} is said to be in blocks and is no tensor of bytes: quantise the model again",
+                shown(name)
+            );
+        };
+        match logical_shape(known, &info.shape) {
+            Ok(shape) => (info.shape, info.dtype, info.blocks) = (shape, DType::F32, Some(known)),
+            Err(problem) => refuse!("{label}: tensor {}: {problem}: quantise the model again", shown(name)),
+        }
+    }
+    Ok(())
 }
 
 /// The usual things that stand where weights should be, told apart by their first bytes. Asked only where those
@@ -113,7 +145,7 @@ fn check(
         }
         // Cannot wrap: `end` is held against the file below before the offset is ever used.
         let offset = data_start.saturating_add(begin);
-        entries.push((begin, end, name, TensorInfo { dtype, shape: raw.shape, bytes, offset, file }));
+        entries.push((begin, end, name, TensorInfo { dtype, shape: raw.shape, blocks: None, bytes, offset, file }));
     }
     // Empty tensors share an offset with a neighbour; sorting by the end as well puts them before it.
     entries.sort_unstable_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));

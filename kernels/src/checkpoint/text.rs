@@ -39,7 +39,7 @@ pub fn one_line(message: impl std::fmt::Display) -> String {
 }
 
 /// `[2, 3]`, as messages show a shape.
-pub(super) fn shape_text(shape: &[usize]) -> String {
+pub(crate) fn shape_text(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
 
