@@ -15,7 +15,7 @@ mod tokenizer;
 pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
 pub use info::{LayerParameters, TextModelInfo};
-pub use moesaic_models::generate::Finish;
+pub use moesaic_models::generate::{Finish, Memory};
 pub use options::{Dtype, TextOptions};
 pub use stream::{Piece, TextStream};
 pub use template::{ChatTemplate, Message, TemplateOptions};

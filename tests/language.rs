@@ -98,6 +98,9 @@ fn chat_answers_line_by_line() {
     assert_eq!(answers.len(), 2);
     assert!(talk.stderr.contains("note: there is no command /help;"), "{}", talk.stderr);
     assert!(answers[1]["prompt_tokens"].as_u64() > answers[0]["prompt_tokens"].as_u64());
+    // Of the second message, what stood in the first one and its answer is not computed again.
+    let reused = |i: usize| answers[i]["speed"]["reused_tokens"].as_u64().unwrap();
+    assert!(reused(0) == 0 && reused(1) >= answers[0]["prompt_tokens"].as_u64().unwrap() - 1, "{answers:?}");
     // A new conversation gives the first answer again; instructions stay.
     let again =
         lines(&with_input(folder.path(), &base, "in the\n/reset\nin the\n/system Be.\nin the\n/quit\nin the\n"));

@@ -1,8 +1,9 @@
-//! Our side of `run.py`: a language model that answers commands on standard input with one line of JSON each.
+//! Our side of `run.py` here and in `benches/gguf`: a language model that answers commands on standard input with one line of JSON each.
 //!
 //! * `load DTYPE`: seconds, and the peak of resident memory of the process in bytes
 //! * `run STREAMS PROMPT STEPS`: a pass over PROMPT tokens of each stream, then STEPS passes over one token each, all from
 //!   the file of ids; seconds of both, and the last scores `[STREAMS, V]` to OUT
+//! * `read`: GB/s at which two threads read a buffer of 1 GiB
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ fn main() -> Result<()> {
                 let (prefill, decode) = run(model, &ids, (streams.parse()?, prompt.parse()?, steps.parse()?), out)?;
                 format!("{{\"prefill\": {prefill}, \"decode\": {decode}}}")
             }
+            ["read"] => format!("{{\"read\": {}}}", read()),
             _ => bail!("unknown command {line:?}"),
         };
         println!("{answer}");
@@ -84,6 +86,22 @@ fn run(
     let scores = scores.flatten_all()?.to_vec1::<f32>()?;
     std::fs::write(out, scores.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
     Ok((prefill, decode))
+}
+
+/// GB/s of two threads that sum up 1 GiB, the best of five times.
+fn read() -> f64 {
+    let buffer = vec![1u64; 1 << 27];
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for half in buffer.chunks(buffer.len() / 2) {
+                scope.spawn(|| std::hint::black_box(half.iter().fold(0u64, |sum, v| sum.wrapping_add(*v))));
+            }
+        });
+        start.elapsed().as_secs_f64()
+    };
+    let best = (0..5).map(|_| pass()).fold(f64::INFINITY, f64::min);
+    size_of_val(&buffer[..]) as f64 / best / 1e9
 }
 
 /// The most memory this process has held, as Linux counts it.

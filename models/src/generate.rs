@@ -134,6 +134,44 @@ pub struct Generation<'m, M: Backbone + ?Sized> {
     logits: Option<Tensor>,
     waiting: VecDeque<Token>,
     failed: bool,
+    /// The prompt, and then all tokens, where they are to become a [`Memory`].
+    ids: Vec<u32>,
+    /// Tokens of the prompt that came out of a memory.
+    reused: usize,
+}
+
+/// A text that went through a model, so that a text that begins with it need not do so again: the next turn of a
+/// conversation. Of one model only; its default remembers nothing.
+#[derive(Debug, Default)]
+pub struct Memory {
+    ids: Vec<u32>,
+    /// Holds `ids`.
+    cache: Cache,
+}
+
+impl Memory {
+    /// Tokens that it holds.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// True if it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Cuts it to what `prompt` begins with, and leaves at least the last token of `prompt` to be computed: its scores choose
+    /// the next one. Gives the number of tokens that stay.
+    fn cut(&mut self, prompt: &[u32]) -> usize {
+        let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = common.min(prompt.len().saturating_sub(1));
+        self.ids.truncate(kept);
+        // A cache behind a sliding window cannot always go back; then all is computed again.
+        if self.cache.truncate(kept).is_err() {
+            *self = Self::default();
+        }
+        self.ids.len()
+    }
 }
 
 #[derive(Debug)]
@@ -155,8 +193,40 @@ impl<'m, M: Backbone + ?Sized> Generation<'m, M> {
     /// Options out of their range, an empty prompt (the message names its row), one that leaves no room in the model's
     /// context (the message has both numbers), or a model that fails.
     pub fn new(model: &'m M, prompts: Prompts<'_>, options: &Options) -> Result<Self> {
+        Self::begin(model, prompts, options, Memory::default())
+    }
+
+    /// The same for one prompt, of which only what `memory` does not hold runs through the model. [`remember`](Self::remember)
+    /// gives the memory back, with prompt and answer in it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn resume(model: &'m M, prompt: &[u32], options: &Options, memory: Memory) -> Result<Self> {
+        let mut generation = Self::begin(model, Prompts::Ids(&[prompt]), options, memory)?;
+        generation.ids = prompt.to_vec();
+        Ok(generation)
+    }
+
+    /// What this generation has put through the model, for a text that goes on with it; nothing unless it was
+    /// [`resume`](Self::resume)d.
+    pub fn remember(self) -> Memory {
+        let Self { mut ids, cache, .. } = self;
+        if ids.is_empty() {
+            return Memory::default();
+        }
+        // The last token has not been through the model.
+        ids.truncate(cache.tokens());
+        Memory { ids, cache }
+    }
+
+    /// Tokens of the prompt that were remembered instead of computed.
+    pub fn reused(&self) -> usize {
+        self.reused
+    }
+
+    fn begin(model: &'m M, prompts: Prompts<'_>, options: &Options, memory: Memory) -> Result<Self> {
         let penalised = options.repetition_penalty != 1.0;
-        let started = start(model, prompts, options.max_new_tokens, penalised, || options.validate())?;
+        let started = start(model, prompts, options.max_new_tokens, penalised, memory, || options.validate())?;
         let n = started.rooms.len();
         if !options.streams.is_empty() && options.streams.len() != n {
             bail!("{} random streams for {n} prompts: give one for each, or none", options.streams.len());
@@ -179,6 +249,8 @@ impl<'m, M: Backbone + ?Sized> Generation<'m, M> {
             logits: Some(started.logits),
             waiting: VecDeque::new(),
             failed: false,
+            ids: Vec::new(),
+            reused: started.reused,
         })
     }
 
@@ -223,6 +295,9 @@ impl<'m, M: Backbone + ?Sized> Generation<'m, M> {
             };
             row.tokens += 1;
             row.last = id;
+            if !self.ids.is_empty() {
+                self.ids.push(id);
+            }
             if self.options.repetition_penalty != 1.0 {
                 remember(&mut row.seen, id);
             }
@@ -306,17 +381,20 @@ struct Started {
     rooms: Vec<usize>,
     /// Distinct ids of each prompt, where they are wanted.
     seen: Vec<Vec<u32>>,
+    /// Tokens that came out of the memory.
+    reused: usize,
 }
 
 /// New tokens that a cache makes room for at once.
 const ROOM: usize = 512;
 
-/// Checks prompts and, by `check`, options; then runs the prompts.
+/// Checks prompts and, by `check`, options; then runs the prompts. A memory serves one prompt of ids.
 fn start<M: Backbone + ?Sized>(
     model: &M,
     prompts: Prompts<'_>,
     new: usize,
     seen: bool,
+    mut memory: Memory,
     check: impl FnOnce() -> Result<()>,
 ) -> Result<Started> {
     check()?;
@@ -346,8 +424,16 @@ fn start<M: Backbone + ?Sized>(
             most.saturating_sub(1)
         );
     }
-    let mut cache = Cache::with_capacity(longest + new.min(ROOM));
+    let reused = match prompts {
+        Prompts::Ids(&[prompt]) => memory.cut(prompt),
+        _ => 0,
+    };
+    let mut cache = if reused > 0 { memory.cache } else { Cache::with_capacity(longest + new.min(ROOM)) };
     let logits = match prompts {
+        Prompts::Ids(&[prompt]) if reused > 0 => {
+            let rest = Tensor::new(prompt.get(reused..).unwrap_or_default(), model.device())?.unsqueeze(0)?; // (1, rest)
+            model.next_logits(Input::Ids(&rest), &Context::default(), &mut cache)?
+        }
         Prompts::Ids(rows) => {
             let (ids, context) = pad_ids(rows, 0, model.device())?; // (b, longest)
             model.next_logits(Input::Ids(&ids), &context, &mut cache)?
@@ -358,7 +444,7 @@ fn start<M: Backbone + ?Sized>(
         Prompts::Ids(rows) if seen => rows.iter().map(|row| distinct(row)).collect(),
         _ => vec![Vec::new(); lengths.len()],
     };
-    Ok(Started { cache, logits, rooms: lengths.iter().map(|n| most - n).collect(), seen })
+    Ok(Started { cache, logits, rooms: lengths.iter().map(|n| most - n).collect(), seen, reused })
 }
 
 /// The ids of `row`, each once, in ascending order.

@@ -7,7 +7,8 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor};
 use moesaic_models::decoder::{Cache, Context, Decoder, Input, Segment, pad_ids};
 use moesaic_models::generate::{
-    Backbone, BeamOptions, EarlyStopping, Finish, Generated, Generation, Options, Prompts, beam_search, generate,
+    Backbone, BeamOptions, EarlyStopping, Finish, Generated, Generation, Memory, Options, Prompts, beam_search,
+    generate,
 };
 use serde::Deserialize;
 
@@ -54,6 +55,36 @@ fn rows_of_a_batch_are_rows_alone() {
         }
         let lengths: Vec<usize> = together.iter().map(|row| row.tokens.len()).collect();
         assert_eq!(options.eos.is_empty(), lengths.iter().all(|&n| n == 20), "{lengths:?}");
+    }
+}
+
+#[test]
+fn a_memory_changes_only_what_is_computed() {
+    for case in ["llama/tiny_gqa", "olmoe/tiny_8e_top4", "deepseek_v2/lite_yarn"] {
+        let model = load(case);
+        for options in [Options { max_new_tokens: 9, ..Options::default() }, Options { max_new_tokens: 9, ..sampled() }]
+        {
+            let mut memory = Memory::default();
+            // A text that grows by answer and question, one that goes back, the same again, and another one.
+            let mut prompt = PROMPTS[0].to_vec();
+            let mut reused = Vec::new();
+            for turn in 0..6 {
+                let mut generation = Generation::resume(&model, &prompt, &options, memory).unwrap();
+                let tokens: Vec<u32> = generation.by_ref().map(|token| token.unwrap().id).collect();
+                reused.push(generation.reused());
+                assert_eq!(tokens, run(&model, &[&prompt], &options)[0].tokens, "{case}, turn {turn}");
+                memory = generation.remember();
+                assert_eq!(memory.len(), prompt.len() + tokens.len() - 1);
+                match turn {
+                    0 | 1 => prompt.extend(tokens.iter().copied().chain([3, 8, 77])),
+                    2 => prompt.truncate(8),
+                    3 => {}
+                    _ => prompt = vec![100, 3, 8],
+                }
+            }
+            // Of the last token of a prompt the scores are wanted, so it is always computed.
+            assert_eq!(reused, [0, 14, 26, 7, 7, 0], "{case}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use jiff::civil::DateTime;
-use moesaic::{Answer, Chat, Finish, Message, Speed, TemplateOptions, TextOptions};
+use moesaic::{Answer, Chat, Finish, Memory, Message, Speed, TemplateOptions, TextOptions};
 use serde::Serialize;
 
 use super::language::{WritingArgs, answering, catch_interrupts, interrupted, speed};
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut options = args.writing.options();
     options.max_tokens = options.max_tokens.or(chat.generator().max_new_tokens()).or(Some(MOST_TOKENS));
     catch_interrupts()?;
-    let mut talk = Talk { chat, template, options, json: args.json, messages: Vec::new() };
+    let mut talk = Talk { chat, template, options, json: args.json, messages: Vec::new(), memory: Memory::default() };
     talk.start(args.system.as_deref().unwrap_or_default());
     let terminal = io::stdin().is_terminal();
     if terminal {
@@ -99,6 +99,8 @@ struct Talk {
     options: TextOptions,
     json: bool,
     messages: Vec<Message>,
+    /// Of what the model has seen of it.
+    memory: Memory,
 }
 
 impl Talk {
@@ -153,17 +155,19 @@ impl Talk {
     }
 
     /// The answer to the last message, printed as it comes.
-    fn write(&self) -> std::result::Result<(Answer, Speed), Failed> {
-        let stream = self.chat.stream(&self.messages, &self.template, &self.options).map_err(Failed::Model)?;
+    fn write(&mut self) -> std::result::Result<(Answer, Speed), Failed> {
+        let memory = std::mem::take(&mut self.memory);
+        let stream = self.chat.resume(memory, &self.messages, &self.template, &self.options).map_err(Failed::Model)?;
         let mut printed = Ok(());
-        let written = stream.run(&mut |piece| {
+        let written = stream.run_remembering(&mut |piece| {
             if !self.json && !piece.text.is_empty() {
                 printed = print(&piece.text);
             }
             if interrupted() || printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         printed.map_err(Failed::Output)?;
-        let (mut answers, times) = written.map_err(Failed::Model)?;
+        let (mut answers, times, memory) = written.map_err(Failed::Model)?;
+        self.memory = memory;
         let answer = answers.pop().ok_or_else(|| moesaic::Error::Compute("the model gave no answer".into()));
         Ok((answer.map_err(Failed::Model)?, times))
     }

@@ -80,7 +80,11 @@ impl WritingArgs {
 
 /// `prompt 37 tokens, 812.3 tokens/s; answer 8 tokens, 25.1 tokens/s`
 pub(super) fn speed(speed: &Speed, tokens: usize) -> String {
-    let prefill = format!("prompt {} tokens, {:.1} tokens/s", speed.prompt_tokens, speed.prefill());
+    let reused = match speed.reused_tokens {
+        0 => String::new(),
+        n => format!(" ({n} known from before)"),
+    };
+    let prefill = format!("prompt {} tokens{reused}, {:.1} tokens/s", speed.prompt_tokens, speed.prefill());
     match speed.decode_tokens {
         0 => format!("{prefill}; answer {tokens} tokens"),
         _ => format!("{prefill}; answer {tokens} tokens, {:.1} tokens/s", speed.decode()),

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use moesaic_models::generate::Memory;
+
 use super::generator::{Answer, TextGenerator};
 use super::options::{Dtype, TextOptions};
 use super::stream::TextStream;
@@ -90,7 +92,24 @@ impl Chat {
         options: &TextOptions,
     ) -> Result<TextStream<'_>> {
         let prompt = self.prompt(messages, template)?;
-        self.generator.stream_rows(vec![self.generator.tokenizer.encode_rendered(&prompt)?], options)
+        self.generator.stream_rows(vec![self.generator.tokenizer.encode_rendered(&prompt)?], options, None)
+    }
+
+    /// [`stream`](Self::stream) for a conversation that goes on: what `memory` holds of it does not run through the model
+    /// again. Begin with `Memory::default()`; [`TextStream::run_remembering`] gives the memory for the next message. A memory
+    /// belongs to this model with these adapters, and one that holds another text does no harm.
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream).
+    pub fn resume(
+        &self,
+        memory: Memory,
+        messages: &[Message],
+        template: &TemplateOptions,
+        options: &TextOptions,
+    ) -> Result<TextStream<'_>> {
+        let prompt = self.generator.tokenizer.encode_rendered(&self.prompt(messages, template)?)?;
+        self.generator.stream_rows(vec![prompt], options, Some(memory))
     }
 
     /// The next message.

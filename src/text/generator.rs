@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::decoder::{Decoder, DecoderConfig};
-use moesaic_models::generate::{Beam, Finish, GenerationConfig, Prompts, beam_search};
+use moesaic_models::generate::{Beam, Finish, GenerationConfig, Memory, Prompts, beam_search};
 use serde::Serialize;
 
 use super::info::TextModelInfo;
@@ -73,6 +73,8 @@ pub struct TokenProbability {
 pub struct Speed {
     /// Tokens of all prompts.
     pub prompt_tokens: usize,
+    /// Those of them that a [`Memory`] held, so that they were not computed.
+    pub reused_tokens: usize,
     /// Seconds until the prompts were through the model.
     pub prefill_seconds: f64,
     /// Tokens of all answers, without the first of each.
@@ -82,9 +84,9 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Prompt tokens per second.
+    /// Prompt tokens per second, of those that were computed.
     pub fn prefill(&self) -> f64 {
-        self.prompt_tokens as f64 / self.prefill_seconds.max(1e-9)
+        self.prompt_tokens.saturating_sub(self.reused_tokens) as f64 / self.prefill_seconds.max(1e-9)
     }
 
     /// Generated tokens per second.
@@ -179,10 +181,15 @@ impl TextGenerator {
     /// As [`generate_batch`](Self::generate_batch).
     pub fn stream(&self, prompts: &[&str], options: &TextOptions) -> Result<TextStream<'_>> {
         let rows = self.rows(prompts)?;
-        self.stream_rows(rows, options)
+        self.stream_rows(rows, options, None)
     }
 
-    pub(super) fn stream_rows(&self, rows: Vec<Vec<u32>>, options: &TextOptions) -> Result<TextStream<'_>> {
+    pub(super) fn stream_rows(
+        &self,
+        rows: Vec<Vec<u32>>,
+        options: &TextOptions,
+        memory: Option<Memory>,
+    ) -> Result<TextStream<'_>> {
         if options.beams.is_some() {
             return Err(Error::option("a beam search gives no text before its end: leave out the beams to stream"));
         }
@@ -190,7 +197,7 @@ impl TextGenerator {
         self.check(&rows)?;
         sampling.streams =
             rows.iter().enumerate().map(|(i, row)| rows.iter().take(i).filter(|r| *r == row).count() as u64).collect();
-        TextStream::start(self, &rows, &sampling, &options.stop)
+        TextStream::start(self, &rows, &sampling, &options.stop, memory)
     }
 
     /// The best `sequences` continuations of each text by beam search, best first.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use moesaic_models::decoder::Decoder;
-use moesaic_models::generate::{Finish, Generation, Options, Prompts, Token};
+use moesaic_models::generate::{Finish, Generation, Memory, Options, Prompts, Token};
 
 use super::detokenizer::Detokenizer;
 use super::generator::{Answer, Speed, TextGenerator, TokenProbability};
@@ -48,10 +48,14 @@ impl<'g> TextStream<'g> {
         prompts: &[Vec<u32>],
         options: &Options,
         stop: &[String],
+        memory: Option<Memory>,
     ) -> Result<Self> {
         let start = Instant::now();
         let ids: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let generation = Generation::new(&generator.decoder, Prompts::Ids(&ids), options);
+        let generation = match (&ids[..], memory) {
+            ([prompt], Some(memory)) => Generation::resume(&generator.decoder, prompt, options, memory),
+            _ => Generation::new(&generator.decoder, Prompts::Ids(&ids), options),
+        };
         let generation = generation.map_err(|error| Error::compute(&error))?;
         let rows = prompts.iter().map(|prompt| {
             Ok(Row {
@@ -77,14 +81,27 @@ impl<'g> TextStream<'g> {
     ///
     /// # Errors
     /// [`Error::Compute`] when the model fails on the way.
-    pub fn run(mut self, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<(Vec<Answer>, Speed)> {
+    pub fn run(self, on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>) -> Result<(Vec<Answer>, Speed)> {
+        let (answers, speed, _) = self.run_remembering(on_piece)?;
+        Ok((answers, speed))
+    }
+
+    /// [`run`](Self::run), and the memory for the next message of a conversation that [`Chat::resume`](crate::Chat::resume)
+    /// began.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_remembering(
+        mut self,
+        on_piece: &mut dyn FnMut(&Piece) -> ControlFlow<()>,
+    ) -> Result<(Vec<Answer>, Speed, Memory)> {
         while let Some(piece) = self.next().transpose()? {
             if on_piece(&piece).is_break() {
                 break;
             }
         }
         let speed = self.speed();
-        Ok((self.rows.into_iter().map(|row| row.answer).collect(), speed))
+        Ok((self.rows.into_iter().map(|row| row.answer).collect(), speed, self.generation.remember()))
     }
 
     /// Runs to the end and gives the answers.
@@ -100,6 +117,7 @@ impl<'g> TextStream<'g> {
         let answers = || self.rows.iter().map(|row| &row.answer);
         Speed {
             prompt_tokens: answers().map(|answer| answer.prompt_tokens).sum(),
+            reused_tokens: self.generation.reused(),
             prefill_seconds: self.prefill_seconds,
             decode_tokens: answers().map(|answer| answer.tokens.saturating_sub(1)).sum(),
             decode_seconds: self.decode_seconds,

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::options::{BeamOptions, EarlyStopping};
 use super::sample::{apply_penalty, log_sum_exp};
-use super::{Backbone, Finish, Prompts, distinct, start};
+use super::{Backbone, Finish, Memory, Prompts, distinct, start};
 use crate::decoder::{Context, Input};
 
 /// One continuation of a prompt.
@@ -37,7 +37,7 @@ pub fn beam_search<M: Backbone + ?Sized>(
     on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<Vec<Beam>>> {
     let penalised = options.repetition_penalty != 1.0;
-    let started = start(model, prompts, options.max_new_tokens, penalised, || options.validate())?;
+    let started = start(model, prompts, options.max_new_tokens, penalised, Memory::default(), || options.validate())?;
     let (mut cache, mut logits) = (started.cache, started.logits);
     let mut searches: Vec<Search<'_>> = started
         .rooms
