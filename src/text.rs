@@ -4,6 +4,7 @@ mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;
+mod gguf;
 mod info;
 mod json;
 mod options;

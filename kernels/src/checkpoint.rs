@@ -9,7 +9,9 @@
 //! file that another process truncates kills a process that has it mapped. Each tensor is read once, straight into the
 //! buffer that the tensor owns; a change of dtype goes through one buffer of [`CHUNK`] bytes.
 
+mod arrangement;
 mod convert;
+pub mod gguf;
 mod header;
 mod locate;
 mod source;
@@ -33,6 +35,8 @@ pub use text::nearest;
 pub use write::save;
 
 use crate::blocks::{BlockFormat, Blocks};
+use arrangement::Arrangement;
+use gguf::Gguf;
 use source::Source;
 use text::{error, refuse, shape_text, shown};
 
@@ -58,6 +62,8 @@ pub struct TensorInfo {
     offset: u64,
     /// Which of the checkpoint's files holds it.
     file: usize,
+    /// How its values lie there.
+    arrangement: Arrangement,
 }
 
 impl TensorInfo {
@@ -105,7 +111,11 @@ impl Checkpoint {
     /// # Errors
     /// The bytes break the safetensors format.
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
-        let source = Source::memory(name, bytes.into());
+        let bytes = bytes.into();
+        if bytes.starts_with(&gguf::MAGIC) {
+            return Ok(Gguf::from_bytes(name, bytes)?.into_checkpoint());
+        }
+        let source = Source::memory(name, bytes);
         let header = header::read(&source, 0)?;
         Ok(Self::assemble(name.to_string(), vec![source], header.tensors, header.metadata))
     }
@@ -196,10 +206,7 @@ impl Checkpoint {
     pub fn blocks(&self, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
         let info = self.expect(name, shape)?;
         let Some(format) = info.blocks else { return Ok(None) };
-        let mut data = convert::room(self.source(info)?, name, info.bytes)?;
-        let source = self.source(info)?;
-        source.fill(&mut source.reader(info.offset)?, &mut data, name)?;
-        Blocks::new(format, shape.to_vec(), data).map(Some)
+        Blocks::new(format, shape.to_vec(), convert::bytes(self.source(info)?, name, info)?).map(Some)
     }
 
     /// Reads a tensor as it is stored, whatever its shape and dtype, onto the CPU; blocks as f32.

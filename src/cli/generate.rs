@@ -19,7 +19,7 @@ use super::{INTERRUPTED, note, print};
 /// stops it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Folder of a language model
+    /// Folder of a language model, or a GGUF file
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// The text to go on with; - or nothing for standard input

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use moesaic::{ModelFile, ModelInfo, Parameters, TextModelInfo};
+use moesaic_kernels::checkpoint::gguf::is_gguf;
 
 use super::{bytes, count, model, print};
 
 /// Describe a model: architecture, parameters, experts, files.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Folder of a model; the built-in one if left out
+    /// Folder of a model, or a GGUF file; the built-in one if left out
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
@@ -34,9 +35,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(print(&text)?)
 }
 
-/// Whether the folder's `config.json` names a model that does not forecast. What cannot be read is left to the forecaster,
+/// Whether this is a GGUF file, or the folder's `config.json` names a model that does not forecast. What cannot be read is left to the forecaster,
 /// whose messages say what is wrong.
 fn writes_text(dir: &Path) -> bool {
+    if is_gguf(dir) {
+        return true;
+    }
     let path = dir.join("config.json");
     if std::fs::metadata(&path).is_ok_and(|file| file.len() > LONGEST_CONFIG) {
         return false;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use moesaic_models::generate::Memory;
 
-use super::generator::{Answer, TextGenerator};
+use super::generator::{Answer, Parts, TextGenerator};
 use super::options::{Dtype, TextOptions};
 use super::stream::TextStream;
 use super::template::{ChatTemplate, Message, TemplateOptions};
@@ -31,7 +31,7 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// The model in this folder (see [`TextGenerator::from_dir`]), which must have a chat template.
+    /// The model in this folder or GGUF file (see [`TextGenerator::from_dir`]), which must have a chat template.
     ///
     /// # Errors
     /// As [`TextGenerator::from_dir`], and [`Error::Config`] where the model has no chat template or a broken one.
@@ -49,14 +49,22 @@ impl Chat {
 
     fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
         // The template first: weights take long to read.
-        let config = super::generator::decoder_config(dir)?;
-        let tokenizer = super::Tokenizer::load(dir)?;
-        let Some(template) = ChatTemplate::load(dir, &tokenizer)? else {
+        let parts = Parts::load(dir)?;
+        let template = match &parts.gguf {
+            Some(file) => ChatTemplate::of_gguf(dir, file.metadata(), &parts.tokenizer)?,
+            None => ChatTemplate::load(dir, &parts.tokenizer)?,
+        };
+        let Some(template) = template else {
+            if parts.gguf.is_some() {
+                let problem = "has no chat template: the model was not made for conversations; go on with plain text \
+                               instead (`moesaic generate`)";
+                return Err(Error::config(dir, problem));
+            }
             let problem = "has no chat_template: the model was not made for conversations; go on with plain text \
                            instead (`moesaic generate`), or save a template beside it as chat_template.jinja";
             return Err(Error::config(&dir.join("tokenizer_config.json"), problem));
         };
-        let generator = TextGenerator::with_tokenizer(dir, config, tokenizer, dtype)?;
+        let generator = TextGenerator::of_parts(dir, parts, dtype)?;
         Ok(Self { generator, template })
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::checkpoint::gguf::{Gguf, is_gguf};
 use moesaic_models::decoder::{Decoder, DecoderConfig};
 use moesaic_models::generate::{Beam, Finish, GenerationConfig, Memory, Prompts, beam_search};
 use serde::Serialize;
@@ -103,6 +104,8 @@ impl TextGenerator {
     /// index), `tokenizer.json`, and where they are there `tokenizer_config.json` and `generation_config.json`. Weights
     /// keep the number type that they are stored in. Computes on the CPU.
     ///
+    /// Or a GGUF file (of one in parts, the first), which holds all of that.
+    ///
     /// # Errors
     /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers,
     /// [`Error::Weights`] for missing, damaged or ill-fitting weights.
@@ -119,19 +122,17 @@ impl TextGenerator {
     }
 
     fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
-        let config = decoder_config(dir)?;
-        Self::with_tokenizer(dir, config, Tokenizer::load(dir)?, dtype)
+        Self::of_parts(dir, Parts::load(dir)?, dtype)
     }
 
-    pub(super) fn with_tokenizer(
-        dir: &Path,
-        config: DecoderConfig,
-        tokenizer: Tokenizer,
-        dtype: Option<Dtype>,
-    ) -> Result<Self> {
+    pub(super) fn of_parts(dir: &Path, parts: Parts, dtype: Option<Dtype>) -> Result<Self> {
+        let Parts { config, tokenizer, gguf } = parts;
         let generation = generation_config(dir, &config, &tokenizer)?;
         let weights = |error: candle_core::Error| Error::weights(dir, &error);
-        let checkpoint = Checkpoint::open(dir).map_err(weights)?;
+        let checkpoint = match gguf {
+            Some(file) => file.into_checkpoint(),
+            None => Checkpoint::open(dir).map_err(weights)?,
+        };
         let info = TextModelInfo::new(dir, &config, &checkpoint);
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
         let decoder = Decoder::from_checkpoint(config, &checkpoint, dtype, &Device::Cpu).map_err(weights)?;
@@ -287,11 +288,45 @@ fn name(row: usize, rows: usize) -> String {
     if rows == 1 { "the prompt".into() } else { format!("prompt {row}") }
 }
 
-/// The configuration of the decoder in a folder.
+/// What a model needs beside its weights, of a folder or of a GGUF file.
+pub(super) struct Parts {
+    pub config: DecoderConfig,
+    pub tokenizer: Tokenizer,
+    /// The file, whose weights are then taken from it.
+    pub gguf: Option<Gguf>,
+}
+
+impl Parts {
+    pub fn load(path: &Path) -> Result<Self> {
+        if !is_gguf(path) {
+            let config = decoder_config(path)?;
+            return Ok(Self { config, tokenizer: Tokenizer::load(path)?, gguf: None });
+        }
+        let file = Gguf::open(path).map_err(|error| Error::weights(path, &error))?;
+        let config = gguf_config(path, &file)?;
+        let tokenizer = Tokenizer::of_gguf(path, file.metadata())?;
+        Ok(Self { config, tokenizer, gguf: Some(file) })
+    }
+}
+
+fn gguf_config(path: &Path, file: &Gguf) -> Result<DecoderConfig> {
+    let config = DecoderConfig::from_gguf(file);
+    config.map_err(|error| {
+        let message = candle_message(&error);
+        let name = format!("{}: ", path.display());
+        Error::config(path, message.strip_prefix(&name).unwrap_or(&message))
+    })
+}
+
+/// The configuration of the decoder in a folder or in a GGUF file.
 pub(super) fn decoder_config(dir: &Path) -> Result<DecoderConfig> {
+    if is_gguf(dir) {
+        return gguf_config(dir, &Gguf::open(dir).map_err(|error| Error::weights(dir, &error))?);
+    }
     if !dir.is_dir() {
-        let what = if dir.exists() { "is not a folder" } else { "does not exist" };
-        let problem = format!("{what}: give a folder with config.json, model.safetensors and tokenizer.json");
+        let what = if dir.exists() { "is neither a folder nor a GGUF file" } else { "does not exist" };
+        let problem =
+            format!("{what}: give a folder with config.json, model.safetensors and tokenizer.json, or a GGUF file");
         return Err(Error::config(dir, problem));
     }
     let path = dir.join("config.json");
@@ -305,7 +340,8 @@ pub(super) fn decoder_config(dir: &Path) -> Result<DecoderConfig> {
 /// the one that the tokenizer calls so (chat models end their turns with it).
 fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
     let path = dir.join("generation_config.json");
-    let mut settings = match read_text(&path, LONGEST_CONFIG)? {
+    let json = if dir.is_dir() { read_text(&path, LONGEST_CONFIG)? } else { None };
+    let mut settings = match json {
         Some(json) => {
             GenerationConfig::from_json(&json).map_err(|error| Error::config(&path, candle_message(&error)))?
         }

@@ -14,7 +14,7 @@ use crate::forecaster::{ModelFile, Parameters};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TextModelInfo {
-    /// The folder.
+    /// The folder or file.
     pub source: String,
     /// The model family, as `model_type` in `config.json`.
     pub architecture: String,
@@ -42,7 +42,7 @@ pub struct TextModelInfo {
     pub shared_expert: bool,
     /// The most tokens of prompt and answer together.
     pub positions: usize,
-    /// Number types on disk, with the number of tensors of each.
+    /// Number types and formats of blocks on disk, with the number of tensors of each.
     pub dtypes: BTreeMap<String, usize>,
     /// The files of weights.
     pub files: Vec<ModelFile>,
@@ -60,7 +60,7 @@ pub struct LayerParameters {
 }
 
 impl TextModelInfo {
-    /// Describes a model folder. Reads its configuration and the headers of its weights, not the weights.
+    /// Describes a model folder or GGUF file. Reads its configuration and the headers of its weights, not the weights.
     ///
     /// # Errors
     /// As [`TextGenerator::from_dir`](super::TextGenerator::from_dir), but for what only shows when tokenizer and weights
@@ -75,7 +75,8 @@ impl TextModelInfo {
     pub(super) fn new(dir: &Path, config: &DecoderConfig, checkpoint: &Checkpoint) -> Self {
         let mut dtypes = BTreeMap::new();
         for info in checkpoint.names().filter_map(|name| checkpoint.info(name)) {
-            *dtypes.entry(info.dtype.as_str().to_string()).or_insert(0) += 1;
+            let name = info.blocks.map_or_else(|| info.dtype.as_str(), |format| format.name());
+            *dtypes.entry(name.to_string()).or_insert(0) += 1;
         }
         let file_name = |label: &str| {
             Path::new(label).file_name().map_or_else(|| label.to_string(), |name| name.to_string_lossy().into_owned())

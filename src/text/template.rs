@@ -10,13 +10,14 @@ use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind};
+use moesaic_kernels::checkpoint::gguf::{Gguf, Metadata, is_gguf};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::json::tojson;
 use super::read_text;
 use super::tokenizer::{Tokenizer, tokenizer_config};
-use crate::error::{Error, Result, one_line, quoted};
+use crate::error::{Error, Result, candle_message, one_line, quoted};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,12 +91,16 @@ const NAME: &str = "chat template";
 
 impl ChatTemplate {
     /// The template of a model folder, `None` where there is none: `chat_template.jinja`, or `chat_template` in
-    /// `tokenizer_config.json` (of several named ones that called `default`).
+    /// `tokenizer_config.json` (of several named ones that called `default`). Of a GGUF file, the template that it holds.
     ///
     /// # Errors
     /// [`Error::Config`] or [`Error::Io`]: a file cannot be read, or the template has an error; the message has its line.
     pub fn load(dir: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let dir = dir.as_ref();
+        if is_gguf(dir) {
+            let file = Gguf::open(dir).map_err(|error| Error::weights(dir, &error))?;
+            return Self::of_gguf(dir, file.metadata(), tokenizer);
+        }
         let path = dir.join("chat_template.jinja");
         if let Some(source) = read_text(&path, LONGEST)? {
             return Self::new(&path, &source, tokenizer.named()).map(Some);
@@ -105,6 +110,13 @@ impl ChatTemplate {
             Some(source) => Self::new(&path, &source, tokenizer.named()).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The template of a GGUF file with this metadata.
+    pub(super) fn of_gguf(path: &Path, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let source = metadata.text("tokenizer.chat_template");
+        let source = source.map_err(|error| Error::config(path, candle_message(&error)))?;
+        source.map(|source| Self::new(path, source, tokenizer.named())).transpose()
     }
 
     pub(super) fn new(path: &Path, source: &str, tokens: &[(&'static str, String)]) -> Result<Self> {

@@ -3,8 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use moesaic_kernels::checkpoint::gguf::{Gguf, Metadata, is_gguf};
 use serde_json::{Map, Value};
 
+use super::gguf::{self, Converted, Problem};
 use super::read_text;
 use crate::error::{Error, Result, one_line};
 
@@ -25,13 +27,18 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model folder: `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    /// Reads the tokenizer of a model folder: `tokenizer.json` and, where there is one, `tokenizer_config.json`. Of a GGUF file,
+    /// the tokenizer that it holds, or where that is of an unknown kind the `tokenizer.json` beside it.
     ///
     /// # Errors
     /// [`Error::Config`] or [`Error::Io`]: a file is missing, unreadable or damaged. The message names it and says what to
     /// do.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
+        if is_gguf(dir) {
+            let file = Gguf::open(dir).map_err(|error| Error::weights(dir, &error))?;
+            return Self::of_gguf(dir, file.metadata());
+        }
         let path = dir.join("tokenizer.json");
         let Some(json) = read_text(&path, LONGEST_TOKENIZER)? else {
             let more = match ["tokenizer.model", "spiece.model", "vocab.json"].iter().find(|f| dir.join(f).is_file()) {
@@ -45,6 +52,22 @@ impl Tokenizer {
         };
         let config = tokenizer_config(dir)?;
         Self::from_json(&path, &json, &config)
+    }
+
+    /// The tokenizer of a GGUF file with this metadata.
+    pub(super) fn of_gguf(path: &Path, metadata: &Metadata) -> Result<Self> {
+        let problem = match gguf::convert(path, metadata) {
+            Ok(Converted { tokenizer, config }) => return Self::from_json(path, &tokenizer.to_string(), &config),
+            Err(Problem::Error(error)) => return Err(error),
+            Err(Problem::Unknown(problem)) => problem,
+        };
+        match path.parent() {
+            Some(folder) if folder.join("tokenizer.json").is_file() => Self::load(folder),
+            _ => {
+                let help = "copy tokenizer.json from the repository that the model comes from beside it";
+                Err(Error::config(path, format!("{problem}: {help}")))
+            }
+        }
     }
 
     /// The tokenizer of a `tokenizer.json`, with the settings of a `tokenizer_config.json`.

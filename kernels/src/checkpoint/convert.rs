@@ -92,10 +92,21 @@ pub(super) fn room<T: bytemuck::Pod>(source: &Source, name: &str, count: usize) 
 
 /// Reads float values into `dst`, which has as many as the tensor.
 pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
-    let mut reader = source.reader(info.offset)?;
+    let pieces = info.arrangement.pieces(&info.offset);
+    let values = (dst.len() / pieces.len().max(1)).max(1);
+    for (&offset, dst) in pieces.iter().zip(dst.chunks_mut(values)) {
+        piece(source, name, info, offset, dst)?;
+    }
+    info.arrangement.restore(dst, info.shape.first().copied().unwrap_or(1));
+    Ok(())
+}
+
+/// Reads float values that stand one after the other from `offset` on.
+fn piece<T: Float>(source: &Source, name: &str, info: &TensorInfo, offset: u64, dst: &mut [T]) -> Result<()> {
+    let mut reader = source.reader(offset)?;
     if let Some(format) = info.blocks {
         // As many blocks at a time as the buffer takes.
-        let count = (CHUNK / format.bytes()).min(info.bytes / format.bytes());
+        let count = (CHUNK / format.bytes()).min(dst.len() / format.values());
         let (mut bytes, mut values) = (vec![0u8; count * format.bytes()], vec![0f32; count * format.values()]);
         for part in dst.chunks_mut(values.len().max(1)) {
             let (bytes, values) =
@@ -117,7 +128,7 @@ pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, d
         _ => return Err(no_conversion(source, name, info, T::DTYPE)),
     };
     let size = info.dtype.size_in_bytes();
-    let mut buffer = vec![0u8; CHUNK.min(info.bytes)];
+    let mut buffer = vec![0u8; CHUNK.min(dst.len() * size)];
     for part in dst.chunks_mut(CHUNK / size) {
         let Some(bytes) = buffer.get_mut(..part.len() * size) else { refuse!("tensor {}: too large", shown(name)) };
         source.fill(&mut reader, bytes, name)?;
@@ -131,6 +142,18 @@ fn each<const N: usize, T>(src: &[u8], dst: &mut [T], value: impl Fn([u8; N]) ->
     for (to, from) in dst.iter_mut().zip(src.as_chunks::<N>().0) {
         *to = value(*from);
     }
+}
+
+/// The bytes of a tensor in blocks, its rows in their order.
+pub(super) fn bytes(source: &Source, name: &str, info: &TensorInfo) -> Result<Vec<u8>> {
+    let mut data = room::<u8>(source, name, info.bytes)?;
+    let pieces = info.arrangement.pieces(&info.offset);
+    let size = (data.len() / pieces.len().max(1)).max(1);
+    for (&offset, part) in pieces.iter().zip(data.chunks_mut(size)) {
+        source.fill(&mut source.reader(offset)?, part, name)?;
+    }
+    info.arrangement.restore(&mut data, info.shape.first().copied().unwrap_or(1));
+    Ok(data)
 }
 
 /// Reads integer values into `dst`, which has as many as the tensor.

@@ -7,7 +7,7 @@ use candle_core::{DType, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::TensorInfo;
+use super::{Arrangement, TensorInfo};
 use super::source::Source;
 use super::text::{one_line, refuse, shape_text, shown};
 use crate::blocks::{BlockFormat, MARK, logical_shape};
@@ -99,8 +99,6 @@ fn other_format(first: [u8; 8]) -> Option<&'static str> {
         Some("is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file itself")
     } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"\x80\x02") {
         Some("is a PyTorch pickle, which is not loaded because it can run code: convert it to safetensors")
-    } else if first.starts_with(b"GGUF") {
-        Some("is a GGUF file named as safetensors: give it the ending .gguf")
     } else if first.starts_with(b"<") && first.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
         Some("is a web page, not weights: download the file itself")
     } else {
@@ -145,7 +143,7 @@ fn check(
         }
         // Cannot wrap: `end` is held against the file below before the offset is ever used.
         let offset = data_start.saturating_add(begin);
-        entries.push((begin, end, name, TensorInfo { dtype, shape: raw.shape, blocks: None, bytes, offset, file }));
+        entries.push((begin, end, name, TensorInfo { dtype, shape: raw.shape, blocks: None, bytes, offset, file, arrangement: Arrangement::Plain }));
     }
     // Empty tensors share an offset with a neighbour; sorting by the end as well puts them before it.
     entries.sort_unstable_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));

@@ -10,6 +10,7 @@ use candle_core::Result;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::gguf::{Gguf, is_gguf};
 use super::header::{self, MAX_HEADER};
 use super::source::Source;
 use super::text::{one_line, refuse, shown};
@@ -57,6 +58,9 @@ fn open_file(path: &Path, label: &str) -> Result<Checkpoint> {
 }
 
 fn open_single(path: &Path, label: String) -> Result<Checkpoint> {
+    if is_gguf(path) {
+        return Ok(Gguf::open(path)?.into_checkpoint());
+    }
     let source = Source::disk(path)?;
     let header = header::read(&source, 0)?;
     Ok(Checkpoint::assemble(label, vec![source], header.tensors, header.metadata))
@@ -75,6 +79,9 @@ fn nothing_there(dir: &Path, label: &str) -> Result<Checkpoint> {
     }
     if let Some(other) = names.iter().find(|n| n.ends_with(".safetensors")) {
         refuse!("{label}: holds no {SINGLE_FILE}, but {}: rename it, or give the path of that file", shown(other));
+    }
+    if let Some(gguf) = names.iter().find(|n| n.ends_with(".gguf")) {
+        refuse!("{label}: holds no {SINGLE_FILE}, but {}: give the path of that file", shown(gguf));
     }
     if let Some(pickle) = names.iter().find(|n| PICKLES.iter().any(|ending| n.ends_with(ending))) {
         refuse!(

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{Error, Result, bail};
 use moesaic_kernels::Activation;
+use moesaic_kernels::checkpoint::gguf::{Gguf, is_gguf};
 use serde_json::{Map, Value};
 
 use super::families;
@@ -276,8 +277,11 @@ const MOST_TOKENS: usize = 1 << 24;
 const LONGEST_CONFIG: u64 = 1 << 22;
 
 impl DecoderConfig {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder, or what a GGUF file says instead.
     pub fn load(dir: &Path) -> Result<Self> {
+        if is_gguf(dir) {
+            return Self::from_gguf(&Gguf::open(dir)?);
+        }
         let path = dir.join("config.json");
         let name = |e: &dyn std::fmt::Display| Error::msg(format!("{}: {e}", path.display()));
         let size = std::fs::metadata(&path)
@@ -290,6 +294,12 @@ impl DecoderConfig {
         Self::from_json(&json).map_err(|e| name(&e))
     }
 
+    /// The configuration of a GGUF file.
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        let config = Self::from_value(Value::Object(file.config().clone()));
+        config.map_err(|e| Error::msg(format!("{}: {e}", file.checkpoint().label())))
+    }
+
     /// Translates and checks a `config.json`.
     ///
     /// # Errors
@@ -297,6 +307,10 @@ impl DecoderConfig {
     /// not fit the others, an option that is not supported.
     pub fn from_json(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json).map_err(|e| Error::msg(format!("this is not JSON: {e}")))?;
+        Self::from_value(value)
+    }
+
+    fn from_value(value: Value) -> Result<Self> {
         let config = families::translate(value)?;
         config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
         Ok(config)

@@ -1,0 +1,69 @@
+//! How the values of a tensor lie in their file, where it is not one after the other: GGUF files turn and cut some tensors.
+
+/// Where the values of a tensor are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Arrangement {
+    /// One after the other.
+    Plain,
+    /// Rows of this many heads, in each the first row of the lower half, the first of the upper half, the second of the lower
+    /// half, ... (neighbours turn together): they are to stand half a head apart.
+    Pairs(usize),
+    /// In pieces of one size, each from this byte of the file on.
+    Pieces(Vec<u64>),
+}
+
+impl Arrangement {
+    /// The first bytes of the pieces of a tensor that starts at `offset`.
+    pub(super) fn pieces<'a>(&'a self, offset: &'a u64) -> &'a [u64] {
+        match self {
+            Self::Pieces(offsets) => offsets,
+            _ => std::slice::from_ref(offset),
+        }
+    }
+
+    /// Puts `rows` that were read as they lie into their order.
+    pub(super) fn restore<T: Copy>(&self, data: &mut [T], rows: usize) {
+        let Self::Pairs(heads) = *self else { return };
+        let (half, unit) = (rows / heads / 2, data.len() / rows.max(1));
+        let mut head = Vec::with_capacity(2 * half * unit);
+        for rows in data.chunks_exact_mut((2 * half * unit).max(1)) {
+            head.clear();
+            head.extend_from_slice(rows);
+            for (i, row) in rows.chunks_exact_mut(unit.max(1)).enumerate() {
+                let from = 2 * (i % half) + i / half;
+                row.copy_from_slice(&head[from * unit..][..unit]);
+            }
+        }
+    }
+
+    /// The other way round: rows in their order as they lie in the file.
+    pub(crate) fn pairs<T: Copy>(data: &mut [T], rows: usize, heads: usize) {
+        let (half, unit) = (rows / heads / 2, data.len() / rows.max(1));
+        let mut head = Vec::with_capacity(2 * half * unit);
+        for rows in data.chunks_exact_mut((2 * half * unit).max(1)) {
+            head.clear();
+            head.extend_from_slice(rows);
+            for (i, row) in rows.chunks_exact_mut(unit.max(1)).enumerate() {
+                let from = half * (i % 2) + i / 2;
+                row.copy_from_slice(&head[from * unit..][..unit]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_two_heads() {
+        // Rows of two values; the lower half of a head is 0, 1, 2, the upper one 10, 11, 12.
+        let plain: Vec<u32> = [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112].iter().flat_map(|&v| [v, v + 1000]).collect();
+        let mut data = plain.clone();
+        Arrangement::pairs(&mut data, 12, 2);
+        let firsts: Vec<u32> = data.iter().copied().step_by(2).collect();
+        assert_eq!(firsts, [0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112]);
+        Arrangement::Pairs(2).restore(&mut data, 12);
+        assert_eq!(data, plain);
+    }
+}
