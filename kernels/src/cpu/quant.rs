@@ -1,15 +1,15 @@
 //! Weights in blocks as tiles, and the products of whole numbers that they take part in.
 //!
 //! A half panel is 16 columns. Of every 32 values of the depth it holds, side by side, the scales of the 16 columns in f16,
-//! what the format has beside them (offsets, or the scales of the other 16 values), and the whole numbers: four of one
-//! column, then four of the next, so that one instruction multiplies them with four numbers of a row.
+//! what the format has beside them (offsets, or the scales of the other 16 values), and the whole numbers: two of one
+//! column, then two of the next, so that one instruction multiplies them with two numbers of a row.
 //!
-//! A row of the other operand becomes whole numbers of 8 bits when it is packed, 32 of them with one scale: what is left to do for 32 values of the
-//! depth is an exact sum of products of whole numbers, and one multiply-add in f32 (two with offsets). Sums of whole numbers are the
-//! same on every instruction set, and those in f32 are done in one order, so a row has the same bits in any batch.
-//!
-//! 4 bits: the numbers are 0..=15 and times -127..=127 add up in 16 bits over a whole group. 8 bits: two such products add up
-//! in 16 bits only if they are no more than 128 · 127 each, so AVX2 multiplies magnitudes with numbers of adapted sign.
+//! A row of the other operand becomes whole numbers of 16 bits when it is packed, 32 of them with one scale: that is off by 2^-16 of
+//! the largest of them, so results are those of the weights' values in f32. (8 bits would be faster with AVX2 and 4-bit
+//! weights, but a text then differs from the float model's: where one of 32 values is large, as in the residual stream of
+//! small models, the others lose most of their digits.) What is left to do for 32 values of the depth is an exact sum of products of
+//! whole numbers, and one multiply-add in f32 (two with offsets). Sums of whole numbers are the same on every instruction
+//! set, and those in f32 are done in one order, so a row has the same bits in any batch.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -28,10 +28,12 @@ use crate::blocks::{BlockFormat, Blocks};
 
 /// Values of the depth that a row has one scale for.
 pub(crate) const GROUP: usize = 32;
-/// Words of 32 bits that a group of a row takes: 8 of whole numbers, then, behind all those, its [`Meta`].
-const WORDS: usize = GROUP / 4 + META;
-/// Words beside the numbers: scale, scale times sum, and the sums of both halves of the group.
-const META: usize = 4;
+/// Words of 32 bits that a group of a row takes: those of whole numbers, and, behind all of these, what stands beside them.
+const WORDS: usize = NUMBERS + META;
+/// Words of whole numbers, two in each.
+const NUMBERS: usize = GROUP / 2;
+/// Words beside them: the scale, and scale times sum.
+const META: usize = 2;
 
 /// What tiles hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,11 +113,11 @@ impl<'a> QuantPanel<'a> {
     /// Number `l` of group `g` of a column.
     fn number(&self, side: usize, g: usize, column: usize, l: usize) -> i32 {
         let group = &self.numbers(side)[g * self.kind.number_bytes()..];
-        let at = |step: usize| group[step * 4 * HALF + 4 * column + l % 4];
+        let at = |step: usize| group[step * 2 * HALF + 2 * column + l % 2];
         match self.kind {
             // The low nibbles are the first 16 values, the high ones the others.
-            Kind::Four => i32::from(at(l % 16 / 4) >> (l / 16 * 4) & 15),
-            _ => i32::from(at(l / 4) as i8),
+            Kind::Four => i32::from(at(l % 16 / 2) >> (l / 16 * 4) & 15),
+            _ => i32::from(at(l / 2) as i8),
         }
     }
 
@@ -174,9 +176,9 @@ pub(crate) fn pack_panel(blocks: &Blocks, rows: Range<usize>, k: usize, words: &
                 for (l, &v) in q.iter().enumerate() {
                     match kind {
                         Kind::Four => {
-                            group[l % 16 / 4 * 4 * HALF + 4 * column + l % 4] |= (v as u8 & 15) << (l / 16 * 4);
+                            group[l % 16 / 2 * 2 * HALF + 2 * column + l % 2] |= (v as u8 & 15) << (l / 16 * 4);
                         }
-                        _ => group[l / 4 * 4 * HALF + 4 * column + l % 4] = v as u8,
+                        _ => group[l / 2 * 2 * HALF + 2 * column + l % 2] = v as u8,
                     }
                 }
             }
@@ -189,38 +191,37 @@ pub(crate) fn row_words(k: usize) -> usize {
     k / GROUP * WORDS
 }
 
-/// Writes the numbers of one group, and its scale, scale times sum, and the sums of its halves.
+/// Writes the numbers of one group, its scale, and scale times sum.
 #[inline(always)]
 fn quantise_group<const FMA: bool>(x: &[f32; GROUP], numbers: &mut [u32], meta: &mut [u32]) {
     // Adding it rounds to a whole number, to the nearest and from half to even, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
+    const MOST: f32 = 32767.0;
     let (mut largest, mut probe) = (0f32, 0f32);
     for &v in x {
         largest = largest.max(v.abs());
         probe += v * 0.0; // NaN where a value is not finite, so that it shows in the result
     }
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let inverse = if largest > 0.0 { MOST / largest } else { 0.0 };
     // A tiny group would divide to infinity.
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-    let mut q = [0i8; GROUP];
+    let mut q = [0i16; GROUP];
     for (q, v) in q.iter_mut().zip(x) {
-        *q = (v * inverse + ROUND).to_bits() as i8;
+        *q = (v * inverse + ROUND).to_bits() as i16;
     }
-    let sum = |q: &[i8]| q.iter().map(|v| i32::from(*v)).sum::<i32>();
-    let (low, high) = (sum(&q[..16]), sum(&q[16..]));
-    let scale = largest / 127.0 + probe;
-    for (word, q) in numbers.iter_mut().zip(q.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(q.map(|v| v as u8));
+    let sum = q.iter().map(|v| i32::from(*v)).sum::<i32>();
+    let scale = largest / MOST + probe;
+    for (word, q) in numbers.iter_mut().zip(q.as_chunks::<2>().0) {
+        *word = u32::from(q[0] as u16) | u32::from(q[1] as u16) << 16;
     }
-    let values = [scale.to_bits(), (scale * (low + high) as f32).to_bits(), low as u32, high as u32];
-    meta.copy_from_slice(&values);
+    meta.copy_from_slice(&[scale.to_bits(), (scale * sum as f32).to_bits()]);
 }
 
 #[inline(always)]
 fn quantise_body<const FMA: bool>(x: &[f32], row: &mut [u32]) {
     let groups = x.len() / GROUP;
-    let (numbers, meta) = row.split_at_mut(groups * (GROUP / 4));
-    let parts = numbers.chunks_exact_mut(GROUP / 4).zip(meta.chunks_exact_mut(META));
+    let (numbers, meta) = row.split_at_mut(groups * NUMBERS);
+    let parts = numbers.chunks_exact_mut(NUMBERS).zip(meta.chunks_exact_mut(META));
     for (x, (numbers, meta)) in x.as_chunks::<GROUP>().0.iter().zip(parts) {
         quantise_group::<FMA>(x, numbers, meta);
     }
@@ -243,8 +244,8 @@ for_isa! {
 
 /// Where group `g` of a row of `k` values has its numbers and its other words, both relative to the row.
 pub(crate) fn group_places(k: usize, g: usize) -> (Range<usize>, Range<usize>) {
-    let (numbers, meta) = (g * (GROUP / 4), k / GROUP * (GROUP / 4) + g * META);
-    (numbers..numbers + GROUP / 4, meta..meta + META)
+    let (numbers, meta) = (g * NUMBERS, k / GROUP * NUMBERS + g * META);
+    (numbers..numbers + NUMBERS, meta..meta + META)
 }
 
 /// Computes the columns of one half panel for `mr` rows of whole numbers that follow each other.

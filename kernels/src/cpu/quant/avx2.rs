@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, Kind, META, QuantPanel, WORDS};
+use super::{Kind, META, NUMBERS, QuantPanel, WORDS};
 
 /// Groups, scales, numbers, rows and the output with its leading dimension.
 type Kernel = unsafe fn(usize, *const u8, *const u8, *const u32, *mut f32, usize);
@@ -35,10 +35,10 @@ unsafe fn sixteen(at: *const u8) -> [__m256; 2] {
     unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(at.cast())), _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast()))] }
 }
 
-/// Four numbers of a row, as often as a register holds them.
+/// Two numbers of a row, as often as a register holds them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn four_of(word: *const u32) -> __m256i {
+unsafe fn two_of(word: *const u32) -> __m256i {
     // SAFETY: the caller's word.
     _mm256_set1_epi32(unsafe { word.read() } as i32)
 }
@@ -56,24 +56,23 @@ unsafe fn four<const R: usize>(
     // SAFETY: `half` of the parent module asserted the lengths.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-        let meta = a.add(groups * (GROUP / 4));
+        let low = _mm256_set1_epi16(15);
+        let meta = a.add(groups * NUMBERS);
         for g in 0..groups {
             let numbers = numbers.add(g * 256);
-            let of_rows = a.add(g * (GROUP / 4));
-            // Eight products of pairs, at most 2 · 15 · 127 each, stay below 2^15.
+            let of_rows = a.add(g * NUMBERS);
             let mut acc = [[_mm256_setzero_si256(); 2]; R];
-            for step in 0..4 {
-                let load = |j: usize| _mm256_loadu_si256(numbers.add(64 * step + 32 * j).cast());
-                let (w0, w1) = (load(0), load(1));
-                let first = [_mm256_and_si256(w0, low), _mm256_and_si256(w1, low)];
-                let second = [w0, w1].map(|w| _mm256_and_si256(_mm256_srli_epi16(w, 4), low));
+            for step in 0..8 {
+                let load = |j: usize| _mm256_cvtepu8_epi16(_mm_loadu_si128(numbers.add(32 * step + 16 * j).cast()));
+                let both = [load(0), load(1)];
+                let first = both.map(|w| _mm256_and_si256(w, low));
+                let second = both.map(|w| _mm256_srli_epi16(w, 4));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let row = of_rows.add(r * groups * WORDS);
-                    let (x, y) = (four_of(row.add(step)), four_of(row.add(4 + step)));
+                    let (x, y) = (two_of(row.add(step)), two_of(row.add(8 + step)));
                     for (acc, (first, second)) in acc.iter_mut().zip(first.into_iter().zip(second)) {
-                        let both = _mm256_add_epi16(_mm256_maddubs_epi16(first, x), _mm256_maddubs_epi16(second, y));
-                        *acc = _mm256_add_epi16(*acc, both);
+                        let both = _mm256_add_epi32(_mm256_madd_epi16(first, x), _mm256_madd_epi16(second, y));
+                        *acc = _mm256_add_epi32(*acc, both);
                     }
                 }
             }
@@ -82,7 +81,7 @@ unsafe fn four<const R: usize>(
                 let meta = meta.add(r * groups * WORDS + g * META).cast::<f32>();
                 let (x, total) = (_mm256_set1_ps(meta.read()), _mm256_set1_ps(meta.add(1).read()));
                 for j in 0..2 {
-                    let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[j], ones));
+                    let dot = _mm256_cvtepi32_ps(acc[j]);
                     sums[j] = _mm256_fmadd_ps(dot, _mm256_mul_ps(scale[j], x), sums[j]);
                     sums[j] = _mm256_fmadd_ps(offset[j], total, sums[j]);
                 }
@@ -105,24 +104,20 @@ unsafe fn eight<const R: usize, const WITH: usize>(
     // SAFETY: `half` of the parent module asserted the lengths.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        let ones = _mm256_set1_epi16(1);
-        let meta = a.add(groups * (GROUP / 4));
+        let meta = a.add(groups * NUMBERS);
         let (scale_bytes, parts) = (if WITH == 0 { 32 } else { 64 }, if WITH == 2 { 2 } else { 1 });
         for g in 0..groups {
             let numbers = numbers.add(g * 512);
-            let of_rows = a.add(g * (GROUP / 4));
+            let of_rows = a.add(g * NUMBERS);
             for part in 0..parts {
                 let mut acc = [[_mm256_setzero_si256(); 2]; R];
-                for step in part * 4..(part + 1) * 8 / parts {
-                    let load = |j: usize| _mm256_loadu_si256(numbers.add(64 * step + 32 * j).cast());
+                for step in part * 8..(part + 1) * 16 / parts {
+                    let load = |j: usize| _mm256_cvtepi8_epi16(_mm_loadu_si128(numbers.add(32 * step + 16 * j).cast()));
                     let w = [load(0), load(1)];
-                    // Magnitudes up to 128 times numbers up to 127: two such products stay below 2^15.
-                    let magnitude = w.map(|w| _mm256_abs_epi8(w));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = four_of(of_rows.add(r * groups * WORDS + step));
-                        for (acc, (w, magnitude)) in acc.iter_mut().zip(w.into_iter().zip(magnitude)) {
-                            let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
-                            *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(pairs, ones));
+                        let x = two_of(of_rows.add(r * groups * WORDS + step));
+                        for (acc, w) in acc.iter_mut().zip(w) {
+                            *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, x));
                         }
                     }
                 }

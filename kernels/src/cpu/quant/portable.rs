@@ -1,6 +1,6 @@
 //! The products of whole numbers in plain Rust.
 
-use super::{GROUP, Kind, META, QuantPanel, WORDS};
+use super::{GROUP, Kind, META, NUMBERS, QuantPanel, WORDS};
 use crate::cpu::tile::HALF;
 
 /// # Safety
@@ -9,11 +9,11 @@ pub(super) unsafe fn rows(panel: QuantPanel<'_>, side: usize, count: usize, a: &
     let groups = panel.groups;
     for i in 0..count {
         let row = &a[i * groups * WORDS..][..groups * WORDS];
-        let (numbers, meta) = row.split_at(groups * (GROUP / 4));
+        let (numbers, meta) = row.split_at(groups * NUMBERS);
         let mut sums = [0f32; HALF];
-        for (g, (numbers, meta)) in numbers.chunks_exact(GROUP / 4).zip(meta.chunks_exact(META)).enumerate() {
+        for (g, (numbers, meta)) in numbers.chunks_exact(NUMBERS).zip(meta.chunks_exact(META)).enumerate() {
             let (scale, scaled_sum) = (f32::from_bits(meta[0]), f32::from_bits(meta[1]));
-            let of_row = |l: usize| i32::from(numbers[l / 4].to_le_bytes()[l % 4] as i8);
+            let of_row = |l: usize| i32::from((numbers[l / 2] >> (l % 2 * 16)) as i16);
             for (column, sum) in sums.iter_mut().enumerate() {
                 let dot = |range: std::ops::Range<usize>| {
                     range.map(|l| panel.number(side, g, column, l) * of_row(l)).sum::<i32>() as f32

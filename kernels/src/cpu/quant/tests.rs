@@ -29,8 +29,8 @@ fn blocks(format: BlockFormat, shape: &[usize], seed: u64) -> Result<Blocks> {
 fn rounded(x: &[f32]) -> Vec<f32> {
     let mut row = vec![0u32; row_words(x.len())];
     quantise_row(Isa::Portable, x, &mut row);
-    let (numbers, meta) = row.split_at(x.len() / 4);
-    let number = |l: usize| f32::from(numbers[l / 4].to_le_bytes()[l % 4] as i8);
+    let (numbers, meta) = row.split_at(x.len() / 2);
+    let number = |l: usize| f32::from((numbers[l / 2] >> (l % 2 * 16)) as i16);
     (0..x.len()).map(|l| number(l) * f32::from_bits(meta[l / GROUP * META])).collect()
 }
 
@@ -67,7 +67,7 @@ fn products_are_those_of_the_rounded_rows_and_near_the_exact_ones() -> Result<()
                     );
                     // Each value is off by half a step of its group at most.
                     let step =
-                        |g: usize| x[i * k..][g * GROUP..][..GROUP].iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+                        |g: usize| x[i * k..][g * GROUP..][..GROUP].iter().fold(0f32, |m, v| m.max(v.abs())) / 32767.0;
                     let bound: f64 =
                         (0..k).map(|p| f64::from(0.51 * step(p / GROUP) * w[j * k + p].abs())).sum::<f64>();
                     assert!((got - dot(&x)).abs() <= bound + 5e-4 * size + 1e-5, "{isa:?} {format:?} at {i},{j}");

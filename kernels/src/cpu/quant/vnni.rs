@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::{GROUP, Kind, META, QuantPanel, WORDS};
+use super::{Kind, META, NUMBERS, QuantPanel, WORDS};
 
 /// Groups, scales, numbers, rows and the output with its leading dimension.
 type Kernel = unsafe fn(usize, *const u8, *const u8, *const u32, *mut f32, usize);
@@ -59,10 +59,10 @@ unsafe fn sixteen(at: *const u8) -> __m512 {
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
 }
 
-/// Four numbers of a row, as often as a register holds them.
+/// Two numbers of a row, as often as a register holds them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn four_of(word: *const u32) -> __m512i {
+unsafe fn two_of(word: *const u32) -> __m512i {
     // SAFETY: the caller's word.
     _mm512_set1_epi32(unsafe { word.read() } as i32)
 }
@@ -80,18 +80,18 @@ unsafe fn four<const R: usize>(
     // SAFETY: `half` of the parent module asserted the lengths.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
-        let low = _mm512_set1_epi8(15);
-        let meta = a.add(groups * (GROUP / 4));
+        let low = _mm512_set1_epi16(15);
+        let meta = a.add(groups * NUMBERS);
         for g in 0..groups {
-            let of_rows = a.add(g * (GROUP / 4));
+            let of_rows = a.add(g * NUMBERS);
             let mut acc = [_mm512_setzero_si512(); R];
-            for step in 0..4 {
-                let w = _mm512_loadu_si512(numbers.add(g * 256 + 64 * step).cast());
-                let (first, second) = (_mm512_and_si512(w, low), _mm512_and_si512(_mm512_srli_epi16::<4>(w), low));
+            for step in 0..8 {
+                let both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(numbers.add(g * 256 + 32 * step).cast()));
+                let (first, second) = (_mm512_and_si512(both, low), _mm512_srli_epi16::<4>(both));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let row = of_rows.add(r * groups * WORDS);
-                    *acc = _mm512_dpbusd_epi32(*acc, first, four_of(row.add(step)));
-                    *acc = _mm512_dpbusd_epi32(*acc, second, four_of(row.add(4 + step)));
+                    *acc = _mm512_dpwssd_epi32(*acc, first, two_of(row.add(step)));
+                    *acc = _mm512_dpwssd_epi32(*acc, second, two_of(row.add(8 + step)));
                 }
             }
             let (scale, offset) = (sixteen(scales.add(64 * g)), sixteen(scales.add(64 * g + 32)));
@@ -119,24 +119,16 @@ unsafe fn eight<const R: usize, const WITH: usize>(
     // SAFETY: `half` of the parent module asserted the lengths.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
-        let top = _mm512_set1_epi8(-128);
-        let meta = a.add(groups * (GROUP / 4));
+        let meta = a.add(groups * NUMBERS);
         let (scale_bytes, parts) = (if WITH == 0 { 32 } else { 64 }, if WITH == 2 { 2 } else { 1 });
         for g in 0..groups {
-            let of_rows = a.add(g * (GROUP / 4));
+            let of_rows = a.add(g * NUMBERS);
             for part in 0..parts {
-                // The instruction takes one side without sign: 128 more in each weight, 128 sums less at the start.
                 let mut acc = [_mm512_setzero_si512(); R];
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let halves = meta.add(r * groups * WORDS + g * META + 2).cast::<i32>();
-                    let (first, second) = (halves.read(), halves.add(1).read());
-                    let sum = if parts == 1 { first + second } else { [first, second][part] };
-                    *acc = _mm512_set1_epi32(-128 * sum);
-                }
-                for step in part * 4..(part + 1) * 8 / parts {
-                    let w = _mm512_xor_si512(_mm512_loadu_si512(numbers.add(g * 512 + 64 * step).cast()), top);
+                for step in part * 8..(part + 1) * 16 / parts {
+                    let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(numbers.add(g * 512 + 32 * step).cast()));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        *acc = _mm512_dpbusd_epi32(*acc, w, four_of(of_rows.add(r * groups * WORDS + step)));
+                        *acc = _mm512_dpwssd_epi32(*acc, w, two_of(of_rows.add(r * groups * WORDS + step)));
                     }
                 }
                 let scale = sixteen(scales.add(scale_bytes * g + 32 * part));
