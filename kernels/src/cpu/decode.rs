@@ -12,12 +12,12 @@ use super::{Isa, Scratch, SendPtr, isa, math, parallel};
 
 /// Values that are widened to f32 at once: what a first-level cache holds.
 const WIDENED: usize = 8192;
-/// Query heads of one task that share a key-value head.
+/// Query heads of one task that share a key-value head, at most.
 const HEADS: usize = 8;
 /// Values of a token that one task takes at most, unless a single head has more.
 const SPAN: usize = 512;
 /// Tasks that are wanted: a few for each of two to four threads.
-const TASKS: usize = 4;
+const TASKS: usize = 8;
 
 /// Rows of a cache as f32.
 pub(crate) trait Stored: Elem {
@@ -68,24 +68,32 @@ macro_rules! widened {
 widened!(bf16, math::widen_bf16);
 widened!(f16, math::widen_f16);
 
-/// Key-value heads that one task takes. Heads do not meet in any sum, so results do not depend on it.
-fn span(s: &Shape) -> usize {
+/// Key-value heads that one task takes, and of each how many query heads. Heads do not meet in any sum, so results do not
+/// depend on it.
+fn share(s: &Shape) -> (usize, usize) {
+    let group = s.heads / s.kv_heads;
     let wanted = TASKS.div_ceil(s.batch.max(1)).max(1);
-    (s.kv_heads / wanted).clamp(1, (SPAN / s.d.max(s.dv).max(1)).max(1))
+    if s.kv_heads < wanted {
+        return (1, (s.heads / wanted).clamp(1, group.min(HEADS)));
+    }
+    match group {
+        ..=HEADS => ((s.kv_heads / wanted).clamp(1, (SPAN / s.d.max(s.dv).max(1)).max(1)), group),
+        _ => (1, HEADS),
+    }
 }
 
 /// What [`super::attention::forward`] computes, for few queries. Queries in the padding give zeros.
 pub(crate) fn decode<T: Stored>(s: &Shape, at: &Places, q: &[f32], k: &[T], v: &[T], out: &mut [f32]) {
     let (isa, group) = (isa(), s.heads / s.kv_heads);
-    let parts = group.div_ceil(HEADS);
-    let span = if parts > 1 { 1 } else { span(s) };
+    let (span, each) = share(s);
+    let parts = group.div_ceil(each);
     let spans = s.kv_heads.div_ceil(span);
     let shared = SendPtr::new(out);
     parallel(s.batch * spans * parts, s.worth(), |task| {
         let (b, first_kv, part) = (task / parts / spans, task / parts % spans * span, task % parts);
         let kv_heads = first_kv..(first_kv + span).min(s.kv_heads);
         // Row r of the scores belongs to query `i` of head `h`, which looks at key-value head `kv`.
-        let heads = |kv: usize| kv * group + part * HEADS..kv * group + ((part + 1) * HEADS).min(group);
+        let heads = |kv: usize| kv * group + part * each..kv * group + ((part + 1) * each).min(group);
         let rows: Vec<_> = (kv_heads.clone())
             .flat_map(|kv| (0..s.queries).flat_map(move |i| heads(kv).map(move |h| (i, h, kv))))
             .collect();

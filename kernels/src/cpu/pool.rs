@@ -44,6 +44,11 @@ pub(crate) struct Stage<'a> {
     pub task: &'a (dyn Fn(usize) + Sync),
 }
 
+/// Tasks that a thread takes at once, at most.
+const RUN: usize = 16;
+/// Times that a thread comes for tasks, at least, so that threads end together.
+const RUNS: usize = 8;
+
 /// Stages that one region holds at most.
 const STAGES: usize = 6;
 
@@ -72,12 +77,14 @@ pub(crate) fn stages(worth: bool, stages: &[Stage<'_>]) {
         IN_REGION.set(true);
         let mut leave = Leave { left: &left[..stages.len()] };
         for (i, stage) in stages.iter().enumerate() {
+            // A few tasks at once where there are many: neighbours read on where the last one ended.
+            let run = (stage.count / (participants * RUNS)).clamp(1, RUN);
             loop {
-                let task = next[i].0.fetch_add(1, Ordering::Relaxed);
-                if task >= stage.count {
+                let first = next[i].0.fetch_add(run, Ordering::Relaxed);
+                if first >= stage.count {
                     break;
                 }
-                (stage.task)(task);
+                (first..stage.count.min(first + run)).for_each(stage.task);
             }
             leave.stage();
             // The end of the region is the last barrier.

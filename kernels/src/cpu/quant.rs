@@ -68,15 +68,14 @@ impl Kind {
         if matches!(self, Self::Four) { GROUP * HALF / 2 } else { GROUP * HALF }
     }
 
-    /// Bytes of all scales of a half panel, whole cache lines.
-    fn scales(self, groups: usize) -> usize {
-        (groups * self.scale_bytes()).next_multiple_of(64)
+    /// Bytes of a group of 16 columns: scales, then numbers.
+    const fn group_bytes(self) -> usize {
+        self.scale_bytes() + self.number_bytes()
     }
 
-    /// Words of 32 bits of half a panel that is `k` deep.
+    /// Words of 32 bits of half a panel that is `k` deep, whole cache lines.
     pub(crate) fn half_words(self, k: usize) -> usize {
-        let groups = k / GROUP;
-        (self.scales(groups) + groups * self.number_bytes()) / 4
+        (k / GROUP * self.group_bytes()).next_multiple_of(64) / 4
     }
 }
 
@@ -96,23 +95,21 @@ impl<'a> QuantPanel<'a> {
         Self { kind, groups: k / GROUP, halves: [left, right].map(bytemuck::cast_slice) }
     }
 
-    fn scales(&self, side: usize) -> &'a [u8] {
-        &self.halves[side][..self.kind.scales(self.groups)]
-    }
-
-    fn numbers(&self, side: usize) -> &'a [u8] {
-        &self.halves[side][self.kind.scales(self.groups)..]
+    /// Scales and numbers of group `g`.
+    fn group(&self, side: usize, g: usize) -> (&'a [u8], &'a [u8]) {
+        let bytes = self.kind.group_bytes();
+        self.halves[side][g * bytes..][..bytes].split_at(self.kind.scale_bytes())
     }
 
     /// The `i`-th f16 of group `g`: 0..16 are scales, 16..32 what is beside them.
     fn scale(&self, side: usize, g: usize, i: usize) -> f32 {
-        let at = g * self.kind.scale_bytes() + 2 * i;
-        f16::from_le_bytes([self.scales(side)[at], self.scales(side)[at + 1]]).to_f32()
+        let (scales, _) = self.group(side, g);
+        f16::from_le_bytes([scales[2 * i], scales[2 * i + 1]]).to_f32()
     }
 
     /// Number `l` of group `g` of a column.
     fn number(&self, side: usize, g: usize, column: usize, l: usize) -> i32 {
-        let group = &self.numbers(side)[g * self.kind.number_bytes()..];
+        let (_, group) = self.group(side, g);
         let at = |step: usize| group[step * 2 * HALF + 2 * column + l % 2];
         match self.kind {
             // The low nibbles are the first 16 values, the high ones the others.
@@ -152,14 +149,15 @@ pub(crate) fn pack_panel(blocks: &Blocks, rows: Range<usize>, k: usize, words: &
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
     for (j, row) in rows.enumerate() {
         let (side, column) = (j / HALF, j % HALF);
-        let (all_scales, numbers) = bytes[side * 4 * half..][..4 * half].split_at_mut(kind.scales(k / GROUP));
+        let bytes = &mut bytes[side * 4 * half..][..4 * half];
         for (b, block) in blocks.row(row).chunks_exact(format.bytes()).enumerate() {
             format.unpack(block, q, &mut scales);
             for (part, q) in q.chunks_exact(GROUP).enumerate() {
                 let g = b * (format.values() / GROUP) + part;
+                let (all_scales, group) =
+                    bytes[g * kind.group_bytes()..][..kind.group_bytes()].split_at_mut(kind.scale_bytes());
                 let mut put = |i: usize, v: f32| {
-                    let at = g * kind.scale_bytes() + 2 * i;
-                    all_scales[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
+                    all_scales[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
                 };
                 match kind {
                     Kind::Eight => put(column, scales[part].0),
@@ -172,7 +170,6 @@ pub(crate) fn pack_panel(blocks: &Blocks, rows: Range<usize>, k: usize, words: &
                         put(HALF + column, scales[2 * part + 1].0);
                     }
                 }
-                let group = &mut numbers[g * kind.number_bytes()..];
                 for (l, &v) in q.iter().enumerate() {
                     match kind {
                         Kind::Four => {
@@ -256,11 +253,7 @@ pub(crate) unsafe fn half(isa: Isa, mr: usize, rows: &[u32], panel: QuantPanel<'
     let n = out.n.saturating_sub(side * HALF).min(HALF);
     let words = panel.groups * WORDS;
     assert!(rows.len() >= mr * words && !out.accumulate, "rows of whole numbers");
-    let (scales, numbers) = (panel.scales(side), panel.numbers(side));
-    assert!(
-        scales.len() >= panel.groups * panel.kind.scale_bytes()
-            && numbers.len() >= panel.groups * panel.kind.number_bytes()
-    );
+    assert!(panel.halves[side].len() >= panel.groups * panel.kind.group_bytes());
     if n == 0 {
         return;
     }

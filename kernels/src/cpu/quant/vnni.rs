@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use super::{Kind, META, NUMBERS, QuantPanel, WORDS};
 
-/// Groups, scales, numbers, rows and the output with its leading dimension.
-type Kernel = unsafe fn(usize, *const u8, *const u8, *const u32, *mut f32, usize);
+/// Groups, half a panel, rows and the output with its leading dimension.
+type Kernel = unsafe fn(usize, *const u8, *const u32, *mut f32, usize);
 
 macro_rules! of_rows {
     ($kernel:ident $(, $with:literal)?) => {
@@ -46,9 +46,8 @@ pub(super) unsafe fn rows(panel: QuantPanel<'_>, side: usize, count: usize, a: &
         Kind::EightOffset => &OFFSET,
         Kind::EightHalves => &HALVES,
     };
-    let (scales, numbers) = (panel.scales(side).as_ptr(), panel.numbers(side).as_ptr());
     // SAFETY: the caller's promise.
-    unsafe { kernels[count - 1](panel.groups, scales, numbers, a.as_ptr(), c, ld) }
+    unsafe { kernels[count - 1](panel.groups, panel.halves[side].as_ptr(), a.as_ptr(), c, ld) }
 }
 
 /// Sixteen f16.
@@ -69,24 +68,19 @@ unsafe fn two_of(word: *const u32) -> __m512i {
 
 /// `R` rows by 16 columns of 4 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn four<const R: usize>(
-    groups: usize,
-    scales: *const u8,
-    numbers: *const u8,
-    a: *const u32,
-    c: *mut f32,
-    ld: usize,
-) {
+unsafe fn four<const R: usize>(groups: usize, panel: *const u8, a: *const u32, c: *mut f32, ld: usize) {
     // SAFETY: `half` of the parent module asserted the lengths.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         let low = _mm512_set1_epi16(15);
         let meta = a.add(groups * NUMBERS);
         for g in 0..groups {
+            let scales = panel.add(g * 320);
+            let numbers = scales.add(64);
             let of_rows = a.add(g * NUMBERS);
             let mut acc = [_mm512_setzero_si512(); R];
             for step in 0..8 {
-                let both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(numbers.add(g * 256 + 32 * step).cast()));
+                let both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(numbers.add(32 * step).cast()));
                 let (first, second) = (_mm512_and_si512(both, low), _mm512_srli_epi16::<4>(both));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let row = of_rows.add(r * groups * WORDS);
@@ -94,7 +88,7 @@ unsafe fn four<const R: usize>(
                     *acc = _mm512_dpwssd_epi32(*acc, second, two_of(row.add(8 + step)));
                 }
             }
-            let (scale, offset) = (sixteen(scales.add(64 * g)), sixteen(scales.add(64 * g + 32)));
+            let (scale, offset) = (sixteen(scales), sixteen(scales.add(32)));
             for (r, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
                 let meta = meta.add(r * groups * WORDS + g * META).cast::<f32>();
                 let (x, total) = (_mm512_set1_ps(meta.read()), _mm512_set1_ps(meta.add(1).read()));
@@ -110,8 +104,7 @@ unsafe fn four<const R: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn eight<const R: usize, const WITH: usize>(
     groups: usize,
-    scales: *const u8,
-    numbers: *const u8,
+    panel: *const u8,
     a: *const u32,
     c: *mut f32,
     ld: usize,
@@ -122,22 +115,24 @@ unsafe fn eight<const R: usize, const WITH: usize>(
         let meta = a.add(groups * NUMBERS);
         let (scale_bytes, parts) = (if WITH == 0 { 32 } else { 64 }, if WITH == 2 { 2 } else { 1 });
         for g in 0..groups {
+            let scales = panel.add(g * (scale_bytes + 512));
+            let numbers = scales.add(scale_bytes);
             let of_rows = a.add(g * NUMBERS);
             for part in 0..parts {
                 let mut acc = [_mm512_setzero_si512(); R];
                 for step in part * 8..(part + 1) * 16 / parts {
-                    let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(numbers.add(g * 512 + 32 * step).cast()));
+                    let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(numbers.add(32 * step).cast()));
                     for (r, acc) in acc.iter_mut().enumerate() {
                         *acc = _mm512_dpwssd_epi32(*acc, w, two_of(of_rows.add(r * groups * WORDS + step)));
                     }
                 }
-                let scale = sixteen(scales.add(scale_bytes * g + 32 * part));
+                let scale = sixteen(scales.add(32 * part));
                 for (r, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
                     let meta = meta.add(r * groups * WORDS + g * META).cast::<f32>();
                     let x = _mm512_set1_ps(meta.read());
                     *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_mul_ps(scale, x), *sum);
                     if WITH == 1 {
-                        let offset = sixteen(scales.add(64 * g + 32));
+                        let offset = sixteen(scales.add(32));
                         *sum = _mm512_fmadd_ps(offset, _mm512_set1_ps(meta.add(1).read()), *sum);
                     }
                 }
