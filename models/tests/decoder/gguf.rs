@@ -42,7 +42,8 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 /// What GGUF has no words for, with a part of the message.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 17] = [
+    ("deepseek_v3/halves", "rotary positions"),
     ("deepseek_v3/yarn", "rotary positions"),
     ("jetmoe/one_expert", "cannot be written as GGUF"),
     ("jetmoe/three_experts", "cannot be written as GGUF"),
@@ -53,7 +54,8 @@ const REFUSED: [(&str, &str); 15] = [
     ("mixtral/window", "sliding window"),
     ("olmoe/clip", "attention"),
     ("phi/qk_norm", "has no place"),
-    ("phimoe/long", "rotary positions"),
+    ("phimoe/long", "routing"),
+    ("phimoe/long_from_decoding", "rotary positions"),
     ("phimoe/tiny_8e_top2", "routing"),
     ("qwen2/window", "sliding window"),
     ("qwen2_moe/dense_layer", "routing"),
@@ -62,7 +64,7 @@ const REFUSED: [(&str, &str); 15] = [
 
 #[test]
 fn published_layouts_come_back() {
-    let mut written = 0;
+    let (mut written, mut wrong) = (0, Vec::new());
     for dir in fixtures() {
         let name = dir.strip_prefix(dir.ancestors().nth(2).unwrap()).unwrap().to_string_lossy().into_owned();
         let refused = REFUSED.iter().find(|(case, _)| *case == name);
@@ -70,21 +72,29 @@ fn published_layouts_come_back() {
             (Ok(worst), None) => {
                 // Llama 3's frequencies are written as factors of 32 bits.
                 let most = if name == "llama/llama3_rope_tied" { 1e-5 } else { 0.0 };
-                assert!(worst <= most, "{name}: {worst}");
+                if worst > most {
+                    wrong.push(format!("{name}: {worst}"));
+                }
                 written += 1;
             }
-            (Err(message), Some((_, part))) => assert!(message.contains(part), "{name}: {message}"),
-            (Ok(worst), Some(_)) => panic!("{name} is written ({worst}), which was refused"),
-            (Err(message), None) => panic!("{name}: {message}"),
+            (Err(message), Some((_, part))) if message.contains(part) => {}
+            (Err(message), Some(_)) => wrong.push(format!("{name}: {message}")),
+            (Ok(worst), Some(_)) => wrong.push(format!("{name} is written ({worst}), which was refused")),
+            (Err(message), None) => wrong.push(format!("{name}: {message}")),
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(written > 20, "{written}");
 }
 
 #[test]
 fn small_models_of_every_family_come_back() {
     let mut families = std::collections::BTreeSet::new();
-    for config in configs() {
+    // Without what GGUF lacks: a jitter of its own, and one factor for short and long texts.
+    let mut phimoe = configs().into_iter().find(|c| c["model_type"] == "phimoe").unwrap();
+    phimoe["router_jitter_noise"] = 0.01.into();
+    phimoe["rope_scaling"]["long_mscale"] = 1.0.into();
+    for config in configs().into_iter().chain([phimoe]) {
         let saved = Saved::new(&config);
         match compared(saved.dir.path(), floats) {
             Ok(worst) => {
@@ -94,7 +104,7 @@ fn small_models_of_every_family_come_back() {
             Err(message) => assert!(message.contains("cannot be") || message.contains("no place"), "{config}: {message}"),
         }
     }
-    for family in ["llama", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v2", "deepseek_v3"] {
+    for family in ["llama", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v2", "deepseek_v3", "phimoe"] {
         assert!(families.contains(family), "{family} is not among {families:?}");
     }
 }

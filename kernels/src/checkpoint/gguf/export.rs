@@ -228,6 +228,9 @@ impl Out<'_> {
     }
 
     fn experts(&mut self, family: &Family) -> Result<()> {
+        if family.place("ffn_gate_exps").is_none() {
+            return Ok(());
+        }
         for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
             self.wholes(&[(key, "expert_count")])?;
         }
@@ -248,8 +251,9 @@ impl Out<'_> {
             ("n_group", "expert_group_count"),
             ("topk_group", "expert_group_used_count"),
         ])?;
-        self.numbers(&[("routed_scaling_factor", "expert_weights_scale")])?;
         let sigmoid = family.model_type == "deepseek_v3";
+        let scale = self.config.get("routed_scaling_factor").and_then(Json::as_f64);
+        self.push("expert_weights_scale", Value::Float(scale.unwrap_or(if sigmoid { 2.5 } else { 1.0 })));
         self.push("expert_gating_func", Value::Unsigned(if sigmoid { 2 } else { 1 }));
         let norm = self.config.get("norm_topk_prob").and_then(Json::as_bool).unwrap_or(sigmoid);
         self.push("expert_weights_norm", Value::Bool(norm));
