@@ -2,18 +2,26 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::cpu::pack::Packed;
 use crate::experts::stages::PackedLinear;
 use crate::host::tracked;
 use crate::lora::{self, LowRank};
-use crate::{Init, Params, linear};
+use crate::{Blocks, Init, Params, linear};
 
 #[derive(Clone, Debug)]
 enum Weight {
-    Plain { weight: Tensor, bias: Option<Tensor> },
-    Packed { weight: Packed, bias: Option<Arc<[f32]>> },
+    Plain {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+    Packed {
+        weight: Packed,
+        bias: Option<Arc<[f32]>>,
+    },
+    /// Blocks of several formats, their outputs side by side.
+    Joint(Vec<Linear>),
 }
 
 /// `x W^T + bias`, with gradients on variables, from tiles made at load otherwise; plus what live adapters add.
@@ -33,9 +41,13 @@ impl Linear {
     /// `{name}.weight [out, in]` and, if `bias`, `{name}.bias [out]` (initially zero). Packed unless it is to be trained.
     pub fn load(p: &Params, name: &str, (out, inputs): (usize, usize), bias: bool, init: Init) -> Result<Self> {
         let p = p.pp(name);
-        let weight = p.tensor("weight", [out, inputs], init)?;
-        let bias = if bias { Some(p.tensor("bias", [out], Init::Zeros)?) } else { None };
-        let plain = Self::new(weight, bias)?;
+        let blocks = p.blocks(&[out, inputs], &[("weight".to_string(), vec![out, inputs])])?;
+        let weight = || p.tensor("weight", [out, inputs], init);
+        let bias = || if bias { p.tensor("bias", [out], Init::Zeros).map(Some) } else { Ok(None) };
+        if let Some(blocks) = blocks {
+            return Self::from_blocks(&blocks, bias()?);
+        }
+        let plain = Self::new(weight()?, bias()?)?;
         if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
     }
 
@@ -44,11 +56,33 @@ impl Linear {
     pub fn load_joint(p: &Params, parts: &[(&str, usize)], inputs: usize, bias: bool, init: Init) -> Result<Self> {
         let total = parts.iter().map(|(_, out)| out).sum();
         let weights: Vec<_> = parts.iter().map(|&(name, out)| (format!("{name}.weight"), vec![out, inputs])).collect();
-        let weight = p.stack(&[total, inputs], &weights, init)?;
         let biases: Vec<_> = parts.iter().map(|&(name, out)| (format!("{name}.bias"), vec![out])).collect();
+        if let Some(blocks) = p.blocks(&[total, inputs], &weights)? {
+            let bias = if bias { Some(p.stack(&[total], &biases, Init::Zeros)?) } else { None };
+            return Self::from_blocks(&blocks, bias);
+        }
+        if weights.iter().any(|(name, _)| p.in_blocks(name)) {
+            let each = parts.iter().map(|&(name, out)| Self::load(p, name, (out, inputs), bias, init));
+            return Ok(Self(Weight::Joint(each.collect::<Result<_>>()?), Vec::new()));
+        }
+        let weight = p.stack(&[total, inputs], &weights, init)?;
         let bias = if bias { Some(p.stack(&[total], &biases, Init::Zeros)?) } else { None };
         let plain = Self::new(weight, bias)?;
         if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+    }
+
+    /// A linear map with a weight in blocks, `[out, in]`, for the CPU; forward only.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn from_blocks(blocks: &Blocks, bias: Option<Tensor>) -> Result<Self> {
+        let &[out, _] = blocks.shape() else { bail!("a linear map with a weight of shape {:?}", blocks.shape()) };
+        let bias = bias.map(|b| b.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
+        if bias.as_ref().is_some_and(|b| b.len() != out) {
+            bail!("a linear map with weight {:?} needs a bias of shape [{out}]", blocks.shape());
+        }
+        let weight = Packed::from_blocks(blocks, false)?;
+        Ok(Self(Weight::Packed { weight, bias: bias.map(Arc::from) }, Vec::new()))
     }
 
     /// The same map with its weights in tiles for the CPU: faster, forward only.
@@ -67,6 +101,7 @@ impl Linear {
         match &self.0 {
             Weight::Plain { weight, .. } => weight.dims()[1],
             Weight::Packed { weight, .. } => weight.dims().2,
+            Weight::Joint(parts) => parts.first().map_or(0, Self::input_width),
         }
     }
 
@@ -103,7 +138,7 @@ impl Linear {
                 Ok(())
             }
             Weight::Plain { .. } => bail!("weights that are being trained take no adapter in"),
-            Weight::Packed { .. } => bail!(
+            Weight::Packed { .. } | Weight::Joint(_) => bail!(
                 "weights in tiles for the CPU take no adapter in: leave it live, or merge it while the model is loaded"
             ),
         }
@@ -114,6 +149,7 @@ impl Linear {
         match &self.0 {
             Weight::Plain { weight, .. } => weight.dims()[0],
             Weight::Packed { weight, .. } => weight.dims().1,
+            Weight::Joint(parts) => parts.iter().map(Self::output_width).sum(),
         }
     }
 
@@ -124,6 +160,7 @@ impl Linear {
     pub fn rows(&self, index: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weight::Plain { weight, .. } => weight.index_select(index, 0),
+            Weight::Joint(_) => bail!("an embedding is one matrix"),
             Weight::Packed { weight, .. } => {
                 let (_, n, k) = weight.dims();
                 let index = index.to_vec1::<u32>()?;
@@ -154,6 +191,10 @@ impl Linear {
                 let rows = x.elem_count() / x.dims().last().copied().unwrap_or(1).max(1);
                 let (weight, bias, offsets) = (weight.clone(), bias.clone(), Arc::from([0, rows]));
                 x.contiguous()?.apply_op1_no_bwd(&PackedLinear { weight, bias, offsets })
+            }
+            Weight::Joint(parts) => {
+                let outputs = parts.iter().map(|part| part.forward(x)).collect::<Result<Vec<_>>>()?;
+                Tensor::cat(&outputs, D::Minus1)
             }
         }
     }

@@ -12,6 +12,8 @@ use half::{bf16, f16};
 
 use crate::blocks::Blocks;
 use crate::checkpoint::{Checkpoint, Float};
+use crate::cpu::pack::Packed;
+use crate::experts::Storage;
 use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
 
@@ -225,6 +227,26 @@ impl Params {
         let blocks = Blocks::new(first, shape.to_vec(), data)?;
         self.state().used.extend(names);
         Ok(Some(blocks))
+    }
+
+    /// True if the checkpoint stores this tensor in blocks that [`blocks`](Self::blocks) gives.
+    pub(crate) fn in_blocks(&self, name: &str) -> bool {
+        let name = self.full(name);
+        let stored =
+            self.inner.checkpoint.as_ref().and_then(|c| c.info(&name)).is_some_and(|info| info.blocks.is_some());
+        stored && !self.trains() && self.device().is_cpu() && !self.inner.merging.contains_key(&name)
+    }
+
+    /// A stack of experts `[E, N, K]` for an [`ExpertBank`](crate::ExpertBank): in tiles at once where its parts are stored in
+    /// [blocks](Self::blocks), else as the tensor. `gated` where each expert's rows are those of its gate and then of its up.
+    ///
+    /// # Errors
+    /// As [`stack`](Self::stack).
+    pub fn storage(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init, gated: bool) -> Result<Storage> {
+        match self.blocks(shape, parts)? {
+            Some(blocks) => Ok(Storage::Packed(Packed::from_blocks(&blocks, gated)?)),
+            None => Ok(Storage::Dense(self.stack(shape, parts, init)?)),
+        }
     }
 
     fn fill<T: Float>(&self, total: usize, shape: &[usize], parts: &[Part], init: Init) -> Result<Tensor> {

@@ -94,8 +94,8 @@ pub struct Output {
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
-    /// `[V, H]`; absent where the head holds it.
-    embed_tokens: Option<Tensor>,
+    /// Rows `[V, H]`; absent where the head holds them.
+    embed_tokens: Option<Linear>,
     layers: Vec<Layer>,
     norm: Norm,
     lm_head: Linear,
@@ -149,17 +149,27 @@ impl Decoder {
         let (cfg, init) = (&config, Init::Normal(config.initializer_range));
         let (v, h) = (cfg.vocab_size, cfg.hidden_size);
         let packs = !params.trains() && params.device().is_cpu();
-        let embed = params.tensor(&format!("{}.weight", cfg.names.embed), [v, h], init)?;
-        let (embed_tokens, lm_head) = if cfg.tie_word_embeddings {
-            let bias = match cfg.head_bias {
-                true => Some(params.tensor(&format!("{}.bias", cfg.names.head), [v], Init::Zeros)?),
-                false => None,
-            };
-            let head = Linear::new(embed.clone(), bias)?;
+        let name = format!("{}.weight", cfg.names.embed);
+        let blocks = params.blocks(&[v, h], &[(name.clone(), vec![v, h])])?;
+        let bias = || match cfg.head_bias {
+            true => params.tensor(&format!("{}.bias", cfg.names.head), [v], Init::Zeros).map(Some),
+            false => Ok(None),
+        };
+        let (embed_tokens, lm_head) = match (blocks, cfg.tie_word_embeddings) {
             // One table in tiles serves as both, so that it is not in memory twice.
-            if packs { (None, head.pack()?) } else { (Some(embed), head) }
-        } else {
-            (Some(embed), Linear::load(params, cfg.names.head, (v, h), cfg.head_bias, init)?)
+            (Some(blocks), true) => (None, Linear::from_blocks(&blocks, bias()?)?),
+            (None, true) => {
+                let embed = params.tensor(&name, [v, h], init)?;
+                let head = Linear::new(embed.clone(), bias()?)?;
+                if packs { (None, head.pack()?) } else { (Some(Linear::new(embed, None)?), head) }
+            }
+            (blocks, false) => {
+                let embed = match blocks {
+                    Some(blocks) => Linear::from_blocks(&blocks, None)?,
+                    None => Linear::new(params.tensor(&name, [v, h], init)?, None)?,
+                };
+                (Some(embed), Linear::load(params, cfg.names.head, (v, h), cfg.head_bias, init)?)
+            }
         };
         let layers = params.pp(cfg.names.layers);
         Ok(Self {
@@ -223,7 +233,7 @@ impl Decoder {
         });
         let index = Tensor::from_vec(index.collect::<Result<Vec<u32>>>()?, b * t, &self.device)?;
         let rows = match &self.embed_tokens {
-            Some(table) => table.index_select(&index, 0)?,
+            Some(table) => table.rows(&index)?,
             None => self.lm_head.rows(&index)?,
         };
         rows.to_dtype(self.dtype)?.reshape((b, t, self.config.hidden_size)) // (b, t, h)

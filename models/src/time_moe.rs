@@ -186,7 +186,11 @@ fn gated_bank(p: &Params, prefixes: &[String], h: usize, i: usize, act: Activati
         .map(|name| (name, vec![i, h]))
         .collect();
     let down: Vec<_> = prefixes.iter().map(|x| (format!("{x}down_proj.weight"), vec![h, i])).collect();
-    let bank = ExpertBank::gated(p.stack(&[e, 2 * i, h], &gate_up, init)?, p.stack(&[e, h, i], &down, init)?, act)?;
+    let bank = ExpertBank::gated(
+        p.storage(&[e, 2 * i, h], &gate_up, init, true)?,
+        p.storage(&[e, h, i], &down, init, false)?,
+        act,
+    )?;
     // In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
     if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
 }

@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn pairs_of_two_heads() {
         // Rows of two values; the lower half of a head is 0, 1, 2, the upper one 10, 11, 12.
-        let plain: Vec<u32> = [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112].iter().flat_map(|&v| [v, v + 1000]).collect();
+        let plain: Vec<u32> =
+            [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112].iter().flat_map(|&v| [v, v + 1000]).collect();
         let mut data = plain.clone();
         Arrangement::pairs(&mut data, 12, 2);
         let firsts: Vec<u32> = data.iter().copied().step_by(2).collect();

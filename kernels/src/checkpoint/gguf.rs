@@ -72,7 +72,11 @@ impl Gguf {
             let head = parse::read(&source, i + 1)?;
             for (name, tensor) in head.tensors {
                 if tensors.insert(name.clone(), tensor).is_some() {
-                    refuse!("{}: tensor {} stands in an earlier part too: download all parts again", source.label(), shown(&name));
+                    refuse!(
+                        "{}: tensor {} stands in an earlier part too: download all parts again",
+                        source.label(),
+                        shown(&name)
+                    );
                 }
             }
             sources.push(source);

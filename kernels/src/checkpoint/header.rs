@@ -7,9 +7,9 @@ use candle_core::{DType, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::{Arrangement, TensorInfo};
 use super::source::Source;
 use super::text::{one_line, refuse, shape_text, shown};
+use super::{Arrangement, TensorInfo};
 use crate::blocks::{BlockFormat, MARK, logical_shape};
 
 /// Longest header that is read, in bytes: the format's own bound.
@@ -143,7 +143,12 @@ fn check(
         }
         // Cannot wrap: `end` is held against the file below before the offset is ever used.
         let offset = data_start.saturating_add(begin);
-        entries.push((begin, end, name, TensorInfo { dtype, shape: raw.shape, blocks: None, bytes, offset, file, arrangement: Arrangement::Plain }));
+        entries.push((
+            begin,
+            end,
+            name,
+            TensorInfo { dtype, shape: raw.shape, blocks: None, bytes, offset, file, arrangement: Arrangement::Plain },
+        ));
     }
     // Empty tensors share an offset with a neighbour; sorting by the end as well puts them before it.
     entries.sort_unstable_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));

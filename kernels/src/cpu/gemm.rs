@@ -6,11 +6,10 @@ use std::ops::Range;
 
 use candle_core::DType;
 
-use super::pack::{Elem, Packed, View, lanes};
+use super::pack::{Elem, Form, Packed, View, lanes, rows_of};
 use super::pool::{Stage, stages};
-use super::scratch::{bits, bits_mut};
-use super::tile::{Halves, MR, NR, Out, Panel, Rows, most_rows, tiles};
-use super::{Isa, Scratch, SendPtr, isa};
+use super::tile::{Halves, MR, NR, Out, Panel, most_rows, tiles};
+use super::{Scratch, SendPtr, isa};
 
 /// The right-hand side of a product, `[k, n]`.
 pub(crate) enum Rhs<'a, T> {
@@ -65,12 +64,14 @@ pub(crate) fn block(m: usize, blocks: usize, i: usize) -> (usize, usize) {
 
 /// Computes every product into `c`. Outputs of different products must not overlap; each range is checked.
 ///
-/// bf16 rows meet packed bf16 weights in pairs where the processor multiplies those; everything else is computed in f32.
+/// bf16 rows meet packed bf16 weights in pairs where the processor multiplies those, and weights in blocks meet rows of whole
+/// numbers; everything else is computed in f32.
 pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32]) {
     let isa = isa();
     let most = most_rows(isa);
-    let pairs = |p: &Product<'_, A, B>| {
-        A::BF16 && isa == Isa::Avx512Bf16 && matches!(p.b, Rhs::Packed(packed, _) if packed.dtype() == DType::BF16)
+    let form = |p: &Product<'_, A, B>| match p.b {
+        Rhs::Packed(packed, _) => packed.form::<A>(isa),
+        Rhs::Plain(_) => Form::F32,
     };
     // Offsets of each product's packed operands, and the tasks: (product, block of A to pack) or (product, panel of B).
     let mut a_at = Vec::with_capacity(products.len());
@@ -87,7 +88,7 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
         assert!(p.ld >= p.n && p.c + (p.m - 1) * p.ld + p.n <= c.len(), "product {index} writes beyond its output");
         work = work.saturating_add(p.m * p.n * p.k);
         let (blocks, panels) = (p.m.div_ceil(most), p.b.panels(p.n));
-        a_len += p.m * lanes(p.k, pairs(p));
+        a_len += p.m * lanes(p.k, form(p));
         // Without depth (an expert without tokens, in a weight gradient) there is nothing to pack, and C is zero.
         if p.k > 0 {
             packing.extend((0..blocks).map(|i| (index, i, false)));
@@ -116,27 +117,24 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
             }
         } else {
             let (start, rows) = block(p.m, p.m.div_ceil(most), i);
-            let depth = lanes(p.k, pairs(p));
+            let depth = lanes(p.k, form(p));
             // SAFETY: the blocks of a product are disjoint, and each is written by one task.
             let dst = unsafe { a_out.slice(a_at[index] + start * depth, rows * depth) };
-            match pairs(p) {
-                true => p.a.pack_row_pairs(start, rows, p.k, bits_mut(dst)),
-                false => p.a.pack_rows(start, rows, p.k, dst),
-            }
+            p.a.pack(isa, form(p), (start, rows), p.k, dst);
         }
     };
     let multiply = |t: usize| {
         let (index, blocks, j) = &tasks[t];
         let (index, j) = (*index, *j);
         let p = &products[index];
-        let (columns, depth) = (p.b.columns(j, p.n), lanes(p.k, pairs(p)));
+        let (columns, depth) = (p.b.columns(j, p.n), lanes(p.k, form(p)));
         let mut wide = Scratch::new(0);
         let panel = match &p.b {
             // SAFETY: the stage before has written all panels, and nobody writes them now.
             Rhs::Plain(_) => Panel::F32(Halves::of(unsafe { b_out.shared(b_at[index] + j * p.k * NR, p.k * NR) })),
             Rhs::Packed(packed, expert) => {
                 let panel = packed.panel(*expert, j);
-                if !pairs(p) && packed.dtype() == DType::BF16 && blocks.len() * most > WIDEN {
+                if form(p) == Form::F32 && packed.dtype() == DType::BF16 && blocks.len() * most > WIDEN {
                     wide = Scratch::new(p.k * NR);
                     panel.widen(isa, p.k, &mut wide)
                 } else {
@@ -152,8 +150,7 @@ pub(crate) fn run<A: Elem, B: Elem>(products: &[Product<'_, A, B>], c: &mut [f32
             let (start, rows, at) = place(i);
             // SAFETY: the stage before has written all rows, and nobody writes them now; `at` lies inside `c`, see below.
             let (a, ptr) = unsafe { (a_out.shared(a_at[index] + start * depth, rows * depth), c_out.at(at)) };
-            let a = if pairs(p) { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
-            (rows, a, Out { ptr, ld: p.ld, n: columns.len(), accumulate: false })
+            (rows, rows_of(a, form(p)), Out { ptr, ld: p.ld, n: columns.len(), accumulate: false })
         };
         // SAFETY: `at + (rows - 1) * ld + columns` lies inside `c` (asserted above for the whole product), and this task alone
         // writes these rows and columns. Only single rows become references below.

@@ -13,6 +13,7 @@ mod isa;
 pub(crate) mod math;
 pub(crate) mod pack;
 mod pool;
+pub(crate) mod quant;
 pub(crate) mod scratch;
 pub(crate) mod tile;
 

@@ -7,9 +7,11 @@ use candle_core::{CpuStorage, DType, Result, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::quant::{self, QuantPanel};
 use super::scratch::{Line, bits, bits_mut};
-use super::tile::{HALF, Halves, NR, Panel};
-use super::{Isa, SendPtr, math, parallel};
+use super::tile::{HALF, Halves, NR, Panel, Rows};
+use super::{Isa, Scratch, SendPtr, math, parallel};
+use crate::blocks::Blocks;
 
 /// Element types that kernels read; sums are always f32.
 pub(crate) trait Elem: Copy + Send + Sync + 'static {
@@ -55,10 +57,34 @@ impl Elem for f16 {
     }
 }
 
-/// Values 32 bits wide that a row of `k` elements packs into: f32, or pairs of bf16.
+/// What rows are packed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    F32,
+    /// Two bf16 side by side.
+    Pairs,
+    /// Whole numbers with scales.
+    Ints,
+}
+
+/// Values 32 bits wide that a row of `k` elements packs into.
 #[inline(always)]
-pub(crate) fn lanes(k: usize, pairs: bool) -> usize {
-    if pairs { k.div_ceil(2) } else { k }
+pub(crate) fn lanes(k: usize, form: Form) -> usize {
+    match form {
+        Form::F32 => k,
+        Form::Pairs => k.div_ceil(2),
+        Form::Ints => quant::row_words(k),
+    }
+}
+
+/// Packed rows as tiles take them.
+#[inline(always)]
+pub(crate) fn rows_of(a: &[f32], form: Form) -> Rows<'_> {
+    match form {
+        Form::F32 => Rows::F32(a),
+        Form::Pairs => Rows::Pairs(bits(a)),
+        Form::Ints => Rows::Ints(bits(a)),
+    }
 }
 
 /// bf16 values side by side, the first in the low half.
@@ -120,6 +146,23 @@ impl<'a, T: Elem> View<'a, T> {
                 let start = self.start(i0 + i);
                 for p in 0..k {
                     dst[p * mr + i] = self.data[start + p * self.cs].to_f32();
+                }
+            }
+        }
+    }
+
+    /// Packs rows `i0..i0 + mr` into what `form` says; other forms than f32 take a matrix with contiguous rows.
+    pub(crate) fn pack(&self, isa: Isa, form: Form, (i0, mr): (usize, usize), k: usize, dst: &mut [f32]) {
+        match form {
+            Form::F32 => self.pack_rows(i0, mr, k, dst),
+            Form::Pairs => self.pack_row_pairs(i0, mr, k, bits_mut(dst)),
+            Form::Ints => {
+                assert_eq!(self.cs, 1, "whole numbers are made of contiguous rows");
+                let mut row = Scratch::new(k);
+                for (i, dst) in bits_mut(dst).chunks_exact_mut(quant::row_words(k).max(1)).take(mr).enumerate() {
+                    let values = &self.data[self.start(i0 + i)..][..k];
+                    row.iter_mut().zip(values).for_each(|(r, v)| *r = v.to_f32());
+                    quant::quantise_row(isa, &row, dst);
                 }
             }
         }
@@ -248,7 +291,8 @@ fn pack_pairs<'a, T: Elem>(m: usize, k: usize, row: impl Fn(usize) -> &'a [T], d
 }
 
 /// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/16][K][16]`, bf16 as `[E][N/16][ceil(K/2)][16][2]`, with
-/// zero columns up to a multiple of 32. Forward only: training keeps the plain tensor.
+/// zero columns up to a multiple of 32; or the whole numbers of blocks ([`quant`]). Forward only: training keeps the plain
+/// tensor.
 #[derive(Clone, Debug)]
 pub struct Packed {
     experts: usize,
@@ -256,12 +300,66 @@ pub struct Packed {
     k: usize,
     /// Columns that are padded together: all `n`, or half of them where gate and up are stacked.
     group: usize,
-    /// bf16 in pairs, else f32.
-    pairs: bool,
+    tiles: Tiles,
     data: Arc<Vec<Line>>,
 }
 
+/// What tiles hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tiles {
+    F32,
+    /// Two bf16 side by side.
+    Pairs,
+    Quant(quant::Kind),
+}
+
 impl Packed {
+    /// Tiles of a weight in blocks, `[E, N, K]` or `[N, K]`; `gated` where gate and up are stacked as `[E, 2 I, K]`. The weight
+    /// is never in memory as floats.
+    ///
+    /// # Errors
+    /// Another shape, or an odd number of stacked rows.
+    pub fn from_blocks(blocks: &Blocks, gated: bool) -> Result<Self> {
+        let (experts, n, k, group) = Self::sizes(blocks.shape(), if gated { 2 } else { 1 })?;
+        let tiles = Tiles::Quant(quant::Kind::of(blocks.format()));
+        let mut packed = Self { experts, n, k, group, tiles, data: Arc::default() };
+        let (panels, len) = (packed.panels(), packed.panel_len());
+        let mut lines = vec![Line::ZERO; experts * panels * len / 16];
+        if !lines.is_empty() {
+            let shared = SendPtr::new(Line::floats_mut(&mut lines));
+            parallel(experts * panels, n * k > 1 << 12, |i| {
+                // SAFETY: panel `i` is written by this task alone.
+                let dst = unsafe { shared.slice(i * len, len) };
+                let (first, columns) = (i / panels * n, packed.columns(i % panels));
+                quant::pack_panel(blocks, first + columns.start..first + columns.end, k, dst);
+            });
+        }
+        packed.data = Arc::new(lines);
+        Ok(packed)
+    }
+
+    /// Experts, rows, depth and rows that are padded together.
+    fn sizes(dims: &[usize], groups: usize) -> Result<(usize, usize, usize, usize)> {
+        let (experts, n, k) = match *dims {
+            [n, k] => (1, n, k),
+            [e, n, k] => (e, n, k),
+            _ => bail!("weights to pack have shape {dims:?}, expected [experts, out, in] or [out, in]"),
+        };
+        if n % groups != 0 {
+            bail!("gate and up stacked in {n} rows; expected an even number");
+        }
+        Ok((experts, n, k, n / groups))
+    }
+
+    /// What rows of `T` are packed as for these weights: bf16 meets bf16 in pairs where the processor multiplies those.
+    pub(crate) fn form<T: Elem>(&self, isa: Isa) -> Form {
+        match self.tiles {
+            Tiles::Quant(_) => Form::Ints,
+            Tiles::Pairs if T::BF16 && isa == Isa::Avx512Bf16 => Form::Pairs,
+            _ => Form::F32,
+        }
+    }
+
     /// Packs `[E, N, K]`, or `[N, K]` as one expert. f16 is kept as f32, as its range does not fit bf16.
     pub fn new(weight: &Tensor) -> Result<Self> {
         Self::grouped(weight, 1)
@@ -274,20 +372,13 @@ impl Packed {
     }
 
     fn grouped(weight: &Tensor, groups: usize) -> Result<Self> {
-        let (experts, n, k) = match *weight.dims() {
-            [n, k] => (1, n, k),
-            [e, n, k] => (e, n, k),
-            ref dims => bail!("weights to pack have shape {dims:?}, expected [experts, out, in] or [out, in]"),
-        };
-        if n % groups != 0 {
-            bail!("gate and up stacked in {n} rows; expected an even number");
-        }
+        let (experts, n, k, group) = Self::sizes(weight.dims(), groups)?;
         let weight = weight.contiguous()?;
         let (storage, layout) = weight.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else { bail!("only weights on the CPU are packed") };
         let all = layout.start_offset()..layout.start_offset() + experts * n * k;
-        let mut packed = Self { experts, n, k, group: n / groups, pairs: false, data: Arc::default() };
-        packed.pairs = matches!(storage, CpuStorage::BF16(_));
+        let tiles = if matches!(storage, CpuStorage::BF16(_)) { Tiles::Pairs } else { Tiles::F32 };
+        let mut packed = Self { experts, n, k, group, tiles, data: Arc::default() };
         packed.data = Arc::new(match storage {
             CpuStorage::F32(w) => packed.fill(&w[all]),
             CpuStorage::F16(w) => packed.fill(&w[all]),
@@ -312,7 +403,7 @@ impl Packed {
             let dst = unsafe { shared.slice(i * len, len) };
             let columns = self.columns(i % panels);
             let first = (i / panels * self.n + columns.start) * k;
-            if self.pairs {
+            if self.tiles == Tiles::Pairs {
                 let (left, right) = bits_mut(dst).split_at_mut(len / 2);
                 for (half, dst) in [left, right].into_iter().enumerate() {
                     let column = |j: usize| &w[first + (half * HALF + j) * k..][..k];
@@ -334,14 +425,19 @@ impl Packed {
         lines
     }
 
+    /// True if gate and up are stacked in it, each with panels of its own ([`gated`](Self::gated)).
+    pub(crate) fn is_gated(&self) -> bool {
+        self.group != self.n
+    }
+
     /// `(experts, out, in)`
     pub fn dims(&self) -> (usize, usize, usize) {
         (self.experts, self.n, self.k)
     }
 
-    /// The dtype that the tiles hold.
+    /// The dtype that the tiles hold; `F32` for blocks, which they stand for.
     pub fn dtype(&self) -> DType {
-        if self.pairs { DType::BF16 } else { DType::F32 }
+        if self.tiles == Tiles::Pairs { DType::BF16 } else { DType::F32 }
     }
 
     /// Bytes held.
@@ -356,7 +452,11 @@ impl Packed {
 
     /// Values of 32 bits in a panel.
     fn panel_len(&self) -> usize {
-        lanes(self.k, self.pairs) * NR
+        match self.tiles {
+            Tiles::F32 => self.k * NR,
+            Tiles::Pairs => lanes(self.k, Form::Pairs) * NR,
+            Tiles::Quant(kind) => 2 * kind.half_words(self.k),
+        }
     }
 
     /// The rows of the weight, columns of the product, in panel `j`.
@@ -372,6 +472,7 @@ impl Packed {
         let panel = self.panel(e, group * self.group.div_ceil(NR) + at / NR);
         let (side, column) = (at % NR / HALF, at % HALF);
         match panel {
+            Panel::Quant(b) => b.column(at % NR, row),
             Panel::F32(b) => {
                 let half = [b.left, b.right][side];
                 row.iter_mut().zip(half.chunks_exact(HALF)).for_each(|(r, columns)| *r = columns[column]);
@@ -392,7 +493,11 @@ impl Packed {
     pub(crate) fn panel(&self, e: usize, j: usize) -> Panel<'_> {
         let len = self.panel_len();
         let panel = &Line::floats(&self.data)[(e * self.panels() + j) * len..][..len];
-        if self.pairs { Panel::Bf16(Halves::of(bits(panel))) } else { Panel::F32(Halves::of(panel)) }
+        match self.tiles {
+            Tiles::F32 => Panel::F32(Halves::of(panel)),
+            Tiles::Pairs => Panel::Bf16(Halves::of(bits(panel))),
+            Tiles::Quant(kind) => Panel::Quant(QuantPanel::of(kind, self.k, panel)),
+        }
     }
 }
 
@@ -419,6 +524,7 @@ mod tests {
                 Panel::Bf16(b) => f32::from_bits(
                     [b.left, b.right][column / HALF][p / 2 * HALF + column % HALF] >> (16 * (p % 2)) << 16,
                 ),
+                Panel::Quant(_) => f32::NAN,
             };
             for j in 0..4 {
                 for (column, row) in packed.columns(j).enumerate() {

@@ -14,6 +14,7 @@ mod avx512;
 use std::ops::Range;
 
 use super::Isa;
+use super::quant::{self, QuantPanel};
 
 /// Rows of a tile: 14 x 2 accumulators, 2 of `B` and a broadcast fill the 32 AVX-512 registers.
 pub(crate) const MR: usize = 14;
@@ -27,6 +28,8 @@ pub(crate) enum Rows<'a> {
     F32(&'a [f32]),
     /// `[ceil(k/2)][mr]`, the even k in the low half, zero beyond an odd k; only for [`Isa::Avx512Bf16`].
     Pairs(&'a [u32]),
+    /// Rows of whole numbers, one after the other ([`quant::row_words`] each); for panels in blocks.
+    Ints(&'a [u32]),
 }
 
 /// Columns of half a panel.
@@ -73,6 +76,8 @@ pub(crate) enum Panel<'a> {
     F32(Halves<'a, f32>),
     /// Pairs of bf16, the even k in the low half, zero beyond an odd k.
     Bf16(Halves<'a, u32>),
+    /// Whole numbers in blocks with scales.
+    Quant(QuantPanel<'a>),
 }
 
 impl<'a> Panel<'a> {
@@ -94,6 +99,8 @@ impl<'a> Panel<'a> {
         match self {
             Panel::F32(b) => Panel::F32(b.lanes(k)),
             Panel::Bf16(b) => Panel::Bf16(b.lanes(k.start / 2..k.end.div_ceil(2))),
+            // Multiplied over their whole depth at once.
+            Panel::Quant(_) => self,
         }
     }
 }
@@ -104,6 +111,7 @@ impl<'a> Rows<'a> {
         match self {
             Rows::F32(a) => Rows::F32(&a[k.start * mr..k.end * mr]),
             Rows::Pairs(a) => Rows::Pairs(&a[k.start / 2 * mr..k.end.div_ceil(2) * mr]),
+            Rows::Ints(_) => self,
         }
     }
 }
@@ -129,6 +137,17 @@ pub(crate) unsafe fn tiles<'a>(
     count: usize,
     each: impl Fn(usize) -> (usize, Rows<'a>, Out),
 ) {
+    if let Panel::Quant(panel) = panel {
+        // Half a panel stays in the first level of the cache while all rows go by.
+        for side in 0..2 {
+            for (mr, a, out) in (0..count).map(&each) {
+                let Rows::Ints(a) = a else { unreachable!("panels in blocks meet rows of whole numbers") };
+                // SAFETY: the caller's promise.
+                unsafe { quant::half(isa, mr, a, panel, side, out) };
+            }
+        }
+        return;
+    }
     // A single tile reads the panel once, in whatever order.
     if isa != Isa::Avx2 || count <= 1 {
         for (mr, a, out) in (0..count).map(each) {
@@ -173,10 +192,12 @@ fn check(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, out: Out)
     match a {
         Rows::F32(a) => assert!(a.len() >= k * mr),
         Rows::Pairs(a) => assert!(a.len() >= k.div_ceil(2) * mr && isa == Isa::Avx512Bf16),
+        Rows::Ints(_) => unreachable!("rows of whole numbers have tiles of their own"),
     }
     match panel {
         Panel::F32(b) => assert!(b.left.len().min(b.right.len()) >= k * HALF),
         Panel::Bf16(b) => assert!(b.left.len().min(b.right.len()) >= k.div_ceil(2) * HALF),
+        Panel::Quant(_) => unreachable!("panels in blocks have tiles of their own"),
     }
 }
 
@@ -195,7 +216,7 @@ pub(crate) unsafe fn tile(isa: Isa, k: usize, mr: usize, a: Rows<'_>, panel: Pan
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Rows::F32(a)) => avx2::tile(k, mr, a, panel, out),
             (_, Rows::F32(a)) => portable(k, mr, a, panel, out),
-            (_, Rows::Pairs(_)) => unreachable!("asserted above: pairs only with their instruction set"),
+            (_, Rows::Pairs(_) | Rows::Ints(_)) => unreachable!("asserted above"),
         }
     }
 }
@@ -228,6 +249,7 @@ unsafe fn portable(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, out: Out) {
                         acc.iter_mut().zip(&b[p / 2 * HALF..][..HALF]).for_each(|(v, b)| *v += x * wide(*b));
                     }
                 }
+                Panel::Quant(_) => {}
             }
         }
         for (j, v) in acc[..out.n].iter().enumerate() {

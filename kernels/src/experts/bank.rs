@@ -68,8 +68,14 @@ pub enum BankKind {
 pub enum Storage {
     /// `[E, out, in]`; a variable in training.
     Dense(Tensor),
-    /// Tiles made at load for the CPU; forward only.
+    /// Tiles made at load for the CPU, of floats or of blocks; forward only.
     Packed(Packed),
+}
+
+impl From<Tensor> for Storage {
+    fn from(weight: Tensor) -> Self {
+        Self::Dense(weight)
+    }
 }
 
 impl Storage {
@@ -146,34 +152,40 @@ pub struct ExpertBank {
 }
 
 impl ExpertBank {
-    /// Gated experts: `gate_up [E, 2I, H]` (gate first), `down [E, O, I]`.
-    pub fn gated(gate_up: Tensor, down: Tensor, activation: Activation) -> Result<Self> {
-        let (e, wide, _) = gate_up.dims3()?;
-        let (e2, _, i) = down.dims3()?;
+    /// Gated experts: `gate_up [E, 2I, H]` (gate first), `down [E, O, I]`; tensors, or [`Storage`] as [`Params::storage`](crate::Params::storage)
+    /// gives it.
+    pub fn gated(gate_up: impl Into<Storage>, down: impl Into<Storage>, activation: Activation) -> Result<Self> {
+        let (gate_up, down) = (gate_up.into(), down.into());
+        let (e, wide, h) = gate_up.dims()?;
+        let (e2, o, i) = down.dims()?;
         if e != e2 || wide != 2 * i {
-            bail!("gated experts: gate_up {:?} and down {:?} do not fit", gate_up.dims(), down.dims());
+            bail!("gated experts: gate_up {:?} and down {:?} do not fit", [e, wide, h], [e2, o, i]);
+        }
+        if matches!(&gate_up, Storage::Packed(p) if !p.is_gated()) {
+            bail!("gated experts: gate and up are packed as one matrix; pack them as gated");
         }
         Ok(Self::new(BankKind::Gated, gate_up, Some(down), activation))
     }
 
     /// Two-layer experts: `up [E, I, H]`, `down [E, O, I]`.
-    pub fn mlp(up: Tensor, down: Tensor, activation: Activation) -> Result<Self> {
-        let (e, i, _) = up.dims3()?;
-        let (e2, _, i2) = down.dims3()?;
+    pub fn mlp(up: impl Into<Storage>, down: impl Into<Storage>, activation: Activation) -> Result<Self> {
+        let (up, down) = (up.into(), down.into());
+        let (e, i, h) = up.dims()?;
+        let (e2, o, i2) = down.dims()?;
         if e != e2 || i != i2 {
-            bail!("two-layer experts: up {:?} and down {:?} do not fit", up.dims(), down.dims());
+            bail!("two-layer experts: up {:?} and down {:?} do not fit", [e, i, h], [e2, o, i2]);
         }
         Ok(Self::new(BankKind::Mlp, up, Some(down), activation))
     }
 
     /// One linear map per expert: `weight [E, O, H]`.
-    pub fn linear(weight: Tensor) -> Result<Self> {
-        weight.dims3()?;
+    pub fn linear(weight: impl Into<Storage>) -> Result<Self> {
+        let weight = weight.into();
+        weight.dims()?;
         Ok(Self::new(BankKind::Linear, weight, None, Activation::Relu))
     }
 
-    fn new(kind: BankKind, up: Tensor, down: Option<Tensor>, activation: Activation) -> Self {
-        let (up, down) = (Storage::Dense(up), down.map(Storage::Dense));
+    fn new(kind: BankKind, up: Storage, down: Option<Storage>, activation: Activation) -> Self {
         Self {
             kind,
             activation,

@@ -20,9 +20,10 @@ use half::{bf16, f16};
 
 use super::bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
 use crate::cpu::gemm::{CHUNK, WIDEN, WORTH, block};
-use crate::cpu::pack::{Elem, Packed, View, lanes, pair};
-use crate::cpu::scratch::{bits, bits_mut};
-use crate::cpu::tile::{NR, Out, Panel, Rows, most_rows, tiles};
+use crate::cpu::pack::{Elem, Form, Packed, View, lanes, pair, rows_of};
+use crate::cpu::quant;
+use crate::cpu::scratch::bits_mut;
+use crate::cpu::tile::{NR, Out, Panel, most_rows, tiles};
 use crate::cpu::{Isa, Scratch, SendPtr, Stage, isa, math, stages};
 use crate::host::{Values, as_f32, slice};
 use crate::routes::{Plan, Routes};
@@ -216,25 +217,21 @@ impl<'a> Layer<'a> {
     fn stages<T: Elem>(&self, x: &[T], rows: usize, lists: &(Vec<Block>, Vec<Chunk>), out: &mut [T]) {
         let (isa, (blocks, chunks)) = (isa(), lists);
         let (_, n, k) = self.up.dims();
-        // bf16 meets bf16 in pairs where the processor multiplies those.
-        let pairs = |w: &Packed| T::BF16 && isa == Isa::Avx512Bf16 && w.dtype() == DType::BF16;
         let inner = self.down.map_or(0, |down| down.dims().2);
-        let (up_pairs, down_pairs) = (pairs(self.up), self.down.is_some_and(pairs));
-        let mut a = Scratch::new(rows * lanes(k, up_pairs));
-        let mut h = Scratch::new(rows * lanes(inner, down_pairs));
+        let up_form = self.up.form::<T>(isa);
+        let down_form = self.down.map_or(Form::F32, |down| down.form::<T>(isa));
+        let mut a = Scratch::new(rows * lanes(k, up_form));
+        let mut h = Scratch::new(rows * lanes(inner, down_form));
         let mut y = Scratch::new(rows * self.out);
         let (a, h, y, out) = (SendPtr::new(&mut a), SendPtr::new(&mut h), SendPtr::new(&mut y), SendPtr::new(out));
         let x = View { gather: self.routed.map(|(plan, _)| &plan.token[..]), ..View::rows(x, 0, k) };
 
         let pack = |i: usize| {
             let Block { start, rows } = blocks[i];
-            let depth = lanes(k, up_pairs);
+            let depth = lanes(k, up_form);
             // SAFETY: blocks do not overlap, and one task writes each.
             let dst = unsafe { a.slice(start * depth, rows * depth) };
-            match up_pairs {
-                true => x.pack_row_pairs(start, rows, k, bits_mut(dst)),
-                false => x.pack_rows(start, rows, k, dst),
-            }
+            x.pack(isa, up_form, (start, rows), k, dst);
         };
         let up_panels = if self.gated { self.up.panels() / 2 } else { self.up.panels() };
         let up = |t: usize| {
@@ -243,33 +240,46 @@ impl<'a> Layer<'a> {
             let product = Product { isa, weights: self.up, expert: chunk.expert, bias: self.up_bias, blocks };
             if self.down.is_none() {
                 // SAFETY: the stage before has written all rows; this task alone writes these rows and columns of `y`.
-                return unsafe { product.run(j, (&a, up_pairs), &y, self.out, true) };
+                return unsafe { product.run(j, (&a, up_form), &y, self.out, true) };
             }
             let count: usize = blocks.iter().map(|b| b.rows).sum();
             let mut act = Scratch::new(count * NR);
             // SAFETY: the stage before has written all rows; `act` belongs to this task.
-            unsafe { product.run(j, (&a, up_pairs), &SendPtr::new(&mut act), NR, false) };
+            unsafe { product.run(j, (&a, up_form), &SendPtr::new(&mut act), NR, false) };
             activate(isa, self.activation, &mut act);
             if self.gated {
                 let mut ups = Scratch::new(count * NR);
                 // SAFETY: as above.
-                unsafe { product.run(up_panels + j, (&a, up_pairs), &SendPtr::new(&mut ups), NR, false) };
+                unsafe { product.run(up_panels + j, (&a, up_form), &SendPtr::new(&mut ups), NR, false) };
                 math::multiply(isa, &mut act, &ups);
             }
-            if T::BF16 && !down_pairs {
+            if T::BF16 && down_form == Form::F32 {
                 // As a bf16 tensor between the projections would be.
                 math::round_bf16(isa, &mut act);
             }
-            let depth = lanes(inner, down_pairs);
+            let depth = lanes(inner, down_form);
             let mut act = &act[..];
             for Block { start, rows } in blocks {
                 let values;
                 (values, act) = act.split_at(rows * NR);
+                if down_form == Form::Ints {
+                    // A panel is as wide as a group of whole numbers, so a row of it is a group of a packed row.
+                    let (numbers, meta) = quant::group_places(inner, j);
+                    for (row, values) in values.as_chunks::<NR>().0.iter().enumerate() {
+                        let at = (start + row) * depth;
+                        // SAFETY: this task alone writes group `j` of these rows.
+                        let (numbers, meta) = unsafe {
+                            (h.slice(at + numbers.start, numbers.len()), h.slice(at + meta.start, meta.len()))
+                        };
+                        quant::quantise_part(isa, values, bits_mut(numbers), bits_mut(meta));
+                    }
+                    continue;
+                }
                 // Columns `j * NR..` of a block: a run of its packed rows.
-                let (first, last) = (lanes(j * NR, down_pairs), lanes((j * NR + NR).min(inner), down_pairs));
+                let (first, last) = (lanes(j * NR, down_form), lanes((j * NR + NR).min(inner), down_form));
                 // SAFETY: this task alone writes these columns of these rows.
                 let dst = unsafe { h.slice(start * depth + first * rows, (last - first) * rows) };
-                repack(values, *rows, dst, down_pairs);
+                repack(values, *rows, dst, down_form == Form::Pairs);
             }
         };
         let down = |t: usize| {
@@ -278,7 +288,7 @@ impl<'a> Layer<'a> {
                 let blocks = &blocks[chunk.blocks.clone()];
                 let product = Product { isa, weights, expert: chunk.expert, bias: self.down_bias, blocks };
                 // SAFETY: the stage before has written all rows; this task alone writes these rows and columns of `y`.
-                unsafe { product.run(j, (&h, down_pairs), &y, self.out, true) }
+                unsafe { product.run(j, (&h, down_form), &y, self.out, true) }
             }
         };
         let norm = |i: usize| {
@@ -339,19 +349,22 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Panel `j` for the packed rows `a` (in pairs or not). The result of row `r` goes to columns of row `r` of `c`, or, if not
+    /// Panel `j` for the packed rows `a`, in their form. The result of row `r` goes to columns of row `r` of `c`, or, if not
     /// `placed`, to the next row of `c`, from its first column and as wide as a panel.
     ///
     /// # Safety
     /// `a` holds all rows of the blocks, packed, and is not written meanwhile; `c` holds the rows and columns named above, `ld`
     /// values apart, and nobody else uses them.
-    unsafe fn run(&self, j: usize, (a, pairs): (&SendPtr<f32>, bool), c: &SendPtr<f32>, ld: usize, placed: bool) {
+    unsafe fn run(&self, j: usize, (a, form): (&SendPtr<f32>, Form), c: &SendPtr<f32>, ld: usize, placed: bool) {
         let (_, n, k) = self.weights.dims();
-        let (columns, depth) = (self.weights.columns(j), lanes(k, pairs));
+        let (columns, depth) = (self.weights.columns(j), lanes(k, form));
         let bias = self.bias.map(|b| &b[self.expert * n..][columns.clone()]);
         let mut panel = self.weights.panel(self.expert, j);
         let mut wide = Scratch::new(0);
-        if matches!(panel, Panel::Bf16(_)) && !pairs && self.blocks.iter().map(|b| b.rows).sum::<usize>() > WIDEN {
+        if matches!(panel, Panel::Bf16(_))
+            && form == Form::F32
+            && self.blocks.iter().map(|b| b.rows).sum::<usize>() > WIDEN
+        {
             wide = Scratch::new(k * NR);
             panel = panel.widen(self.isa, k, &mut wide);
         }
@@ -361,8 +374,11 @@ impl Product<'_> {
             let block = &self.blocks[i];
             // SAFETY: the caller's promise.
             let (a, ptr) = unsafe { (a.shared(block.start * depth, block.rows * depth), c.at(at(block))) };
-            let a = if pairs { Rows::Pairs(bits(a)) } else { Rows::F32(a) };
-            (block.rows, a, Out { ptr, ld, n: if placed { columns.len() } else { NR }, accumulate: false })
+            (
+                block.rows,
+                rows_of(a, form),
+                Out { ptr, ld, n: if placed { columns.len() } else { NR }, accumulate: false },
+            )
         };
         // SAFETY: the caller's promise.
         unsafe { tiles(self.isa, k, panel, self.blocks.len(), each) };

@@ -44,8 +44,8 @@ fn bank(p: &Params, networks: &[NetworkNames<'_>], h: usize, config: DenseConfig
     let downs = |what: &str, shape: &[usize]| -> Vec<(String, Vec<usize>)> {
         networks.iter().filter_map(|n| n.map(2)).map(|name| (format!("{name}.{what}"), shape.to_vec())).collect()
     };
-    let up = p.stack(&[e, wide, h], &ups("weight", &[i, h]), init)?;
-    let down = p.stack(&[e, h, i], &downs("weight", &[h, i]), init)?;
+    let up = p.storage(&[e, wide, h], &ups("weight", &[i, h]), init, config.gated)?;
+    let down = p.storage(&[e, h, i], &downs("weight", &[h, i]), init, false)?;
     let bank = match config.gated {
         true => ExpertBank::gated(up, down, config.activation)?,
         false => ExpertBank::mlp(up, down, config.activation)?,
@@ -94,8 +94,10 @@ impl Ffn {
                 bank(&p, &networks, h, network(i), init)?
             }
             ExpertNames::Stacked([up, down]) => {
-                let up = p.tensor(&format!("{up}.weight"), [e, 2 * i, h], init)?;
-                let down = p.tensor(&format!("{down}.weight"), [e, h, i], init)?;
+                let stack = |name: &str, shape: [usize; 3], gated| {
+                    p.storage(&shape, &[(format!("{name}.weight"), shape.to_vec())], init, gated)
+                };
+                let (up, down) = (stack(up, [e, 2 * i, h], true)?, stack(down, [e, h, i], false)?);
                 packed(ExpertBank::gated(up, down, activation)?, &p)?
             }
         };

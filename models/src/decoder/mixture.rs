@@ -34,7 +34,8 @@ impl Mixture {
         let (e, width) = (config.experts, config.kv_heads * config.head_dim);
         let experts = p.pp("experts");
         let bank = |name: &str, shape: [usize; 3]| {
-            packed(ExpertBank::linear(experts.tensor(&format!("{name}.weight"), shape, init)?)?, &p)
+            let parts = [(format!("{name}.weight"), shape.to_vec())];
+            packed(ExpertBank::linear(experts.storage(&shape, &parts, init, false)?)?, &p)
         };
         Ok(Self {
             router: TopKSoftmax {

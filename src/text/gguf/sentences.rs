@@ -30,8 +30,7 @@ pub(super) fn tokenizer(source: &Source<'_>) -> Result<(Value, bool)> {
         Some(id) => Some(id),
         None => (0..source.tokens.len()).find(|&id| source.kind(id) == UNKNOWN),
     };
-    let merges: Vec<Value> =
-        merges(source, &scores).iter().map(|merge| json!([merge.left.0, merge.right.0])).collect();
+    let merges: Vec<Value> = merges(source, &scores).iter().map(|merge| json!([merge.left.0, merge.right.0])).collect();
     let prefix = source.flag("add_space_prefix")?.unwrap_or(true);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
     let mut decoders = vec![

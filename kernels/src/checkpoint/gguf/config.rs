@@ -70,7 +70,8 @@ fn translated(metadata: &Metadata, tensors: &BTreeMap<String, Stored>, floats: F
         "deepseek2" if file.whole("expert_gating_func")? == Some(2) => "deepseek_v3",
         _ => "",
     };
-    let family = FAMILIES.iter().find(|f| f.architecture == known && (model_type.is_empty() || f.model_type == model_type));
+    let family =
+        FAMILIES.iter().find(|f| f.architecture == known && (model_type.is_empty() || f.model_type == model_type));
     let Some(family) = family else { refuse!("architecture {} is not supported", shown(architecture)) };
     let mut config = file.common(family)?;
     config.extend(file.rope(family, floats)?);
@@ -261,7 +262,10 @@ impl File<'_> {
             }
             Some(other) => {
                 let model = family.model_type;
-                refuse!("rope scaling of type {} is not supported for {model}: supported are linear and yarn", shown(other))
+                refuse!(
+                    "rope scaling of type {} is not supported for {model}: supported are linear and yarn",
+                    shown(other)
+                )
             }
         };
         config.insert("rope_scaling".into(), scaling);
@@ -416,7 +420,9 @@ impl File<'_> {
             (self.metadata.texts("tokenizer.ggml.tokens")?, self.metadata.numbers("tokenizer.ggml.token_type")?)
         {
             let control = tokens.iter().zip(types).enumerate().filter(|(_, (_, kind))| *kind == CONTROL);
-            ends.extend(control.filter(|(_, (text, _))| ENDS_OF_TURN.contains(&text.as_str())).map(|(id, _)| id as u64));
+            ends.extend(
+                control.filter(|(_, (text, _))| ENDS_OF_TURN.contains(&text.as_str())).map(|(id, _)| id as u64),
+            );
         }
         ends.sort_unstable();
         ends.dedup();

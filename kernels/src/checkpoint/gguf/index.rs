@@ -21,7 +21,8 @@ pub(super) struct Sizes {
 }
 
 /// Tensors of frequencies, which are part of the configuration.
-pub(super) const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+pub(super) const ROPE_FACTORS: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Tensors by their published names; those that the family does not know keep theirs.
 pub(super) fn published(
@@ -141,13 +142,21 @@ impl Index<'_> {
             Place::Above(published) => {
                 let other = name.replace("ffn_gate_exps", "ffn_up_exps");
                 let Some(below) = stored.get(&other) else {
-                    refuse!("{label}: tensor {} is missing beside {}: download the file again", shown(&other), shown(name))
+                    refuse!(
+                        "{label}: tensor {} is missing beside {}: download the file again",
+                        shown(&other),
+                        shown(name)
+                    )
                 };
                 let [experts, rows, width] = *info.shape.as_slice() else {
                     refuse!("{label}: tensor {}: shape {}, expected three axes", shown(name), shape_text(&info.shape))
                 };
                 if below.shape != info.shape || below.kind != tensor.kind || below.file != tensor.file {
-                    refuse!("{label}: tensors {} and {} differ in shape or type, which is not supported", shown(name), shown(&other));
+                    refuse!(
+                        "{label}: tensors {} and {} differ in shape or type, which is not supported",
+                        shown(name),
+                        shown(&other)
+                    );
                 }
                 let (Some(height), Some(bytes)) = (rows.checked_mul(2), info.bytes.checked_mul(2)) else {
                     refuse!("{label}: tensor {}: shape {} is too large to exist", shown(name), shape_text(&info.shape))
@@ -156,7 +165,10 @@ impl Index<'_> {
                 let below = self.slices(&other, &below.info(), &info.shape)?;
                 let pieces = above.zip(below).flat_map(|(a, b)| [a.offset, b.offset]).collect();
                 let arrangement = Arrangement::Pieces(pieces);
-                self.add(full(published), TensorInfo { shape: vec![experts, height, width], bytes, arrangement, ..info })
+                self.add(
+                    full(published),
+                    TensorInfo { shape: vec![experts, height, width], bytes, arrangement, ..info },
+                )
             }
             // Added with the part above it.
             Place::Below(above) => match stored.contains_key(&name.replace(part, above)) {
@@ -186,7 +198,12 @@ impl Index<'_> {
     }
 
     /// The slices of a tensor along its first axis, with that axis in `shape`.
-    fn slices(&self, name: &str, info: &TensorInfo, shape: &[usize]) -> Result<impl Iterator<Item = TensorInfo> + use<>> {
+    fn slices(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        shape: &[usize],
+    ) -> Result<impl Iterator<Item = TensorInfo> + use<>> {
         let Some((&count @ 1..=MOST_SLICES, rest)) = shape.split_first() else {
             refuse!(
                 "{}: tensor {}: shape {}, expected 1 to {MOST_SLICES} slices",

@@ -64,7 +64,9 @@ pub(super) fn read(source: &Source, file: usize) -> Result<Head> {
             refuse!("{label}: is a big-endian GGUF file: convert it with gguf-py's gguf_convert_endian.py")
         }
         1 => refuse!("{label}: is a GGUF file of version 1: convert the model anew, versions 2 and 3 are read"),
-        v => refuse!("{label}: is a GGUF file of version {v}, versions 2 and 3 are read: take a newer release of this program"),
+        v => refuse!(
+            "{label}: is a GGUF file of version {v}, versions 2 and 3 are read: take a newer release of this program"
+        ),
     }
     let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
     let metadata = cursor.metadata(keys)?;
@@ -73,7 +75,9 @@ pub(super) fn read(source: &Source, file: usize) -> Result<Head> {
         Err(e) => refuse!("{label}: {e}: download the file again"),
     };
     if !alignment.is_power_of_two() || alignment > LARGEST_ALIGNMENT {
-        refuse!("{label}: an alignment of {alignment} is not a power of two up to {LARGEST_ALIGNMENT}: download it again");
+        refuse!(
+            "{label}: an alignment of {alignment} is not a power of two up to {LARGEST_ALIGNMENT}: download it again"
+        );
     }
     let entries = cursor.tensors(tensors)?;
     let start = cursor.at.next_multiple_of(alignment);
@@ -331,14 +335,19 @@ impl Cursor<'_> {
             let dimensions = cursor.u32()?;
             let label = cursor.source.label();
             if dimensions > MAX_DIMENSIONS {
-                refuse!("{label}: tensor {} has {dimensions} dimensions, more than ggml has: download it again", shown(&name));
+                refuse!(
+                    "{label}: tensor {} has {dimensions} dimensions, more than ggml has: download it again",
+                    shown(&name)
+                );
             }
             let mut shape = Vec::with_capacity(dimensions as usize);
             for _ in 0..dimensions {
                 let length = cursor.u64()?;
                 match usize::try_from(length) {
                     Ok(length @ 1..) => shape.push(length),
-                    _ => refuse!("{label}: tensor {}: an axis of length {length}: download the file again", shown(&name)),
+                    _ => {
+                        refuse!("{label}: tensor {}: an axis of length {length}: download the file again", shown(&name))
+                    }
                 }
             }
             shape.reverse();

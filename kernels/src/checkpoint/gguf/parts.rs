@@ -51,8 +51,7 @@ const OUTER: &[(&str, &str)] =
 const OUTER_PHI: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.final_layernorm"), ("output", "lm_head")];
 
-const NORMS: &[(&str, Place)] =
-    &[("attn_norm", One("input_layernorm")), ("ffn_norm", One("post_attention_layernorm"))];
+const NORMS: &[(&str, Place)] = &[("attn_norm", One("input_layernorm")), ("ffn_norm", One("post_attention_layernorm"))];
 const ATTENTION: &[(&str, Place)] = &[
     ("attn_q", One("self_attn.q_proj")),
     ("attn_k", One("self_attn.k_proj")),
@@ -66,7 +65,8 @@ const ATTENTION_TURNED: &[(&str, Place)] = &[
     ("attn_v", One("self_attn.v_proj")),
     ("attn_output", One("self_attn.o_proj")),
 ];
-const QK_NORMS: &[(&str, Place)] = &[("attn_q_norm", One("self_attn.q_norm")), ("attn_k_norm", One("self_attn.k_norm"))];
+const QK_NORMS: &[(&str, Place)] =
+    &[("attn_q_norm", One("self_attn.q_norm")), ("attn_k_norm", One("self_attn.k_norm"))];
 const DENSE: &[(&str, Place)] =
     &[("ffn_gate", One("mlp.gate_proj")), ("ffn_up", One("mlp.up_proj")), ("ffn_down", One("mlp.down_proj"))];
 const SPARSE: &[(&str, Place)] = &[
@@ -93,10 +93,8 @@ const SHARED_QWEN: &[(&str, Place)] = &[
     ("ffn_up_shexp", One("mlp.shared_expert.up_proj")),
     ("ffn_down_shexp", One("mlp.shared_expert.down_proj")),
 ];
-const STABLELM: &[(&str, Place)] = &[
-    ("attn_q_norm", Each("self_attn.q_layernorm.norms.{}")),
-    ("attn_k_norm", Each("self_attn.k_layernorm.norms.{}")),
-];
+const STABLELM: &[(&str, Place)] =
+    &[("attn_q_norm", Each("self_attn.q_layernorm.norms.{}")), ("attn_k_norm", Each("self_attn.k_layernorm.norms.{}"))];
 const PHI: &[(&str, Place)] = &[
     ("attn_norm", One("input_layernorm")),
     ("attn_qkv", Joined(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])),
@@ -125,12 +123,7 @@ const SHARED_DEEPSEEK: &[(&str, Place)] = &[
 
 /// All that are read and written. Where several share an architecture, `config.rs` tells them apart.
 pub(super) const FAMILIES: [Family; 12] = [
-    Family {
-        architecture: "llama",
-        model_type: "llama",
-        outer: OUTER,
-        layer: &[NORMS, ATTENTION_TURNED, DENSE],
-    },
+    Family { architecture: "llama", model_type: "llama", outer: OUTER, layer: &[NORMS, ATTENTION_TURNED, DENSE] },
     Family {
         architecture: "llama",
         model_type: "mixtral",

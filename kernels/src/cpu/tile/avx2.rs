@@ -86,6 +86,7 @@ unsafe fn parts(k: usize, mr: usize, a: &[f32], panel: Panel<'_>, side: usize, o
             match panel {
                 Panel::F32(b) => F32_HALF[rows - 1](k, a, mr, [b.side(side); 2], c, out.ld, out.accumulate),
                 Panel::Bf16(b) => BF16_HALF[rows - 1](k, a, mr, [b.side(side); 2], c, out.ld, out.accumulate),
+                Panel::Quant(_) => {} // has tiles of its own
             }
         }
         row += rows;

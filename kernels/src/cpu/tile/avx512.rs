@@ -40,6 +40,7 @@ pub(super) unsafe fn tile(k: usize, mr: usize, a: Rows<'_>, panel: Panel<'_>, ou
             (Rows::F32(a), Panel::Bf16(b)) => WIDENED[mr - 1](k, a.as_ptr(), halves(b), out),
             (Rows::Pairs(a), Panel::Bf16(b)) => PAIRS[mr - 1](k, a.as_ptr(), halves(b), out),
             (Rows::Pairs(_), Panel::F32(_)) => unreachable!("rows are packed in pairs for bf16 panels only"),
+            (Rows::Ints(_), _) | (_, Panel::Quant(_)) => unreachable!("blocks have tiles of their own"),
         }
     }
 }
