@@ -20,7 +20,7 @@
 //! ```
 //!
 //! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
-//! ([`moesaic_models::decoder`]) from a folder.
+//! ([`moesaic_models::decoder`]) from a folder or a GGUF file; [`write_gguf`] makes such a file of a folder.
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
@@ -65,7 +65,7 @@ pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
 pub use text::{
     Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Memory, Message, Piece, Speed, TemplateOptions,
-    TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer,
+    TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer, write_gguf,
 };
 
 /// Compiles and runs the code of the README.

@@ -20,6 +20,7 @@ mod cache;
 mod config;
 mod families;
 mod ffn;
+mod gguf;
 mod input;
 mod latent;
 mod loss;
@@ -42,6 +43,7 @@ pub use config::{
     AttentionConfig, AuxLoss, DecoderConfig, DenseConfig, GroupedConfig, LatentConfig, LayerConfig, MixtureConfig,
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
+pub use gguf::save_gguf;
 pub use input::{Context, Input, Segment, pad_ids};
 pub use loss::Losses;
 pub use names::{ExpertNames, Names};
@@ -105,7 +107,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a folder in the Hugging Face layout: `config.json` and safetensors weights, in one file or in shards. Weights
+    /// Loads a folder in the Hugging Face layout: `config.json` and safetensors weights, in one file or in shards; or a GGUF
+    /// file ([`moesaic_kernels::checkpoint::gguf`]), the first where it is in parts. Weights
     /// are converted to `dtype` (f32, bf16 or f16) one by one.
     ///
     /// # Errors

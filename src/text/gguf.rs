@@ -3,7 +3,12 @@
 //! Keys: llama.cpp's [`constants.py`](https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py).
 
 mod bytes;
+mod export;
 mod sentences;
+#[cfg(test)]
+mod tests;
+
+pub use export::write_gguf;
 
 use std::path::Path;
 

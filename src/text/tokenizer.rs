@@ -11,7 +11,7 @@ use super::read_text;
 use crate::error::{Error, Result, one_line};
 
 /// The longest files that are read, in bytes. The largest published vocabularies take about 35 MB.
-const LONGEST_TOKENIZER: u64 = 256 << 20;
+pub(super) const LONGEST_TOKENIZER: u64 = 256 << 20;
 pub(super) const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// Special tokens that chat templates know, as `tokenizer_config.json` calls them.

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use moesaic_kernels::checkpoint::{Checkpoint, INDEX_FILE, OPEN_BYTES, OPEN_BYTES_PER_HEADER_BYTE, save};
+use moesaic_kernels::checkpoint::gguf::{Gguf, Kind, List, Value as GgufValue};
+use moesaic_kernels::{BlockFormat, Params};
+use moesaic_models::decoder::{Decoder, DecoderConfig};
 use moesaic_models::time_moe::{Config, TimeMoe};
 
 use super::{Bound, Layout, Parser};
@@ -20,6 +23,28 @@ pub fn safetensors() -> Parser {
         parse: |input| use_all(Checkpoint::from_bytes("damaged", input.to_vec())),
         bound: OPEN,
         layout: Layout::Framed,
+    }
+}
+
+/// A GGUF file in memory: its tensors under published names, and its configuration.
+pub fn gguf() -> Parser {
+    Parser {
+        name: "gguf",
+        seeds: || vec![gguf_file("llama"), gguf_file("mixtral")],
+        parse: |input| {
+            let file = Gguf::from_bytes("damaged", input.to_vec()).map_err(|error| error.to_string())?;
+            let config = DecoderConfig::from_gguf(&file).map_err(|error| moesaic::candle_message(&error));
+            if let Ok(config) = &config {
+                // What is accepted is sound: it says the same when it is read as a `config.json`.
+                let json = serde_json::Value::Object(config.published.clone()).to_string();
+                assert_eq!(&DecoderConfig::from_json(&json).unwrap(), config);
+            }
+            use_all(Ok(file.into_checkpoint()))?;
+            config.map(drop)
+        },
+        // A tensor of blocks read as f64 takes 14 times its bytes. An expert of one number is a tensor with a name.
+        bound: Bound { base: 4 << 20, per_byte: 128 },
+        layout: Layout::Plain,
     }
 }
 
@@ -123,6 +148,35 @@ fn file() -> Vec<u8> {
     ]
     .map(|(name, tensor)| (name.to_string(), tensor));
     save(&path, &tensors, &[("format", "pt")]).unwrap();
+    std::fs::read(&path).unwrap()
+}
+
+/// A model of one layer, with experts or without, partly in blocks.
+fn gguf_file(model_type: &str) -> Vec<u8> {
+    let config = serde_json::json!({
+        "model_type": model_type, "vocab_size": 3, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
+        "num_local_experts": 2, "num_experts_per_tok": 1,
+    });
+    let config = DecoderConfig::from_json(&config.to_string()).unwrap();
+    let params = Params::init(1, &Device::Cpu);
+    Decoder::new(config.clone(), &params).unwrap();
+    let tensors = params.published(|var| Some(var.as_tensor().clone())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    save(&path, &tensors, &[]).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let kind = |name: &str, _: &[usize]| match name.contains("ffn") {
+        true => Kind::Blocks(BlockFormat::Q4_1),
+        false => Kind::Float(DType::F16),
+    };
+    let mut draft = config.gguf(&checkpoint, kind).unwrap();
+    let tokens = ["<s>", "a", "b"].map(str::to_string).to_vec();
+    draft.add("tokenizer.ggml.tokens", GgufValue::List(List::Text(tokens)));
+    draft.add("tokenizer.ggml.token_type", GgufValue::List(List::Signed(vec![3, 1, 1])));
+    draft.add("tokenizer.ggml.scores", GgufValue::List(List::Float(vec![0.0, -1.0, -2.0])));
+    draft.add("tokenizer.ggml.eos_token_id", GgufValue::Unsigned(0));
+    draft.write(&path).unwrap();
     std::fs::read(&path).unwrap()
 }
 

@@ -9,11 +9,15 @@
 //! expert's tensor.
 
 mod config;
+mod export;
 mod index;
 mod kind;
 mod parse;
 mod parts;
+#[cfg(test)]
+mod tests;
 mod value;
+mod write;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,6 +28,7 @@ use serde_json::{Map, Value as Json};
 
 pub use kind::Kind;
 pub use value::{List, Metadata, Value};
+pub use write::Draft;
 
 use super::source::Source;
 use super::text::{refuse, shown};

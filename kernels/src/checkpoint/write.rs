@@ -89,7 +89,7 @@ fn dtype_name(dtype: DType) -> Option<&'static str> {
 
 /// An error of the disk, or of candle while it brought a tensor to the CPU.
 #[derive(Debug)]
-enum Failed {
+pub(super) enum Failed {
     Io(std::io::Error),
     Candle(candle_core::Error),
 }
@@ -131,7 +131,7 @@ fn write_values(tensor: &Tensor, out: &mut impl Write) -> std::result::Result<()
 }
 
 /// Makes `path` from what `write` writes, all of it or nothing.
-fn write_whole(
+pub(super) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> std::result::Result<(), Failed>,
 ) -> Result<()> {

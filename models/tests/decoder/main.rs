@@ -3,5 +3,6 @@
 
 mod batches;
 mod families;
+mod gguf;
 mod refusals;
 mod weights;

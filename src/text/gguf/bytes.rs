@@ -55,7 +55,7 @@ fn split(name: &str) -> Option<Split> {
 }
 
 /// Names that [`split`] knows, for messages.
-const KNOWN: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, codeshell, command-r, llama-bpe, dbrx, \
+pub(super) const KNOWN: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, codeshell, command-r, llama-bpe, dbrx, \
                      smaug-bpe, qwen2, deepseek-r1-qwen, stablelm2, deepseek-llm, deepseek-coder, deepseek-v3";
 
 /// `tokenizer.json`, and whether texts begin with the first token where the file does not say.
@@ -100,4 +100,35 @@ pub(super) fn tokenizer(source: &Source<'_>) -> Result<(Value, bool), Problem> {
         },
     });
     Ok((tokenizer, first))
+}
+
+/// The name of the way in which a `tokenizer.json` splits text; `None` where it has none.
+pub(super) fn name_of(tokenizer: &Value) -> Option<&'static str> {
+    let composed = match tokenizer["normalizer"]["type"].as_str() {
+        None => false,
+        Some("NFC") => true,
+        Some("Sequence") if tokenizer["normalizer"]["normalizers"].as_array().is_some_and(Vec::is_empty) => false,
+        Some(_) => return None,
+    };
+    let whole = tokenizer["model"]["ignore_merges"] == true;
+    let patterns = patterns(&tokenizer["pre_tokenizer"])?;
+    KNOWN.split(", ").find(|name| {
+        split(name).is_some_and(|split| split.patterns == patterns && split.composed == composed && split.whole == whole)
+    })
+}
+
+/// The patterns of a pre-tokenizer, one after the other.
+fn patterns(step: &Value) -> Option<Vec<&str>> {
+    match step["type"].as_str()? {
+        "Sequence" => {
+            let steps = step["pretokenizers"].as_array()?.iter().map(patterns);
+            Some(steps.collect::<Option<Vec<_>>>()?.concat())
+        }
+        "Split" if step["behavior"] == "Isolated" && step["invert"] != true => Some(vec![step["pattern"]["Regex"].as_str()?]),
+        "Digits" if step["individual_digits"] == true => Some(vec![r"\p{N}"]),
+        "ByteLevel" if step["add_prefix_space"] != true => {
+            Some(if step["use_regex"] == false { Vec::new() } else { vec![GPT2] })
+        }
+        _ => None,
+    }
 }

@@ -251,8 +251,10 @@ impl File<'_> {
                 }
                 // DeepSeek's published mscale and mscale_all_dim are one number, so that positions are not scaled.
                 if let (Some(multiplier), true) = (self.number("rope.scaling.yarn_log_multiplier")?, latent) {
-                    scaling.insert("mscale".into(), rounded(10.0 * multiplier).into());
-                    scaling.insert("mscale_all_dim".into(), rounded(10.0 * multiplier).into());
+                    // The file has a tenth of it.
+                    let scale = (1e7 * multiplier).round() / 1e6;
+                    scaling.insert("mscale".into(), scale.into());
+                    scaling.insert("mscale_all_dim".into(), scale.into());
                 } else if let Some(attention) = attention {
                     scaling.insert("attention_factor".into(), attention.into());
                 }

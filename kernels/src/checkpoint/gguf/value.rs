@@ -44,6 +44,12 @@ pub enum List {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(pub(super) BTreeMap<String, Value>);
 
+impl FromIterator<(String, Value)> for Metadata {
+    fn from_iter<I: IntoIterator<Item = (String, Value)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
 impl Metadata {
     /// A value by its key.
     pub fn get(&self, key: &str) -> Option<&Value> {
