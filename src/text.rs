@@ -14,8 +14,8 @@ mod template;
 mod tokenizer;
 
 pub use chat::Chat;
-pub use gguf::write_gguf;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
+pub use gguf::write_gguf;
 pub use info::{LayerParameters, TextModelInfo};
 pub use moesaic_models::generate::{Finish, Memory};
 pub use options::{Dtype, TextOptions};

@@ -34,7 +34,8 @@ fn a_file_writes_what_its_folder_writes() {
     for prompt in ["in the end", "é 12 <|im_end|> ünd", "  a\n"] {
         let ids = |path: &Path| Tokenizer::load(path).unwrap().encode(prompt).unwrap();
         assert_eq!(ids(&file), ids(&dir), "{prompt}");
-        let text = |path: &str| run(folder.path(), &["generate", path, prompt, "--max-tokens", "9", "--temperature", "0.8"]);
+        let text =
+            |path: &str| run(folder.path(), &["generate", path, prompt, "--max-tokens", "9", "--temperature", "0.8"]);
         let (ours, theirs) = (text("model.gguf"), text("model"));
         assert_eq!(ours.code, Some(0), "{}", ours.stderr);
         assert_eq!(ours.stdout, theirs.stdout);

@@ -35,7 +35,8 @@ fn the_capital_of_france() {
 #[test]
 fn likelihood_of_a_sonnet() {
     let Some(path) = file() else { return };
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/text/sonnets.txt")).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/text/sonnets.txt")).unwrap();
     let sonnet = text.split("%\n").next().unwrap();
     let ids = Tokenizer::load(&path).unwrap().encode(sonnet).unwrap();
     assert_eq!(ids.len(), TOKENS);
@@ -56,7 +57,8 @@ fn likelihood_of_a_sonnet() {
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("model.safetensors");
     let checkpoint = file.checkpoint();
-    let tensors: Vec<_> = checkpoint.names().map(|name| (name.to_string(), checkpoint.read_any(name).unwrap())).collect();
+    let tensors: Vec<_> =
+        checkpoint.names().map(|name| (name.to_string(), checkpoint.read_any(name).unwrap())).collect();
     moesaic_kernels::checkpoint::save(&plain, &tensors, &[]).unwrap();
     let floats = Decoder::from_checkpoint(
         DecoderConfig::from_gguf(&file).unwrap(),

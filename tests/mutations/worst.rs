@@ -46,7 +46,9 @@ fn headers_of_many_small_tensors() {
 /// A GGUF file of these keys and tensors, each as it stands there, and a megabyte of nothing.
 fn gguf(keys: &[Vec<u8>], tensors: &[Vec<u8>], data: usize) -> Vec<u8> {
     let counts = [3u32.to_le_bytes().to_vec(), (tensors.len() as u64).to_le_bytes().to_vec()].concat();
-    let mut all = [b"GGUF".to_vec(), counts, (keys.len() as u64).to_le_bytes().to_vec(), keys.concat(), tensors.concat()].concat();
+    let mut all =
+        [b"GGUF".to_vec(), counts, (keys.len() as u64).to_le_bytes().to_vec(), keys.concat(), tensors.concat()]
+            .concat();
     all.resize(all.len().next_multiple_of(32) + data, 0);
     all
 }
@@ -60,7 +62,9 @@ fn gguf_files_of_many_small_things() {
         [&kind.to_le_bytes()[..], &count.to_le_bytes(), &one.repeat(count as usize)].concat()
     };
     let tensor = |name: &str, dims: &[u64], offset: u64| {
-        let dims: Vec<u8> = [&(dims.len() as u32).to_le_bytes()[..], &dims.iter().flat_map(|d| d.to_le_bytes()).collect::<Vec<_>>()].concat();
+        let dims: Vec<u8> =
+            [&(dims.len() as u32).to_le_bytes()[..], &dims.iter().flat_map(|d| d.to_le_bytes()).collect::<Vec<_>>()]
+                .concat();
         [text(name), dims, 0u32.to_le_bytes().to_vec(), offset.to_le_bytes().to_vec()].concat()
     };
     let llama = [
@@ -75,7 +79,8 @@ fn gguf_files_of_many_small_things() {
     let embedding = tensor("token_embd.weight", &[1, 1], 0);
     let experts = |n: u64| {
         let stacks = ["gate", "up", "down"].iter().enumerate();
-        let stacks = stacks.map(|(i, part)| tensor(&format!("blk.0.ffn_{part}_exps.weight"), &[1, 1, n], 32 + i as u64 * 4 * n));
+        let stacks =
+            stacks.map(|(i, part)| tensor(&format!("blk.0.ffn_{part}_exps.weight"), &[1, 1, n], 32 + i as u64 * 4 * n));
         gguf(&llama, &[vec![embedding.clone()], stacks.collect()].concat(), 32 + 12 * n as usize)
     };
     let own = |extra: Vec<u8>| gguf(&[&llama[..], &[extra]].concat(), std::slice::from_ref(&embedding), 4);
@@ -83,14 +88,20 @@ fn gguf_files_of_many_small_things() {
         parsers::gguf(),
         &[
             ("keys", gguf(&(0..40_000).map(|i| key(&format!("{i:x}"), 7, &[1])).collect::<Vec<_>>(), &[], 0)),
-            ("tensors", gguf(&[], &(0..20_000u64).map(|i| tensor(&format!("{i:x}"), &[], 32 * i)).collect::<Vec<_>>(), 640_000)),
+            (
+                "tensors",
+                gguf(&[], &(0..20_000u64).map(|i| tensor(&format!("{i:x}"), &[], 32 * i)).collect::<Vec<_>>(), 640_000),
+            ),
             ("bytes", own(key("a", 9, &list(0, 300_000, &[1])))),
             ("empty texts", own(key("a", 9, &list(8, 60_000, &[0; 8])))),
             ("empty lists", own(key("a", 9, &list(9, 60_000, &[0; 12])))),
             ("a long text", own(key("a", 8, &text(&"x".repeat(300_000))))),
             ("experts of one number", experts(16384)),
             ("too many experts", experts(16392)),
-            ("a number of keys", gguf(&[], &[], 0).iter().enumerate().map(|(i, b)| if i == 16 { 255 } else { *b }).collect()),
+            (
+                "a number of keys",
+                gguf(&[], &[], 0).iter().enumerate().map(|(i, b)| if i == 16 { 255 } else { *b }).collect(),
+            ),
         ],
     );
 }

@@ -4,8 +4,8 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use moesaic_kernels::checkpoint::{Checkpoint, INDEX_FILE, OPEN_BYTES, OPEN_BYTES_PER_HEADER_BYTE, save};
 use moesaic_kernels::checkpoint::gguf::{Gguf, Kind, List, Value as GgufValue};
+use moesaic_kernels::checkpoint::{Checkpoint, INDEX_FILE, OPEN_BYTES, OPEN_BYTES_PER_HEADER_BYTE, save};
 use moesaic_kernels::{BlockFormat, Params};
 use moesaic_models::decoder::{Decoder, DecoderConfig};
 use moesaic_models::time_moe::{Config, TimeMoe};

@@ -40,7 +40,10 @@ impl DecoderConfig {
             ("the routing", self.sparse == other.sparse),
             ("the rotary positions", same_rope(self.rope.as_ref(), other.rope.as_ref())),
             ("a multiplier", self.multipliers == other.multipliers),
-            ("the output head", (self.tie_word_embeddings, self.head_bias) == (other.tie_word_embeddings, other.head_bias)),
+            (
+                "the output head",
+                (self.tie_word_embeddings, self.head_bias) == (other.tie_word_embeddings, other.head_bias),
+            ),
         ];
         checks.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
     }
@@ -56,13 +59,16 @@ fn same_rope(a: Option<&RopeConfig>, b: Option<&RopeConfig>) -> bool {
     let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
     let plain = |rope: &RopeConfig| RopeConfig { scaling: RopeScaling::None, ..rope.clone() };
     match (&a.scaling, &b.scaling) {
-        (RopeScaling::Llama3 { .. }, RopeScaling::LongRope { short, long, .. }) => plain(a) == plain(b) && short == long,
+        (RopeScaling::Llama3 { .. }, RopeScaling::LongRope { short, long, .. }) => {
+            plain(a) == plain(b) && short == long
+        }
         // Numbers of factors have 32 bits in the file.
         (
             RopeScaling::LongRope { short: s, long: l, short_scale, long_scale, original },
             RopeScaling::LongRope { short, long, short_scale: ss, long_scale: ls, original: o },
         ) => {
-            let near = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| *a as f32 == *b as f32);
+            let near =
+                |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| *a as f32 == *b as f32);
             let same = |a: f64, b: f64| a as f32 == b as f32;
             plain(a) == plain(b)
                 && near(s, short)

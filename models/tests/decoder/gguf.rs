@@ -36,7 +36,8 @@ fn compared(dir: &Path, choose: fn(&str, &[usize]) -> Kind) -> Result<f32, Strin
 fn fixtures() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     let inside = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    let mut all: Vec<PathBuf> = inside(&root).iter().filter(|dir| !dir.ends_with("time_moe")).flat_map(|d| inside(d)).collect();
+    let mut all: Vec<PathBuf> =
+        inside(&root).iter().filter(|dir| !dir.ends_with("time_moe")).flat_map(|d| inside(d)).collect();
     all.sort();
     all
 }
@@ -101,7 +102,9 @@ fn small_models_of_every_family_come_back() {
                 assert_eq!(worst, 0.0, "{config}");
                 families.insert(saved.config.model_type.clone());
             }
-            Err(message) => assert!(message.contains("cannot be") || message.contains("no place"), "{config}: {message}"),
+            Err(message) => {
+                assert!(message.contains("cannot be") || message.contains("no place"), "{config}: {message}")
+            }
         }
     }
     for family in ["llama", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v2", "deepseek_v3", "phimoe"] {

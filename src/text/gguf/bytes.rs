@@ -113,7 +113,8 @@ pub(super) fn name_of(tokenizer: &Value) -> Option<&'static str> {
     let whole = tokenizer["model"]["ignore_merges"] == true;
     let patterns = patterns(&tokenizer["pre_tokenizer"])?;
     KNOWN.split(", ").find(|name| {
-        split(name).is_some_and(|split| split.patterns == patterns && split.composed == composed && split.whole == whole)
+        split(name)
+            .is_some_and(|split| split.patterns == patterns && split.composed == composed && split.whole == whole)
     })
 }
 
@@ -124,7 +125,9 @@ fn patterns(step: &Value) -> Option<Vec<&str>> {
             let steps = step["pretokenizers"].as_array()?.iter().map(patterns);
             Some(steps.collect::<Option<Vec<_>>>()?.concat())
         }
-        "Split" if step["behavior"] == "Isolated" && step["invert"] != true => Some(vec![step["pattern"]["Regex"].as_str()?]),
+        "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
+            Some(vec![step["pattern"]["Regex"].as_str()?])
+        }
         "Digits" if step["individual_digits"] == true => Some(vec![r"\p{N}"]),
         "ByteLevel" if step["add_prefix_space"] != true => {
             Some(if step["use_regex"] == false { Vec::new() } else { vec![GPT2] })

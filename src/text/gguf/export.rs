@@ -54,7 +54,8 @@ fn metadata(dir: &Path, config: &DecoderConfig) -> Result<Vec<(String, Value)>> 
     let Some(name) = bytes::name_of(&json) else {
         return Err(refused("its tokenizer splits text in a way that has no name there"));
     };
-    let merges: Option<Vec<String>> = model["merges"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(merge).collect();
+    let merges: Option<Vec<String>> =
+        model["merges"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(merge).collect();
     let merges = merges.ok_or_else(|| refused("it has a merge that is not two tokens"))?;
 
     // A token for every row of the embedding.
@@ -79,10 +80,14 @@ fn metadata(dir: &Path, config: &DecoderConfig) -> Result<Vec<(String, Value)>> 
         (key("token_type"), Value::List(List::Signed(types))),
         (key("merges"), Value::List(List::Text(merges))),
     ];
-    let named = |name: &str| loaded.named().iter().find(|(other, _)| *other == name).and_then(|(_, token)| loaded.id(token));
-    let (bos, eos) = (named("bos_token").or(config.bos_token_id), named("eos_token").or(config.eos_token_ids.first().copied()));
+    let named =
+        |name: &str| loaded.named().iter().find(|(other, _)| *other == name).and_then(|(_, token)| loaded.id(token));
+    let (bos, eos) =
+        (named("bos_token").or(config.bos_token_id), named("eos_token").or(config.eos_token_ids.first().copied()));
     let ids = [("bos", bos), ("eos", eos), ("unknown", named("unk_token")), ("padding", named("pad_token"))];
-    all.extend(ids.into_iter().filter_map(|(name, id)| Some((key(&format!("{name}_token_id")), Value::Unsigned(id?.into())))));
+    all.extend(
+        ids.into_iter().filter_map(|(name, id)| Some((key(&format!("{name}_token_id")), Value::Unsigned(id?.into())))),
+    );
     // What stands around a text, whoever puts it there.
     let around = loaded.encode("a")?;
     let first = around.len() > 1 && bos.is_some() && around.first().copied() == bos;

@@ -107,7 +107,11 @@ fn split(pre: &str, text: &str) -> Vec<String> {
     let step: PreTokenizerWrapper = serde_json::from_value(step).unwrap();
     let mut split = PreTokenizedString::from(text);
     step.pre_tokenize(&mut split).unwrap();
-    split.get_splits(OffsetReferential::Original, OffsetType::Byte).iter().map(|(piece, ..)| (*piece).to_string()).collect()
+    split
+        .get_splits(OffsetReferential::Original, OffsetType::Byte)
+        .iter()
+        .map(|(piece, ..)| (*piece).to_string())
+        .collect()
 }
 
 #[test]

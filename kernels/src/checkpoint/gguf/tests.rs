@@ -28,7 +28,8 @@ fn whole(name: &str, value: u32) -> Vec<u8> {
 
 fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let dims_bytes: Vec<u8> = dims.iter().flat_map(|d| d.to_le_bytes()).collect();
-    [&text(name)[..], &(dims.len() as u32).to_le_bytes(), &dims_bytes, &kind.to_le_bytes(), &offset.to_le_bytes()].concat()
+    [&text(name)[..], &(dims.len() as u32).to_le_bytes(), &dims_bytes, &kind.to_le_bytes(), &offset.to_le_bytes()]
+        .concat()
 }
 
 impl File {
@@ -53,8 +54,7 @@ impl File {
 
     fn bytes(&self) -> Vec<u8> {
         let (tensors, keys) = self.counts.unwrap_or((self.tensors.len() as u64, self.keys.len() as u64));
-        let mut all =
-            [&b"GGUF"[..], &self.version.to_le_bytes(), &tensors.to_le_bytes(), &keys.to_le_bytes()].concat();
+        let mut all = [&b"GGUF"[..], &self.version.to_le_bytes(), &tensors.to_le_bytes(), &keys.to_le_bytes()].concat();
         self.keys.iter().chain(&self.tensors).for_each(|piece| all.extend(piece));
         all.resize(all.len().next_multiple_of(self.alignment as usize) + self.data, 0);
         all
@@ -77,7 +77,8 @@ fn a_sound_file() {
         assert_eq!(file.metadata().text("general.architecture").unwrap(), Some("llama"));
     }
     let lists = with(|f| {
-        let list = |kind: u32, count: u64, bytes: &[u8]| [&kind.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat();
+        let list =
+            |kind: u32, count: u64, bytes: &[u8]| [&kind.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat();
         f.keys.push(key("a", 9, &list(9, 2, &[list(0, 1, &[7]), list(8, 1, &text("x"))].concat())));
         f.keys.push(key("b", 0, &[255]));
         f.keys.push(key("c", 1, &[255]));
@@ -140,7 +141,11 @@ fn broken_files() {
         ("a key without end", with(|f| f.keys[0] = huge.to_vec()), "bytes of text follow"),
         ("a long key", with(|f| f.keys.push(whole(&"k".repeat(2000), 1))), "a key has 2000 bytes"),
         ("a text without end", with(|f| f.keys.push(key("a", 8, &huge))), "bytes of text follow"),
-        ("a list without end", with(|f| f.keys.push(key("a", 9, &[&8u32.to_le_bytes()[..], &huge].concat()))), "list entries"),
+        (
+            "a list without end",
+            with(|f| f.keys.push(key("a", 9, &[&8u32.to_le_bytes()[..], &huge].concat()))),
+            "list entries",
+        ),
         (
             "lists in lists",
             with(|f| {
@@ -165,12 +170,24 @@ fn broken_files() {
         ("not aligned", with(|f| f.tensors[1] = tensor("a", &[4], 0, 48)), "not a multiple of the alignment 32"),
         ("overlap", with(|f| f.tensors[1] = tensor("b", &[4], 0, 32)), "\"b\" overlaps"),
         ("the same place", with(|f| f.tensors[1] = tensor("b", &[4], 0, 0)), "overlaps"),
-        ("Q5_0", with(|f| f.tensors[0] = tensor("a", &[32], 6, 0)), "Q5_0 (supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K"),
+        (
+            "Q5_0",
+            with(|f| f.tensors[0] = tensor("a", &[32], 6, 0)),
+            "Q5_0 (supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K",
+        ),
         ("IQ4_XS", with(|f| f.tensors[0] = tensor("a", &[32], 23, 0)), "IQ4_XS"),
         ("an unknown type", with(|f| f.tensors[0] = tensor("a", &[32], 999, 0)), "number 999"),
-        ("rows of half a block", with(|f| f.tensors[0] = tensor("a", &[16, 2], 8, 0)), "16 values do not fill blocks of 32"),
+        (
+            "rows of half a block",
+            with(|f| f.tensors[0] = tensor("a", &[16, 2], 8, 0)),
+            "16 values do not fill blocks of 32",
+        ),
         ("no architecture", with(|f| drop(f.keys.remove(0))), "names no architecture"),
-        ("another architecture", with(|f| f.keys[0] = key("general.architecture", 8, &text("mamba"))), "supported: llama, qwen2, "),
+        (
+            "another architecture",
+            with(|f| f.keys[0] = key("general.architecture", 8, &text("mamba"))),
+            "supported: llama, qwen2, ",
+        ),
         ("a missing key", with(|f| drop(f.keys.remove(3))), "lacks the key llama.embedding_length"),
         ("a key of another type", with(|f| f.keys[3] = key("llama.embedding_length", 8, &text("4"))), "whole number"),
         ("no embedding", with(|f| f.tensors[0] = tensor("a", &[4, 3], 0, 0)), "\"token_embd.weight\" is missing"),

@@ -298,7 +298,9 @@ impl Plan<'_> {
                             let heads = if which == Heads::Query { heads } else { kv_heads };
                             self.turned(name, full(published), heads)?;
                         }
-                        Place::Each(published) => self.stack(name, |i| full(&published.replace("{}", &i.to_string())))?,
+                        Place::Each(published) => {
+                            self.stack(name, |i| full(&published.replace("{}", &i.to_string())))?
+                        }
                         Place::Above(published) => self.halves(name, full(published))?,
                         // Written with what is above; queries, keys and values apart.
                         Place::Below(_) | Place::Joined(_) => {}
@@ -315,7 +317,8 @@ impl Plan<'_> {
     }
 
     fn plan(&mut self, name: String, shape: Vec<usize>, parts: Parts) -> Result<()> {
-        let small = shape.len() < 2 || name.ends_with(".bias") || name.contains("_norm") || name.contains("ffn_gate_inp");
+        let small =
+            shape.len() < 2 || name.ends_with(".bias") || name.contains("_norm") || name.contains("ffn_gate_inp");
         let kind = if small { Kind::Float(DType::F32) } else { (self.choose)(&name, &shape) };
         let (values, _) = kind.block();
         let width = shape.last().copied().unwrap_or(1);
@@ -455,7 +458,9 @@ impl Planned {
 
 /// The values of a tensor of the checkpoint.
 fn read(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
-    let Some(info) = checkpoint.info(name) else { refuse!("{}: tensor {} is missing", checkpoint.label(), shown(name)) };
+    let Some(info) = checkpoint.info(name) else {
+        refuse!("{}: tensor {} is missing", checkpoint.label(), shown(name))
+    };
     let mut values = vec![0f32; info.values()];
     checkpoint.read_f32_into(name, &info.shape, &mut values)?;
     Ok(values)
