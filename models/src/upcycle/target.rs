@@ -43,7 +43,10 @@ pub(super) fn dense_network(dense: &DecoderConfig) -> Result<DenseConfig> {
         return refuse("attention and feed-forward part stand in parallel, which no sparse family has");
     }
     if dense.norm.kind == NormKind::Layer {
-        return refuse("its norms are LayerNorms, and no sparse family with such norms routes as a sum of experts");
+        return refuse(
+            "its norms are LayerNorms, which of the sparse families only phimoe has, and its router weighs each of two \
+             experts with about 1",
+        );
     }
     if !network.gated {
         return refuse("its feed-forward part has no gate, and the experts of every sparse family have one");
