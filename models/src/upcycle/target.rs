@@ -108,6 +108,10 @@ fn published(dense: &DecoderConfig, network: DenseConfig, wanted: &Wanted, famil
     for key in ["attention_bias", "mlp_bias", "pretraining_tp", "auto_map", "_name_or_path", "intermediate_size"] {
         map.remove(key);
     }
+    if wanted.dtype.is_some() {
+        // As releases from 5 on call `torch_dtype`.
+        map.remove("dtype");
+    }
     let mut set = |key: &str, value: Value| drop(map.insert(key.to_string(), value));
     set("model_type", json!(family));
     if let AttentionConfig::Grouped(a) = &dense.attention {
