@@ -134,7 +134,7 @@ def main():
     parser.add_argument("dense", type=pathlib.Path)
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--layers", default="3-29/4")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--draw", type=pathlib.Path)

@@ -207,6 +207,9 @@ fn make(common: &Common, plan: impl FnOnce() -> Result<Plan>) -> Result<()> {
             let output = common.output.display();
             let same = if plan.exact() { "; it gives the logits of the dense model" } else { "" };
             note(&format!("done: the model is in {output}{same}"));
+            if !common.output.join("tokenizer.json").exists() {
+                note("the dense model brings no tokenizer.json: put one beside the weights before the model writes");
+            }
             Ok(())
         }
         Err(Error::Stopped) => {
