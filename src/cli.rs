@@ -13,6 +13,7 @@ mod parquet;
 mod progress;
 mod tables;
 mod train;
+mod upcycle;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Info(info::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Upcycle(upcycle::Args),
+    Mix(upcycle::MixArgs),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
@@ -78,6 +81,8 @@ pub fn run() -> ExitCode {
         Command::Info(args) => info::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Upcycle(args) => upcycle::run(args),
+        Command::Mix(args) => upcycle::mix(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),

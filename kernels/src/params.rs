@@ -50,6 +50,17 @@ struct Trained {
 struct State {
     used: BTreeSet<String>,
     trained: Vec<Trained>,
+    /// What is not trained beside what is, for saving the whole.
+    kept: Vec<(Tensor, Vec<Part>)>,
+}
+
+/// Chooses published tensors by name.
+struct Choice(Box<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Choice")
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +71,8 @@ struct Inner {
     /// Seed of tensors that no checkpoint gives; without it they are errors.
     seed: Option<u64>,
     mode: Mode,
+    /// In training, the tensors that become variables; absent for all.
+    choice: Option<Choice>,
     dtype: DType,
     device: Device,
     state: Mutex<State>,
@@ -115,6 +128,21 @@ impl Params {
         Self::make(Some(checkpoint.clone()), BTreeMap::new(), None, Mode::Train, DType::F32, device)
     }
 
+    /// As [`resume`](Self::resume), but only tensors that `trained` chooses by their published names become variables; the
+    /// others stay as they are, cost no gradient, and are saved with them ([`kept`](Self::kept)). A stack of experts is one
+    /// variable: it is trained if any of its tensors is chosen.
+    pub fn resume_some(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        trained: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let choice = Some(Choice(Box::new(trained)));
+        let (device, state) = (device.clone(), Mutex::default());
+        let (checkpoint, merging, mode) = (Some(checkpoint.clone()), BTreeMap::new(), Mode::Train);
+        let inner = Inner { checkpoint, merging, seed: None, mode, choice, dtype: DType::F32, device, state };
+        Self { inner: Arc::new(inner), prefix: String::new() }
+    }
+
     fn make(
         checkpoint: Option<Checkpoint>,
         merging: BTreeMap<String, Vec<LowRank>>,
@@ -124,7 +152,7 @@ impl Params {
         device: &Device,
     ) -> Self {
         let (device, state) = (device.clone(), Mutex::default());
-        let inner = Inner { checkpoint, merging, seed, mode, dtype, device, state };
+        let inner = Inner { checkpoint, merging, seed, mode, choice: None, dtype, device, state };
         Self { inner: Arc::new(inner), prefix: String::new() }
     }
 
@@ -193,6 +221,10 @@ impl Params {
         let mut state = self.state();
         state.used.extend(parts.iter().map(|p| p.name.clone()));
         if self.inner.mode != Mode::Train {
+            return Ok(tensor);
+        }
+        if self.inner.choice.as_ref().is_some_and(|choice| !parts.iter().any(|part| (choice.0)(&part.name))) {
+            state.kept.push((tensor.clone(), parts));
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;
@@ -337,15 +369,32 @@ impl Params {
         let mut all = Vec::new();
         for trained in &state.trained {
             let Some(values) = of(&trained.var) else { continue };
-            let flat = values.flatten_all()?;
-            for part in &trained.parts {
-                let len = part.shape.iter().product::<usize>();
-                all.push((part.name.clone(), flat.narrow(0, part.start, len)?.reshape(part.shape.as_slice())?));
-            }
+            cut(&values, &trained.parts, &mut all)?;
         }
         all.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(all)
     }
+
+    /// The published tensors that stay as they are beside variables ([`resume_some`](Self::resume_some)), sorted by name.
+    pub fn kept(&self, dtype: DType) -> Result<Vec<(String, Tensor)>> {
+        let state = self.state();
+        let mut all = Vec::new();
+        for (values, parts) in &state.kept {
+            cut(&values.to_dtype(dtype)?, parts, &mut all)?;
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+}
+
+/// Published tensors out of the stack that they were laid into.
+fn cut(values: &Tensor, parts: &[Part], all: &mut Vec<(String, Tensor)>) -> Result<()> {
+    let flat = values.flatten_all()?;
+    for part in parts {
+        let len = part.shape.iter().product::<usize>();
+        all.push((part.name.clone(), flat.narrow(0, part.start, len)?.reshape(part.shape.as_slice())?));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -397,6 +446,14 @@ mod tests {
         // A mis-shaped part names the tensor.
         let error = loaded.tensor("norm", [5], Init::Ones).unwrap_err().to_string();
         assert!(error.contains("norm") && error.contains('5') && error.contains('4'), "{error}");
+        // A part of it as variables, the whole saved.
+        let some = Params::resume_some(&Checkpoint::open(&path)?, &Device::Cpu, |name| name == "layer.b.w");
+        some.pp("layer").stack(&[2, 2, 3], &parts, Init::Zeros)?;
+        some.tensor("norm", [4], Init::Zeros)?;
+        assert_eq!(some.variables().len(), 1);
+        let names = |all: Vec<(String, Tensor)>| all.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(some.published(|v| Some(v.as_tensor().clone()))?), ["layer.a.w", "layer.b.w"]);
+        assert_eq!(names(some.kept(DType::BF16)?), ["norm"]);
         Ok(())
     }
 }

@@ -7,3 +7,4 @@ pub mod generate;
 pub mod lora;
 pub mod time_moe;
 pub mod train;
+pub mod upcycle;

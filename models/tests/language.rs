@@ -11,7 +11,7 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::decoder::{Decoder, DecoderConfig};
 use moesaic_models::lora::{Adapter, attach};
-use moesaic_models::train::language::{LoraConfig, TargetsConfig, TrainConfig, run};
+use moesaic_models::train::language::{LoraConfig, Part, TargetsConfig, TrainConfig, run};
 use moesaic_models::train::{Ended, Report, checkpoints};
 
 const TEXT: &str = "the cat sat on the mat and the dog lay by the door; ";
@@ -49,6 +49,12 @@ fn train(config: &TrainConfig, resume: bool, stop_after: Option<u64>) -> (Ended,
     let stop = AtomicBool::new(false);
     let mut reports = Vec::new();
     let mut report = |r: &Report| {
+        // Before the first step only the held-out text is measured.
+        if r.step == 0 {
+            let names: Vec<&str> = r.parts.iter().map(|(name, _)| name.as_str()).collect();
+            assert!(r.loss.is_nan() && names == ["validation", "perplexity"], "{:?}", r.parts);
+            return Ok(());
+        }
         reports.push((r.loss, r.parts.clone()));
         stop.store(stop_after == Some(r.step), Ordering::Relaxed);
         Ok(())
@@ -98,6 +104,66 @@ fn a_resumed_run_has_the_losses_of_an_uninterrupted_one() {
         threads.plan.workers = 2;
         assert_eq!(train(&threads, false, None).1, whole, "{kind}");
     }
+}
+
+/// A run on what `write_model` made of a sparse model.
+fn part(dir: &Path, out: &str, part: Part, steps: u64) -> TrainConfig {
+    let base = config(dir, out, QWEN3_MOE, steps);
+    TrainConfig { model: None, init: Some(dir.join("base")), train: part, ..base }
+}
+
+#[test]
+fn a_part_of_a_sparse_model_is_trained_and_resumed_and_the_rest_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (family, model) in [("qwen3_moe", QWEN3_MOE), ("granitemoe", GRANITE)] {
+        write_model(&dir.join("base"), model, 1);
+        let before = Checkpoint::open(&dir.join("base")).unwrap();
+        for (name, chosen) in [("router", Part::Router), ("experts", Part::Experts), ("all", Part::All)] {
+            let (one, two) = (format!("{family} {name} one"), format!("{family} {name} two"));
+            let (_, whole) = train(&part(dir, &one, chosen, 5), false, None);
+            let two = part(dir, &two, chosen, 5);
+            let (ended, mut parts) = train(&two, false, Some(3));
+            assert_eq!(ended, Ended::Stopped(3));
+            parts.extend(train(&two, true, None).1);
+            assert_eq!(whole, parts, "{family} {name}");
+            let newest = checkpoints(&two.plan.out).unwrap().pop().unwrap();
+            // A checkpoint is the whole model; moments are only of what is trained.
+            let after = Checkpoint::open(&newest).unwrap();
+            assert_eq!(after.names().collect::<Vec<_>>(), before.names().collect::<Vec<_>>());
+            let moments = Checkpoint::open(&newest.join("optimiser.safetensors")).unwrap();
+            let bits =
+                |c: &Checkpoint, name: &str| c.read_any(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for name in before.names() {
+                let router = name.ends_with("mlp.gate.weight") || name.contains("router");
+                let inside = name.contains("layers.1.mlp.") || name.contains("block_sparse_moe");
+                let trained = match chosen {
+                    Part::Router => router,
+                    Part::Experts => inside,
+                    Part::All => true,
+                };
+                assert_eq!(bits(&before, name) != bits(&after, name), trained, "{family} {chosen:?} {name}");
+                if router || name.contains("norm") {
+                    assert_eq!(moments.info(&format!("mean.{name}")).is_some(), trained, "{name}");
+                }
+            }
+            logits(&Decoder::load(&two.plan.out.join("model"), DType::F32, &Device::Cpu).unwrap());
+        }
+    }
+    let refuse = |f: &dyn Fn(&mut TrainConfig)| {
+        let mut config = part(dir, "refused", Part::Router, 2);
+        f(&mut config);
+        refused(&config, false)
+    };
+    assert!(refuse(&|c| c.lora = Some(LoraConfig::default())).contains("both given"));
+    let dense = serde_json::from_str(LLAMA).unwrap();
+    assert!(refuse(&|c| (c.init, c.model) = (None, Some(dense_map(&dense)))).contains("init instead of [model]"));
+    write_model(&dir.join("base"), LLAMA, 1);
+    assert!(refuse(&|_| ()).contains("this llama has none"));
+}
+
+fn dense_map(value: &serde_json::Value) -> serde_json::Map<String, serde_json::Value> {
+    value.as_object().cloned().unwrap()
 }
 
 #[test]

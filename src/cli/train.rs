@@ -38,9 +38,20 @@ pub(super) struct LanguageArgs {
     /// The run: model, text, adapters, optimiser, length (see examples/language.toml and examples/lora.toml)
     #[arg(value_name = "CONFIG.toml")]
     config: PathBuf,
+    /// What of a sparse model is trained, whatever the file says: the routers, the experts with their routers, or all
+    #[arg(long, value_name = "PART", value_enum)]
+    train: Option<TrainedPart>,
     /// Go on from the newest checkpoint of this run
     #[arg(long)]
     resume: bool,
+}
+
+/// The values of `--train`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TrainedPart {
+    Router,
+    Experts,
+    All,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -49,7 +60,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 pub(super) fn language(args: &LanguageArgs) -> Result<()> {
-    let config: language::TrainConfig = moesaic::settings::read(&args.config)?;
+    let mut config: language::TrainConfig = moesaic::settings::read(&args.config)?;
+    if let Some(part) = args.train {
+        config.train = match part {
+            TrainedPart::Router => language::Part::Router,
+            TrainedPart::Experts => language::Part::Experts,
+            TrainedPart::All => language::Part::All,
+        };
+    }
     let tokenizer = match config.tokenizer_file() {
         None => None,
         Some(file) => {
@@ -102,6 +120,9 @@ fn follow(out: &Path, train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_co
 fn progress(report: &Report) -> String {
     let parts: Vec<String> = report.parts.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let width = report.steps.to_string().len();
+    if report.step == 0 {
+        return format!("step {:>width$}/{}  before training ({})\n", 0, report.steps, parts.join(", "));
+    }
     format!(
         "step {:>width$}/{}  loss {:.4} ({})  rate {:.2e}  gradient {:.2}  {:.0} tokens/s  {} left\n",
         report.step,

@@ -1,7 +1,8 @@
 //! Training a language model, or adapters of one, on text files from a TOML file: `moesaic train language CONFIG.toml`.
 //!
 //! The loss is next-token cross entropy plus the family's auxiliary loss ([`Decoder::loss`]). Everything is trained, from
-//! seeded weights or from those of a model; or, with `[lora]`, low-rank adapters beside a model that stays as it is.
+//! seeded weights or from those of a model; or a part of a sparse model ([`Part`]); or, with `[lora]`, low-rank adapters
+//! beside a model that stays as it is.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -38,6 +39,9 @@ pub struct TrainConfig {
     /// `tokenizer.json`; without it that of `init`, or, where there is none, the bytes of the text are its tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
+    /// What of the model is trained; the rest of `init` stays as it is and costs neither gradients nor moments.
+    #[serde(default, skip_serializing_if = "Part::is_all")]
+    pub train: Part,
     /// If given, adapters are trained and the model of `init` stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
@@ -49,6 +53,44 @@ pub struct TrainConfig {
     /// Length of the run, reports and checkpoints.
     #[serde(default)]
     pub plan: Plan,
+}
+
+/// A part of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// All of it.
+    #[default]
+    All,
+    /// The routers of its sparse layers, and the gates of their shared experts.
+    Router,
+    /// All of the feed-forward part of its sparse layers: routers, experts, shared experts.
+    Experts,
+}
+
+impl Part {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// Which published tensors belong to the part; none for all.
+    fn choice(self, decoder: &DecoderConfig) -> Result<Option<impl Fn(&str) -> bool + Send + Sync + 'static>> {
+        if self == Self::All {
+            return Ok(None);
+        }
+        let names = decoder.names;
+        let prefix = |i: usize| format!("{}.{i}.{}.", names.layers, names.sparse);
+        let prefixes: Vec<String> = decoder.sparse_layers().map(prefix).collect();
+        if prefixes.is_empty() {
+            bail!("train names a part of sparse layers, and this {} has none; leave it out", decoder.model_type);
+        }
+        let routers = [names.router, names.router_bias, names.shared_gate];
+        Ok(Some(move |name: &str| {
+            let inside = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix.as_str()));
+            inside.is_some_and(|inside| self == Self::Experts || routers.contains(&inside))
+        }))
+    }
 }
 
 /// Adapters, under the names that PEFT's `adapter_config.json` has.
@@ -149,7 +191,7 @@ pub struct DataConfig {
     /// Instead of that share, files of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub validation_files: Vec<PathBuf>,
-    /// Steps between measurements; there is one after the last step as well.
+    /// Steps between measurements; there is one before the first and one after the last step as well.
     #[serde(default = "often")]
     pub eval_every: u64,
     /// At most so many rows are measured, the first of the held-out text.
@@ -189,6 +231,12 @@ impl TrainConfig {
             (None, None) => bail!("give [model] to train from nothing, or init, the folder of a model to start from"),
             (Some(_), None) if self.lora.is_some() => {
                 bail!("[lora] adapts a trained model: give init instead of [model]")
+            }
+            (Some(_), None) if !self.train.is_all() => {
+                bail!("train names a part of a trained model: give init instead of [model]")
+            }
+            _ if self.lora.is_some() && !self.train.is_all() => {
+                bail!("train and [lora] are both given: adapters have targets of their own; leave one out")
             }
             _ => Ok(()),
         }
@@ -353,6 +401,7 @@ pub fn run(
     if config.data.length > decoder.max_positions {
         bail!("data.length is {}, the model's context {}", config.data.length, decoder.max_positions);
     }
+    let part = config.train.choice(&decoder)?;
     let (train, held_out) = texts(config, tokenise.unwrap_or(&bytes), &decoder)?;
     remember(config, &train, resume)?;
 
@@ -370,9 +419,10 @@ pub fn run(
             (model, params, Some(adapter))
         }
         _ => {
-            let params = match newest.as_ref().or(config.init.as_ref()) {
-                Some(dir) => Params::resume(&Checkpoint::open(dir)?, &device),
-                None => Params::init(config.seed, &device),
+            let params = match (newest.as_ref().or(config.init.as_ref()), part) {
+                (Some(dir), Some(part)) => Params::resume_some(&Checkpoint::open(dir)?, &device, part),
+                (Some(dir), None) => Params::resume(&Checkpoint::open(dir)?, &device),
+                (None, _) => Params::init(config.seed, &device),
             };
             (Decoder::new(decoder, &params)?, params, None)
         }

@@ -55,7 +55,8 @@ pub trait Trainable: Sync {
         Format::default()
     }
 
-    /// What is measured after `step` of `steps` steps on data that is not trained on; empty where it is not time for that.
+    /// What is measured after `step` of `steps` steps, 0 being before the first, on data that is not trained on; empty where
+    /// it is not time for that.
     fn measure(&self, _step: u64, _steps: u64) -> Result<Vec<(String, f64)>> {
         Ok(Vec::new())
     }
@@ -116,11 +117,11 @@ impl Default for Plan {
 /// What a report says.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Steps done.
+    /// Steps done. 0 for what was measured before the first, where anything was.
     pub step: u64,
     /// Steps in all.
     pub steps: u64,
-    /// Mean loss since the last report.
+    /// Mean loss since the last report; not a number before the first step.
     pub loss: f64,
     /// Means of its parts since the last report; after them what was measured now ([`Trainable::measure`]).
     pub parts: Vec<(String, f64)>,
@@ -132,6 +133,23 @@ pub struct Report {
     pub tokens_per_second: f64,
     /// Estimate of the time left, seconds.
     pub seconds_left: f64,
+}
+
+impl Report {
+    /// What was measured before the first step.
+    fn before(steps: u64, parts: Vec<(String, f64)>) -> Self {
+        let (nothing, none) = (f64::NAN, 0.0);
+        Self {
+            step: 0,
+            steps,
+            loss: nothing,
+            parts,
+            learning_rate: none,
+            gradient_norm: none,
+            tokens_per_second: none,
+            seconds_left: nothing,
+        }
+    }
 }
 
 /// How a run ended.
@@ -198,6 +216,13 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         let mut since = Instant::now();
         let (mut loss_sum, mut tokens, mut count) = (0.0, 0usize, 0u32);
         let mut parts: Vec<(String, f64)> = Vec::new();
+        if self.step == 0 {
+            let measured = self.model.measure(0, self.plan.steps)?;
+            if !measured.is_empty() {
+                report(&Report::before(self.plan.steps, measured))?;
+            }
+            since = Instant::now();
+        }
         let started = (Instant::now(), self.step);
         while self.step < self.plan.steps {
             let workers = self.plan.workers.min(self.plan.accumulation);
@@ -307,7 +332,8 @@ impl<'a, T: Trainable> Trainer<'a, T> {
     fn export(&self, dir: &Path, dtype: DType) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
         let format = self.model.format();
-        let tensors = self.params.published(|var| var.to_dtype(dtype).ok())?;
+        let mut tensors = self.params.published(|var| var.to_dtype(dtype).ok())?;
+        tensors.extend(self.params.kept(dtype)?);
         save(&dir.join(format.weights), &tensors, &[("format", "pt")])?;
         for file in &format.beside {
             let Some(name) = file.file_name() else { continue };

@@ -75,7 +75,7 @@ pub(super) fn translate(value: Value) -> Result<DecoderConfig> {
 
 impl DecoderConfig {
     /// Tensors that published checkpoints of these families hold and no forward pass needs.
-    pub(super) fn ignorable(&self, name: &str) -> bool {
+    pub(crate) fn ignorable(&self, name: &str) -> bool {
         // Buffers that old releases saved.
         if name.ends_with(".rotary_emb.inv_freq") {
             return true;
