@@ -22,7 +22,7 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
             }
             let prefix = concat!(stringify!($model), ".").to_lowercase();
             let params = trained(case, &prefix)?;
-            let model = $model::new(WaveConfig::load(&case.dir)?, &params.1)?;
+            let model = $model::new(WaveConfig::load(&case.dir)?.named_as(&Checkpoint::open(&case.dir)?, &prefix), &params.1)?;
             let again = model.forward(&samples, lengths.as_deref(), None)?;
             gradients(case, &params.0, &tokens, &again)?;
         }};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{Result, bail};
 use moesaic_kernels::Activation;
+use moesaic_kernels::checkpoint::Checkpoint;
 use serde::Deserialize;
 
 use crate::speech::blocks::{MOST, WIDEST, read_config, size};
@@ -135,6 +136,21 @@ impl WaveConfig {
         let config: Self = read_config(dir)?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The same config with the names under which a checkpoint holds the positional convolution, and the prefix of all names
+    /// there (`prefix`, such as `wavlm.`, or none).
+    pub fn named_as(mut self, checkpoint: &Checkpoint, prefix: &str) -> Self {
+        let has = |name: &str| {
+            let name = format!("encoder.pos_conv_embed.conv.{name}");
+            checkpoint.info(&name).is_some() || checkpoint.info(&format!("{prefix}{name}")).is_some()
+        };
+        self.weight_norm = match () {
+            () if has("parametrizations.weight.original0") => WeightNorm::Parametrised,
+            () if has("weight") => WeightNorm::Folded,
+            () => WeightNorm::Plain,
+        };
+        self
     }
 
     /// The activations of convolutions and of feed-forward parts.

@@ -51,16 +51,10 @@ pub(super) struct WaveEncoder {
 
 impl WaveEncoder {
     pub(super) fn load(kind: Kind, dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let (mut config, checkpoint) = (WaveConfig::load(dir)?, Checkpoint::open(dir)?);
+        let (config, checkpoint) = (WaveConfig::load(dir)?, Checkpoint::open(dir)?);
         let prefix = prefix(&checkpoint, &[kind.prefix, ""], "feature_projection.projection.weight", kind.name)?;
-        let has = |name: &str| checkpoint.info(&format!("{prefix}{name}")).is_some();
-        config.weight_norm = match () {
-            () if has("encoder.pos_conv_embed.conv.parametrizations.weight.original0") => WeightNorm::Parametrised,
-            () if has("encoder.pos_conv_embed.conv.weight") => WeightNorm::Folded,
-            () => WeightNorm::Plain,
-        };
         let params = Params::load(&checkpoint, dtype, device);
-        let mut model = Self::new(kind, config, &under(&params, prefix))?;
+        let mut model = Self::new(kind, config.named_as(&checkpoint, prefix), &under(&params, prefix))?;
         if checkpoint.info("lm_head.weight").is_some() {
             model.add_head(&params)?;
         }
