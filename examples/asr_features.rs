@@ -62,7 +62,8 @@ fn main() -> anyhow::Result<()> {
     // 100 columns a second, and only those with sound.
     let columns = samples.len() / 160;
     let (whisper, banks) = (first(&whisper, columns.max(1)), turned(&banks));
-    let map = |title, caption, values, rows| HeatMap { title, caption, values, rows, x: (0.0, seconds), unit: "seconds" };
+    let map =
+        |title, caption, values, rows| HeatMap { title, caption, values, rows, x: (0.0, seconds), unit: "seconds" };
     let maps = [
         map("Whisper", "log-mel, 80 bands by column of 10 ms", &whisper[..], 80),
         map("AV-HuBERT", "log energies of 26 filters, before stacking", &banks, 26),

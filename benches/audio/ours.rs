@@ -11,9 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use moesaic_encoders::audio::{
-    AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, WhisperFeatures, resample,
-};
+use moesaic_encoders::audio::{AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, WhisperFeatures, resample};
 use moesaic_encoders::speech::WhisperEncoder;
 
 /// 30 s.

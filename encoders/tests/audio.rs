@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use moesaic_encoders::audio::{
-    AudioError, AudioFile, AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, Downmix, WaveNorm, WhisperFeatures,
-    read_audio, read_audio_bytes,
+    AudioError, AudioFile, AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, Downmix, WaveNorm,
+    WhisperFeatures, read_audio, read_audio_bytes,
 };
 use moesaic_kernels::rng::Rng;
 
@@ -190,7 +190,9 @@ fn silence_and_hundredths_of_seconds_have_features() {
     // Silence: log10 of the floor everywhere.
     assert!(whisper.extract(&[0.0; 100]).expect("features").values.iter().all(|v| *v == -1.5));
     assert!(matches!(whisper.extract(&[]), Err(AudioError::Empty { .. })));
-    for bad in [WhisperFeatures::new(0).err(), WhisperFeatures::new(202).err(), WhisperFeatures::with_window(80, 1).err()] {
+    for bad in
+        [WhisperFeatures::new(0).err(), WhisperFeatures::new(202).err(), WhisperFeatures::with_window(80, 1).err()]
+    {
         assert!(matches!(bad, Some(AudioError::Input(_))));
     }
 }

@@ -11,7 +11,8 @@ use crate::case::{Case, Got};
 
 /// Frames of the file that `pcm_native_head` holds.
 fn head(case: &Case, path: &std::path::Path) -> Result<Tensor> {
-    let frames = case.json["expected"]["pcm_native_head"]["shape"][1].as_u64().context("pcm_native_head has no length")?;
+    let frames =
+        case.json["expected"]["pcm_native_head"]["shape"][1].as_u64().context("pcm_native_head has no length")?;
     let mut file = AudioFile::open(path, false)?;
     let channels = file.info().channels;
     let mut samples = Vec::new();
@@ -36,7 +37,12 @@ fn features(case: &Case, samples: &[f32]) -> Result<Got> {
     let keep = case.json["n_keep"].as_u64().context("n_keep is missing")? as usize;
     let mut whisper = |name: &str, mels, samples: &[f32]| -> Result<()> {
         let features = WhisperFeatures::new(mels)?.extract(samples)?;
-        ensure!((features.rows, features.cols) == (mels, 3000), "{name} has shape {}, {}", features.rows, features.cols);
+        ensure!(
+            (features.rows, features.cols) == (mels, 3000),
+            "{name} has shape {}, {}",
+            features.rows,
+            features.cols
+        );
         // All frames after those that the case keeps hold one value.
         let pad = case.json["pad_values"][name].as_f64().context("pad_values lacks a name")? as f32;
         let after = features.values.chunks(3000).flat_map(|row| &row[keep..]);

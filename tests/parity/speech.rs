@@ -22,7 +22,8 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
             }
             let prefix = concat!(stringify!($model), ".").to_lowercase();
             let params = trained(case, &prefix)?;
-            let model = $model::new(WaveConfig::load(&case.dir)?.named_as(&Checkpoint::open(&case.dir)?, &prefix), &params.1)?;
+            let model =
+                $model::new(WaveConfig::load(&case.dir)?.named_as(&Checkpoint::open(&case.dir)?, &prefix), &params.1)?;
             let again = model.forward(&samples, lengths.as_deref(), None)?;
             gradients(case, &params.0, &tokens, &again)?;
         }};
@@ -92,6 +93,7 @@ pub fn meaningful(case: &Case, name: &str) -> Result<Option<Vec<bool>>> {
     }
     let frames = case.json["expected"][name]["shape"][1].as_u64().unwrap_or(0) as usize;
     let config = WaveConfig::load(&case.dir)?;
-    Ok(Some(lengths.iter().flat_map(|&n| (0..frames).map(move |i| (i, n))).map(|(i, n)| i < config.frames(n)).collect()))
+    Ok(Some(
+        lengths.iter().flat_map(|&n| (0..frames).map(move |i| (i, n))).map(|(i, n)| i < config.frames(n)).collect(),
+    ))
 }
-

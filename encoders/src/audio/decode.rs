@@ -136,8 +136,7 @@ impl AudioFile {
         let info = AudioInfo { container, sample_rate: 0, channels: 0, seconds };
         let (block, track) = (Vec::new(), id);
         let (skip, frames, waiting, over) = (0, 0, false, false);
-        let mut file =
-            Self { label, info, format, decoder, track, lenient, edit, skip, frames, block, waiting, over };
+        let mut file = Self { label, info, format, decoder, track, lenient, edit, skip, frames, block, waiting, over };
         // Rate and channels are those that come out: headers of AAC may tell something else.
         file.waiting = file.decode()?;
         if !file.waiting {

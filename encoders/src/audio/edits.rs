@@ -31,7 +31,8 @@ pub(super) fn edit(file: &mut (impl Read + Seek), id: u32) -> Option<Edit> {
         file.seek(SeekFrom::Start(at)).ok()?;
         let mut header = [0u8; 16];
         file.read_exact(&mut header[..8]).ok()?;
-        let (kind, mut size, mut body) = ([header[4], header[5], header[6], header[7]], u64::from(u32_at(&header, 0)?), 8);
+        let (kind, mut size, mut body) =
+            ([header[4], header[5], header[6], header[7]], u64::from(u32_at(&header, 0)?), 8);
         if size == 1 {
             file.read_exact(&mut header[8..]).ok()?;
             (size, body) = (u64_at(&header, 8)?, 16);

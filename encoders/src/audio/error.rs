@@ -30,7 +30,9 @@ pub enum AudioError {
         label: String,
     },
     /// The container is known, its codec is not.
-    #[error("{label}: its sound cannot be decoded ({why}); convert it, for example with `ffmpeg -i IN -ac 1 -ar 16000 OUT.wav`")]
+    #[error(
+        "{label}: its sound cannot be decoded ({why}); convert it, for example with `ffmpeg -i IN -ac 1 -ar 16000 OUT.wav`"
+    )]
     Codec {
         /// Name of the file.
         label: String,
@@ -38,7 +40,9 @@ pub enum AudioError {
         why: String,
     },
     /// The file ends before its header says.
-    #[error("{label}: ends after {decoded:.2} s of {expected:.2} s; fetch it again, or read it with `AudioOptions::lenient`")]
+    #[error(
+        "{label}: ends after {decoded:.2} s of {expected:.2} s; fetch it again, or read it with `AudioOptions::lenient`"
+    )]
     Truncated {
         /// Name of the file.
         label: String,

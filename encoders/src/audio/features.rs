@@ -90,7 +90,9 @@ impl WhisperFeatures {
     /// As [`new`](Self::new), or the window is no multiple of 160 from 320 to ten minutes.
     pub fn with_window(mels: usize, samples: usize) -> AudioResult<Self> {
         if !(1..=201).contains(&mels) {
-            return Err(AudioError::Input(format!("Whisper features of {mels} bands: expected 1 to 201, usual are 80 and 128")));
+            return Err(AudioError::Input(format!(
+                "Whisper features of {mels} bands: expected 1 to 201, usual are 80 and 128"
+            )));
         }
         if samples % 160 != 0 || !(320..=600 * SAMPLE_RATE as usize).contains(&samples) {
             return Err(AudioError::Input(format!(
@@ -149,7 +151,8 @@ impl WhisperFeatures {
 fn read_config<T: for<'a> Deserialize<'a>>(path: &Path) -> AudioResult<T> {
     let label = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| AudioError::Io { label: label.clone(), source })?;
-    serde_json::from_str(&text).map_err(|e| AudioError::Input(format!("{label}: {e}; take the file from the model's hub page")))
+    serde_json::from_str(&text)
+        .map_err(|e| AudioError::Input(format!("{label}: {e}; take the file from the model's hub page")))
 }
 
 /// What AV-HuBERT hears (Shi et al., arXiv 2201.02184): 26 log filter bank energies every 10 ms as `python_speech_features` makes

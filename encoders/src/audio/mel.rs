@@ -34,7 +34,14 @@ impl<T: FftNum> Bank<T> {
 
     /// Filters whose edges are evenly spaced on a mel scale, as `transformers` and torchaudio build them: the bins are points on
     /// the frequency axis, and a filter is the lower of its two slopes. `area` gives each filter an area of one.
-    fn triangles(count: usize, bins: usize, top: f64, to_mel: fn(f64) -> f64, to_hertz: fn(f64) -> f64, area: bool) -> Self {
+    fn triangles(
+        count: usize,
+        bins: usize,
+        top: f64,
+        to_mel: fn(f64) -> f64,
+        to_hertz: fn(f64) -> f64,
+        area: bool,
+    ) -> Self {
         let highest = to_mel(top);
         let edge = |m: usize| to_hertz(highest * m as f64 / (count + 1) as f64);
         let edges: Vec<f64> = (0..count + 2).map(edge).collect();

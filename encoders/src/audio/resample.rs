@@ -33,6 +33,9 @@ pub struct Resampler {
     width: usize,
     phases: Vec<Phase>,
     taps: Vec<f32>,
+    /// All other taps of the reference: zero but for rounding, 1e-23 or so. Only where a filter sees nothing but silence do they
+    /// show, and there the logarithm of an energy can tell.
+    far: f32,
     /// Input that is still needed, from the start of the current period on.
     pending: Vec<f32>,
     taken: u64,
@@ -67,13 +70,8 @@ impl Resampler {
             // All in f32, as the reference does for f32 samples: how positions round changes the output by 6e-6.
             let tap = |j: usize| {
                 let t = (-(p as f32) / new as f32 + (j as f32 - width as f32) / old as f32) * base as f32;
-                let t = t.clamp(-WIDTH as f32, WIDTH as f32);
-                let window = (t * PI / WIDTH as f32 / 2.0).cos().powi(2);
-                let x = t * PI;
-                let sinc = if x == 0.0 { 1.0 } else { x.sin() / x };
-                sinc * (window * (base / old as f64) as f32)
+                weight(t, (base / old as f64) as f32)
             };
-            // Beyond six crossings all taps are zero up to rounding (1e-23), and left out.
             let centre = width as f64 + p as f64 / new as f64 * old as f64;
             let reach = WIDTH * old as f64 / base;
             let first = (centre - reach).floor().max(0.0) as usize;
@@ -82,11 +80,12 @@ impl Resampler {
             taps.extend((first..=last).map(tap));
             phases.push(Phase { first, taps: start..taps.len() });
         }
-        Ok(Self::with(old, new, width, phases, taps))
+        let far = weight(WIDTH as f32, (base / old as f64) as f32);
+        Ok(Self { far, ..Self::with(old, new, width, phases, taps) })
     }
 
     fn with(old: usize, new: usize, width: usize, phases: Vec<Phase>, taps: Vec<f32>) -> Self {
-        Self { old, new, width, phases, taps, pending: vec![0.0; width], taken: 0, given: 0 }
+        Self { old, new, width, phases, taps, far: 0.0, pending: vec![0.0; width], taken: 0, given: 0 }
     }
 
     /// Takes samples in, and appends those of the new rate that they complete to `out`.
@@ -119,9 +118,13 @@ impl Resampler {
         let mut at = 0;
         while let Some(period) = self.pending.get(at..at + needed) {
             let count = (total - self.given).min(self.new as u64) as usize;
+            let mut all = None;
             out.extend(self.phases[..count].iter().map(|phase| {
                 let taps = &self.taps[phase.taps.clone()];
-                dot(taps, &period[phase.first..][..taps.len()])
+                match dot(taps, &period[phase.first..][..taps.len()]) {
+                    0.0 => self.far * *all.get_or_insert_with(|| period.iter().sum::<f32>()),
+                    value => value,
+                }
             }));
             self.given += count as u64;
             at += self.old;
@@ -140,6 +143,15 @@ pub fn resample(samples: &[f32], from: u32, to: u32) -> AudioResult<Vec<f32>> {
     resampler.push(samples, &mut out);
     resampler.finish(&mut out);
     Ok(out)
+}
+
+/// The filter `t` zero crossings from its centre, by f32 arithmetic in the reference's order.
+fn weight(t: f32, scale: f32) -> f32 {
+    let t = t.clamp(-WIDTH as f32, WIDTH as f32);
+    let window = (t * PI / WIDTH as f32 / 2.0).cos().powi(2);
+    let x = t * PI;
+    let sinc = if x == 0.0 { 1.0 } else { x.sin() / x };
+    sinc * (window * scale)
 }
 
 /// Eight sums side by side, which compilers turn into vectors.
@@ -189,7 +201,8 @@ mod tests {
             let got = resample(&tone(from, 1000.0, from as usize / 2), from, to)?;
             let expected = tone(to, 1000.0, got.len());
             let middle = 200..got.len() - 200;
-            let worst = got[middle.clone()].iter().zip(&expected[middle]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let worst =
+                got[middle.clone()].iter().zip(&expected[middle]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 3e-3, "{from} to {to}: {worst}");
         }
         let high = resample(&tone(44100, 12000.0, 44100), 44100, 16000)?;

@@ -128,7 +128,13 @@ impl Convolution {
 }
 
 /// `down(act(up x))` with biases.
-pub(super) fn mlp(p: &Params, [up, down]: [&str; 2], (h, i): (usize, usize), act: Activation, init: Init) -> Result<ExpertBank> {
+pub(super) fn mlp(
+    p: &Params,
+    [up, down]: [&str; 2],
+    (h, i): (usize, usize),
+    act: Activation,
+    init: Init,
+) -> Result<ExpertBank> {
     let one = |name: &str, what: &str, part: &[usize], shape: &[usize], init| {
         p.stack(shape, &[(format!("{name}.{what}"), part.to_vec())], init)
     };
@@ -224,7 +230,12 @@ pub(super) fn prefix<'a>(checkpoint: &Checkpoint, prefixes: &[&'a str], name: &s
 }
 
 /// Fails where the checkpoint has tensors that `ours` says belong to the model, and that it never asked for.
-pub(super) fn all_used(checkpoint: &Checkpoint, params: &Params, model: &str, ours: impl Fn(&str) -> bool) -> Result<()> {
+pub(super) fn all_used(
+    checkpoint: &Checkpoint,
+    params: &Params,
+    model: &str,
+    ours: impl Fn(&str) -> bool,
+) -> Result<()> {
     let unknown: Vec<String> = params.unused().into_iter().filter(|name| ours(name)).collect();
     match unknown.as_slice() {
         [] => Ok(()),

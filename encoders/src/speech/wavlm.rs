@@ -9,7 +9,7 @@
 //! two gates of a gated recurrent unit, which comes to the same.)
 
 use candle_core::{D, DType, Result, Tensor, bail};
-use moesaic_kernels::{Init, Params};
+use moesaic_kernels::{Init, Params, linear};
 
 use super::wave::{Kind, WaveConfig, wave_model};
 
@@ -83,9 +83,9 @@ impl Gate {
     /// `gru_rel_pos_linear.{weight [8, d], bias [8]}` and `gru_rel_pos_const [1, heads, 1, 1]`.
     pub(super) fn load(cfg: &WaveConfig, p: &Params) -> Result<Self> {
         let (heads, d) = (cfg.num_attention_heads, cfg.hidden_size / cfg.num_attention_heads);
-        let linear = p.pp("gru_rel_pos_linear");
-        let weight = linear.tensor("weight", [8, d], Init::Normal(cfg.initializer_range))?.to_dtype(DType::F32)?;
-        let bias = linear.tensor("bias", [8], Init::Zeros)?.to_dtype(DType::F32)?;
+        let map = p.pp("gru_rel_pos_linear");
+        let weight = map.tensor("weight", [8, d], Init::Normal(cfg.initializer_range))?.to_dtype(DType::F32)?;
+        let bias = map.tensor("bias", [8], Init::Zeros)?.to_dtype(DType::F32)?;
         let scale = p.tensor("gru_rel_pos_const", [1, heads, 1, 1], Init::Ones)?.to_dtype(DType::F32)?;
         Ok(Self { weight, bias, scale, heads })
     }
@@ -98,7 +98,7 @@ impl Gate {
         let bias = self.bias.reshape((2, 4))?.sum(1)?;
         // [b * t * heads, d]
         let x = x.reshape((b * t * self.heads, d))?.to_dtype(DType::F32)?;
-        let gates = x.matmul(&weight.t()?)?.broadcast_add(&bias)?;
+        let gates = linear(&x, &weight, Some(&bias))?;
         // sigmoid x = 1 / (1 + exp -x)
         let gates = ((gates.neg()?.exp()? + 1.0)?.recip()?).reshape((b, t, self.heads, 2))?;
         let (a, c) = (gates.narrow(D::Minus1, 0, 1)?.squeeze(3)?, gates.narrow(D::Minus1, 1, 1)?.squeeze(3)?);

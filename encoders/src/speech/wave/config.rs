@@ -189,15 +189,15 @@ impl WaveConfig {
 
     /// Frames that come of `n` samples.
     pub fn frames(&self, n: usize) -> usize {
-        let step = |n: usize, (&kernel, &stride): (&usize, &usize)| {
-            n.checked_sub(kernel).map_or(0, |n| n / stride.max(1) + 1)
-        };
+        let step =
+            |n: usize, (&kernel, &stride): (&usize, &usize)| n.checked_sub(kernel).map_or(0, |n| n / stride.max(1) + 1);
         self.conv_kernel.iter().zip(&self.conv_stride).fold(n, step)
     }
 
     /// Samples that give one frame: the shortest clip there can be (400 in all published models, 25 ms).
     pub fn shortest(&self) -> usize {
-        let step = |n: usize, (&kernel, &stride): (&usize, &usize)| (n - 1).saturating_mul(stride).saturating_add(kernel);
+        let step =
+            |n: usize, (&kernel, &stride): (&usize, &usize)| (n - 1).saturating_mul(stride).saturating_add(kernel);
         self.conv_kernel.iter().zip(&self.conv_stride).rev().fold(1, step)
     }
 }

@@ -116,19 +116,15 @@ impl Positions {
         let init = Init::Normal(2.0 / ((size * h) as f64).sqrt());
         let (length, direction) = match cfg.weight_norm {
             WeightNorm::Plain => (Some("weight_g"), "weight_v"),
-            WeightNorm::Parametrised => (Some("parametrizations.weight.original0"), "parametrizations.weight.original1"),
+            WeightNorm::Parametrised => {
+                (Some("parametrizations.weight.original0"), "parametrizations.weight.original1")
+            }
             WeightNorm::Folded => (None, "weight"),
         };
         let direction = p.tensor(direction, [h, width, size], init)?;
         let length = length.map(|name| p.tensor(name, [1, 1, size], Init::Ones)).transpose()?;
         let bias = p.tensor("bias", [h], Init::Zeros)?;
-        let mut this = Self {
-            weight: Weight::Trained { length, direction, bias },
-            groups,
-            width,
-            size,
-            activation,
-        };
+        let mut this = Self { weight: Weight::Trained { length, direction, bias }, groups, width, size, activation };
         if !p.trains() {
             this.weight = Weight::Ready(this.convolutions(p.device().is_cpu())?);
         }
