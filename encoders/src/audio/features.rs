@@ -94,7 +94,7 @@ impl WhisperFeatures {
                 "Whisper features of {mels} bands: expected 1 to 201, usual are 80 and 128"
             )));
         }
-        if samples % 160 != 0 || !(320..=600 * SAMPLE_RATE as usize).contains(&samples) {
+        if !samples.is_multiple_of(160) || !(320..=600 * SAMPLE_RATE as usize).contains(&samples) {
             return Err(AudioError::Input(format!(
                 "Whisper features of windows of {samples} samples: expected a multiple of 160 from 320 to 9600000"
             )));

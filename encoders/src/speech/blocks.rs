@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::conv::unfold;
 use moesaic_kernels::ops::{gelu, layer_norm, softmax};
-use moesaic_kernels::{Activation, ExpertBank, Init, Linear, Params, linear};
+use moesaic_kernels::{Activation, CausalAttention, ExpertBank, Init, Linear, Params, linear};
 
 /// Widest vector that a config may ask for: above it, it is a mistake.
 pub(super) const WIDEST: usize = 1 << 20;
@@ -164,7 +164,7 @@ pub(super) struct Bias<'a> {
     pub(super) position: &'a Tensor,
 }
 
-/// Queries whose scores are held at once.
+/// Queries whose scores are held at once, where they have a bias.
 const QUERIES: usize = 256;
 
 /// `softmax(q k^T / sqrt(d) + bias) v`, each row of the batch over its own `lengths` only. Outputs at padding are zeros. A row
@@ -173,40 +173,56 @@ const QUERIES: usize = 256;
 /// # Shapes
 /// `q`, `k`, `v` `[b, t, heads * d]` to the same
 pub(super) fn attend(
-    [q, k, v]: [&Tensor; 3],
+    qkv: [&Tensor; 3],
     heads: usize,
     lengths: Option<&[usize]>,
     bias: Option<&Bias<'_>>,
 ) -> Result<Tensor> {
-    let (b, t, width) = q.dims3()?;
-    let d = width / heads;
-    let rows = (0..b).map(|i| {
+    let (b, t, width) = qkv[0].dims3()?;
+    if lengths.is_none() && bias.is_none() {
+        return fused(qkv, heads);
+    }
+    let row = |i: usize| {
         let n = lengths.and_then(|l| l.get(i)).map_or(t, |&n| n.min(t));
         if n == 0 {
-            return Tensor::zeros((1, t, width), q.dtype(), q.device());
+            return Tensor::zeros((1, t, width), qkv[0].dtype(), qkv[0].device());
         }
-        // [heads, n, d]
-        let split = |x: &Tensor| x.get(i)?.narrow(0, 0, n)?.reshape((n, heads, d))?.transpose(0, 1)?.contiguous();
-        let (q, k, v) = ((split(q)? * (1.0 / (d as f64).sqrt()))?, split(k)?.transpose(1, 2)?, split(v)?);
-        let block = |first: usize| {
-            let count = QUERIES.min(n - first);
-            let mut scores = q.narrow(1, first, count)?.contiguous()?.matmul(&k)?; // (heads, count, n)
-            if let Some(Bias { gate, position }) = bias {
-                let offsets = (0..count).flat_map(|i| (0..n).map(move |j| (t - 1 + j - (first + i)) as u32));
-                let offsets = Tensor::from_iter(offsets, q.device())?;
-                let position = position.index_select(&offsets, 0)?.t()?.reshape((heads, count, n))?;
-                let gate = gate.get(i)?.narrow(1, first, count)?.unsqueeze(2)?;
-                scores = (scores + position.broadcast_mul(&gate)?)?;
-            }
-            softmax(&scores)?.matmul(&v)
+        let [q, k, v] = qkv.map(|x| x.narrow(0, i, 1)?.narrow(1, 0, n));
+        let qkv = [&q?, &k?, &v?];
+        let out = match bias {
+            None => fused(qkv, heads)?,
+            Some(Bias { gate, position }) => biased(qkv, heads, &gate.get(i)?, position)?,
         };
-        let blocks = (0..n).step_by(QUERIES).map(block).collect::<Result<Vec<_>>>()?;
-        let out = if blocks.len() == 1 { blocks[0].clone() } else { Tensor::cat(&blocks, 1)? };
-        let out = out.transpose(0, 1)?.reshape((1, n, width))?;
         if n < t { out.pad_with_zeros(1, 0, t - n) } else { Ok(out) }
-    });
-    let rows = rows.collect::<Result<Vec<_>>>()?;
-    if rows.len() == 1 { Ok(rows[0].clone()) } else { Tensor::cat(&rows, 0) }
+    };
+    Tensor::cat(&(0..b).map(row).collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// `q`, `k`, `v` `[b, t, heads * d]` to the same, all of each row real.
+fn fused(qkv: [&Tensor; 3], heads: usize) -> Result<Tensor> {
+    let (b, t, width) = qkv[0].dims3()?;
+    let [q, k, v] = qkv.map(|x| x.contiguous()?.reshape((b, t, heads, width / heads)));
+    let attention = CausalAttention::everywhere(1.0 / ((width / heads) as f64).sqrt());
+    attention.forward(&q?, &k?, &v?)?.reshape((b, t, width))
+}
+
+/// `q`, `k`, `v` `[1, n, heads * d]`, `gate [heads, t]` and `position [2 t - 1, heads]` with `t >= n`, to `[1, n, heads * d]`.
+fn biased(qkv: [&Tensor; 3], heads: usize, gate: &Tensor, position: &Tensor) -> Result<Tensor> {
+    let (_, n, width) = qkv[0].dims3()?;
+    let (t, d) = (gate.dim(1)?, width / heads);
+    let [q, k, v] = qkv.map(|x| x.reshape((n, heads, d))?.transpose(0, 1)?.contiguous()); // (heads, n, d)
+    let (q, k, v) = ((q? * (1.0 / (d as f64).sqrt()))?, k?.transpose(1, 2)?, v?);
+    let block = |first: usize| {
+        let count = QUERIES.min(n - first);
+        let scores = q.narrow(1, first, count)?.contiguous()?.matmul(&k)?; // (heads, count, n)
+        let offsets = (first..first + count).flat_map(|i| (0..n).map(move |j| (t - 1 + j - i) as u32));
+        let offsets = Tensor::from_iter(offsets, position.device())?;
+        let position = position.index_select(&offsets, 0)?.t()?.reshape((heads, count, n))?;
+        let gate = gate.narrow(1, first, count)?.unsqueeze(2)?;
+        softmax(&(scores + position.broadcast_mul(&gate)?)?)?.matmul(&v)
+    };
+    let blocks = (0..n).step_by(QUERIES).map(block).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&blocks, 1)?.transpose(0, 1)?.reshape((1, n, width))
 }
 
 /// 1 for the first `lengths` of `t` frames, 0 after them: `[b, t]` of u32.

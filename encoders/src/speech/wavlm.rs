@@ -33,7 +33,12 @@ impl RelativePositions {
     /// `rel_attn_embed.weight [buckets, heads]` of the first layer's attention.
     pub(super) fn load(cfg: &WaveConfig, p: &Params) -> Result<Self> {
         let (buckets, farthest) = (cfg.num_buckets, cfg.max_bucket_distance);
-        if buckets < 4 || buckets % 4 != 0 || buckets > 1 << 16 || farthest <= buckets / 4 || farthest > 1 << 24 {
+        if buckets < 4
+            || !buckets.is_multiple_of(4)
+            || buckets > 1 << 16
+            || farthest <= buckets / 4
+            || farthest > 1 << 24
+        {
             bail!(
                 "num_buckets is {buckets} and max_bucket_distance {farthest}; expected a multiple of 4, and more than a \
                  quarter of it"
