@@ -215,6 +215,10 @@ mod tests {
             let ours = unfold(&x, k, s)?.broadcast_matmul(&rows.t()?)?;
             let theirs = x.transpose(1, 2)?.contiguous()?.conv1d(&w, 0, s, 1, 1)?.transpose(1, 2)?;
             near(&ours, &theirs.contiguous()?, 1e-5);
+            // Gradients against windows cut out one by one.
+            let windows = (0..=(t - k) / s).map(|i| x.narrow(1, i * s, k)?.reshape((2, k * 4)));
+            let windows = Tensor::stack(&windows.collect::<Result<Vec<_>>>()?, 1)?;
+            let theirs = windows.broadcast_matmul(&rows.t()?)?;
             let gradient = |y: &Tensor| -> Result<Tensor> {
                 let grads = y.sqr()?.sum_all()?.backward()?;
                 Ok(grads.get(&x).expect("a gradient").clone())
