@@ -1,9 +1,11 @@
-//! Pictures of a series and its forecast: in the terminal, and as SVG.
+//! Pictures: of a series and its forecast in the terminal and as SVG, of a matrix as SVG.
 
+mod heat;
 mod svg;
 mod terminal;
 mod ticks;
 
+pub use heat::{HeatMap, heat_maps};
 pub use svg::svg;
 pub use terminal::terminal;
 

@@ -12,6 +12,8 @@
 //! `MOESAIC_PARITY_ONLY=family[,family]` narrows it, `MOESAIC_DEVICE=cuda` runs it on the first GPU. A new family is one
 //! entry in `parity/families.rs`.
 
+#[path = "parity/audio_features.rs"]
+mod audio_features;
 #[path = "parity/case.rs"]
 mod case;
 #[path = "parity/compare.rs"]
@@ -22,6 +24,8 @@ mod decoder;
 mod families;
 #[path = "parity/run.rs"]
 mod run;
+#[path = "parity/speech.rs"]
+mod speech;
 #[path = "parity/time_moe.rs"]
 mod time_moe;
 

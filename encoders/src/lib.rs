@@ -1,6 +1,8 @@
 //! Encoders: raw media to features to modality tokens.
 //!
-//! Images, speech, sound and music enter here and leave as [`Tokens`] that a projector maps into a backbone. The crate
-//! holds nothing yet; the vision encoders come first.
-//!
-//! [`Tokens`]: https://docs.rs/moesaic-kernels/latest/moesaic_kernels/struct.Tokens.html
+//! Images, speech, sound and music enter here and leave as [`Tokens`](moesaic_kernels::Tokens) that a projector maps into a
+//! backbone.
+
+#[cfg(feature = "audio")]
+pub mod audio;
+pub mod speech;

@@ -16,6 +16,7 @@
 mod attention;
 mod blocks;
 pub mod checkpoint;
+pub mod conv;
 pub mod cpu;
 pub mod experts;
 mod host;

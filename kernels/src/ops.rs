@@ -1,5 +1,9 @@
 //! Differentiable row-wise operations that candle's fused forms cut gradients in: softmax, RMSNorm, LayerNorm and gated units.
 
+mod gelu;
+
+pub use gelu::gelu;
+
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{SendPtr, isa, math, parallel};

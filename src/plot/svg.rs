@@ -14,11 +14,11 @@ const RIGHT: f64 = 28.0;
 const TOP: f64 = 72.0;
 const BOTTOM: f64 = 40.0;
 
-const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,'DejaVu Sans',sans-serif";
-const TITLE: &str = "#111827";
-const TEXT: &str = "#6b7280";
+pub(super) const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,'DejaVu Sans',sans-serif";
+pub(super) const TITLE: &str = "#111827";
+pub(super) const TEXT: &str = "#6b7280";
 const GRID: &str = "#e5e7eb";
-const AXIS: &str = "#9ca3af";
+pub(super) const AXIS: &str = "#9ca3af";
 const HISTORY: &str = "#374151";
 const FORECAST: &str = "#e8590c";
 const FUTURE: &str = "#fff9f4";
@@ -178,7 +178,7 @@ fn rect(out: &mut String, x: f64, y: f64, width: f64, height: f64, colour: &str)
     );
 }
 
-fn text(out: &mut String, (x, y): (f64, f64), text: &str, style: &str) {
+pub(super) fn text(out: &mut String, (x, y): (f64, f64), text: &str, style: &str) {
     if !text.is_empty() {
         let _ = writeln!(out, "<text x=\"{x:.2}\" y=\"{y:.2}\" {style}>{}</text>", escaped(text));
     }

@@ -80,6 +80,11 @@ impl Case {
         entry.and_then(|e| e.get("meaning")).and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// An expected tensor that others of the case are computed from, as its notes say.
+    pub fn given(&self, name: &str) -> Result<&Tensor> {
+        self.expected.get(name).with_context(|| format!("the case has no tensor {name}"))
+    }
+
     /// The expected tensors, for the comparison only.
     pub(super) fn expected(&self) -> &BTreeMap<String, Tensor> {
         &self.expected
@@ -134,7 +139,14 @@ impl Got {
         }
     }
 
-    pub(super) fn get(&self, name: &str) -> Result<&Tensor> {
+    /// These results and those of `other`.
+    pub fn with(mut self, other: Self) -> Self {
+        other.tensors.into_iter().for_each(|(name, tensor)| self.put(name, tensor));
+        self
+    }
+
+    /// A result.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
         if self.twice.contains(name) {
             bail!("computed twice: which one counts?");
         }

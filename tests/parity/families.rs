@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{decoder, time_moe};
+use crate::{audio_features, decoder, speech, time_moe};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -24,7 +24,15 @@ pub fn families() -> &'static [Family] {
     const fn language(name: &'static str) -> Family {
         Family { name, run: decoder::run, meaningful: decoder::meaningful }
     }
+    const fn speech_encoder(name: &'static str) -> Family {
+        Family { name, run: speech::run, meaningful: speech::meaningful }
+    }
     const FAMILIES: &[Family] = &[
+        Family { name: "audio_features", run: audio_features::run, meaningful: Case::attended },
+        speech_encoder("hubert"),
+        speech_encoder("wav2vec2"),
+        speech_encoder("wavlm"),
+        speech_encoder("whisper_encoder"),
         language("deepseek_v2"),
         language("deepseek_v3"),
         language("granitemoe"),
@@ -47,20 +55,18 @@ pub fn families() -> &'static [Family] {
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const VISION: &str = "the vision towers are not built";
     const VISION_CHAT: &str = "vision towers and their connectors are not built (the text decoder is, in models/)";
-    const SPEECH: &str = "the speech encoders are not built";
+    const SPEECH: &str = "this speech encoder is not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
     const MEDIA: &str = "feature extraction from media files is not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
         ("aria", VISION_CHAT),
-        ("audio_features", MEDIA),
         ("av_hubert", SPEECH),
         ("ced", SPEECH),
         ("clip_vision", VISION),
         ("cumo", VISION),
         ("deepspeed_gate", "the router with capacity and dropped tokens is not built"),
-        ("hubert", SPEECH),
         ("image_preprocess", MEDIA),
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
@@ -77,9 +83,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("usam_qformer", USAM),
         ("usam_saclm", USAM),
         ("video_preprocess", MEDIA),
-        ("wav2vec2", SPEECH),
-        ("wavlm", SPEECH),
-        ("whisper_encoder", SPEECH),
     ]
 }
 

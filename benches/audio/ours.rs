@@ -1,0 +1,118 @@
+//! Our side of `run.py`: answers commands on standard input with one line of JSON each.
+//!
+//! * `file FILE`: Whisper features of a whole file in windows of 30 s, streamed; seconds, windows, peak of resident memory in bytes
+//! * `whisper MELS`, `avhubert`, `ced`, `resample`: features of the samples in WAVE.f32 (windows of 30 s for Whisper and CED), and
+//!   those samples from 44.1 to 16 kHz; seconds, and the last window's values to OUT
+//! * `load DTYPE`, `encode BATCH`: Whisper's encoder on the last Whisper features; seconds, and the last row's values to OUT
+
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use candle_core::{DType, Device, Tensor};
+use moesaic_encoders::audio::{AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, WhisperFeatures, resample};
+use moesaic_encoders::speech::WhisperEncoder;
+
+/// 30 s.
+const WINDOW: usize = 480_000;
+
+fn main() -> Result<()> {
+    // `cargo bench` passes `--bench`.
+    let paths: Vec<PathBuf> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
+    let [folder, wave, out] = &paths[..] else {
+        println!("run benches/audio/run.py: it starts both sides");
+        return Ok(());
+    };
+    let samples = floats(wave)?;
+    let mut model: Option<WhisperEncoder> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let start = Instant::now();
+        let values = match words[..] {
+            ["file", path] => {
+                let windows = file(Path::new(path))?;
+                let seconds = start.elapsed().as_secs_f64();
+                answer(&format!("\"seconds\": {seconds}, \"windows\": {windows}, \"peak\": {}", peak().unwrap_or(0)))?;
+                continue;
+            }
+            ["whisper", mels] => {
+                let extractor = WhisperFeatures::new(mels.parse()?)?;
+                last(&samples, |window| Ok(extractor.extract(window)?.values))?
+            }
+            ["avhubert"] => AvHubertFeatures::new(true).extract(&samples)?.values,
+            ["ced"] => {
+                let extractor = CedFeatures::new();
+                last(&samples, |window| Ok(extractor.extract(window)?.values))?
+            }
+            ["resample"] => resample(&samples, 44_100, 16_000)?,
+            ["load", dtype] => {
+                let dtype = match dtype {
+                    "f32" => DType::F32,
+                    "bf16" => DType::BF16,
+                    other => bail!("unknown dtype {other}"),
+                };
+                model = Some(WhisperEncoder::load(folder, dtype, &Device::Cpu)?);
+                Vec::new()
+            }
+            ["encode", batch] => {
+                let model = model.as_ref().context("load comes first")?;
+                let features = WhisperFeatures::new(80)?.extract(&samples[..WINDOW])?.tensor(&Device::Cpu)?;
+                let features = Tensor::stack(&vec![features; batch.parse()?], 0)?;
+                let start = Instant::now();
+                let tokens = model.forward(&features, None)?;
+                let seconds = start.elapsed().as_secs_f64();
+                write(out, &tokens.embeds.get(0)?.flatten_all()?.to_vec1::<f32>()?)?;
+                answer(&format!("\"seconds\": {seconds}"))?;
+                continue;
+            }
+            _ => bail!("unknown command {line:?}"),
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        write(out, &values)?;
+        answer(&format!("\"seconds\": {seconds}"))?;
+    }
+    Ok(())
+}
+
+fn answer(fields: &str) -> Result<()> {
+    println!("{{{fields}}}");
+    Ok(std::io::stdout().flush()?)
+}
+
+fn floats(path: &Path) -> Result<Vec<f32>> {
+    let bytes = std::fs::read(path)?;
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+fn write(path: &Path, values: &[f32]) -> Result<()> {
+    Ok(std::fs::write(path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?)
+}
+
+/// What `of` makes of each window, the last one kept.
+fn last(samples: &[f32], of: impl Fn(&[f32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    let mut values = Vec::new();
+    for window in samples.chunks(WINDOW) {
+        values = of(window)?;
+    }
+    Ok(values)
+}
+
+fn file(path: &Path) -> Result<usize> {
+    let extractor = WhisperFeatures::new(80)?;
+    let mut windows = 0;
+    for window in AudioReader::open(path, AudioOptions::default())?.windows(WINDOW) {
+        let features = extractor.extract(&window?)?;
+        anyhow::ensure!(features.cols == 3000);
+        windows += 1;
+    }
+    Ok(windows)
+}
+
+/// Peak of resident memory in bytes, where the system tells it.
+fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

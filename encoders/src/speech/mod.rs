@@ -1,0 +1,22 @@
+//! Speech encoders: one file a model, in the order of its paper.
+//!
+//! | model | takes | gives |
+//! | --- | --- | --- |
+//! | [`WhisperEncoder`] | [`WhisperFeatures`](crate::audio::WhisperFeatures) `[b, 80, 3000]` | `[b, 1500, d]`, 50 tokens a second |
+//! | [`Wav2Vec2`], [`Hubert`], [`WavLm`] | samples `[b, n]` at 16 kHz, through [`WaveNorm`](crate::audio::WaveNorm) | `[b, n / 320, h]` about, 50 tokens a second |
+//!
+//! Tensor names and `config.json` are those of the models' Hugging Face pages. With [`Params::resume`](moesaic_kernels::Params::resume) or
+//! [`frozen`](moesaic_kernels::Params::frozen) gradients flow through them; loaded for inference on the CPU, their weights are in tiles.
+
+mod blocks;
+mod hubert;
+mod wav2vec2;
+mod wave;
+mod wavlm;
+mod whisper;
+
+pub use hubert::Hubert;
+pub use wav2vec2::Wav2Vec2;
+pub use wave::{MOST_SAMPLES, StemNorm, WaveConfig, WeightNorm};
+pub use wavlm::WavLm;
+pub use whisper::{WhisperConfig, WhisperEncoder};
