@@ -1,6 +1,28 @@
 //! Encoders: raw media to features to modality tokens.
 //!
-//! Images, speech, sound and music enter here and leave as [`Tokens`] that a projector maps into a backbone. The crate
-//! holds nothing yet; the vision encoders come first.
+//! Media decoding and feature extraction stand apart from the neural part: [`image`] makes pixels of picture files, a tower
+//! makes [`Tokens`](moesaic_kernels::Tokens) of pixels. A projector maps those into a backbone.
 //!
-//! [`Tokens`]: https://docs.rs/moesaic-kernels/latest/moesaic_kernels/struct.Tokens.html
+//! | tower | file | published as |
+//! | --- | --- | --- |
+//! | [`ClipVision`] | `clip.rs` | `openai/clip-vit-*`, and inside LLaVA and MoE-LLaVA |
+//! | [`SiglipVision`] | `siglip.rs` | `google/siglip-*`, and inside MoE-LLaVA 384 |
+//! | [`DinoVision`] | `dino.rs` | `facebook/dinov2-*`, with and without registers |
+//! | [`CumoVision`] | `cumo.rs` | `shi-labs/CuMo-*`: CLIP with sparse networks, at several scales |
+
+mod blocks;
+mod clip;
+mod config;
+mod cumo;
+mod dino;
+pub mod image;
+mod interpolate;
+mod siglip;
+mod tower;
+
+pub use clip::{ClipConfig, ClipOutput, ClipVision, Head};
+pub use cumo::{CumoConfig, CumoOutput, CumoVision};
+pub use dino::{DinoConfig, DinoOutput, DinoVision};
+pub use interpolate::{bicubic, mean_pool};
+pub use siglip::{SiglipConfig, SiglipOutput, SiglipVision};
+pub use tower::{Features, Select, Tower};

@@ -1,4 +1,4 @@
-//! Fused causal attention with gradients.
+//! Fused attention with gradients: causal, or of all queries to all keys.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -24,18 +24,27 @@ pub struct CausalAttention {
     /// all masked with the dtype's minimum does in `transformers`. Such outputs mean nothing, but a loss that counts them
     /// (Time-MoE's, when a head looks from the padding into the series) differs with them.
     pub uniform_padding: bool,
+    /// Every query sees all real keys, those after it too, and there may be more queries than keys: what encoders and cross
+    /// attention do. Takes neither a window nor uniform padding; queries at padding are computed like the others.
+    pub everywhere: bool,
 }
 
 impl CausalAttention {
     /// Plain causal attention.
     pub fn new(scale: f64) -> Self {
-        Self { scale, start: Vec::new(), window: None, uniform_padding: false }
+        Self { scale, start: Vec::new(), window: None, uniform_padding: false, everywhere: false }
+    }
+
+    /// Attention of every query to every key: encoders and cross attention.
+    pub fn everywhere(scale: f64) -> Self {
+        Self { everywhere: true, ..Self::new(scale) }
     }
 
     /// Attention with gradients for all three inputs.
     ///
     /// # Shapes
-    /// `q [b, t, heads, d]`, `k [b, s, kv_heads, d]`, `v [b, s, kv_heads, dv]` with `s >= t` to `[b, t, heads, dv]`
+    /// `q [b, t, heads, d]`, `k [b, s, kv_heads, d]`, `v [b, s, kv_heads, dv]` with `s >= t` (unless
+    /// [`everywhere`](Self::everywhere)) to `[b, t, heads, dv]`
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, self.clone())
     }
@@ -86,6 +95,7 @@ impl CausalAttention {
             start: self.start.clone(),
             window: self.window.unwrap_or(usize::MAX),
             uniform_padding: self.uniform_padding,
+            everywhere: self.everywhere,
         })
     }
 
@@ -94,7 +104,10 @@ impl CausalAttention {
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             bail!("attention: {heads} query heads cannot share {kv_heads} key-value heads");
         }
-        if keys < queries {
+        if self.everywhere && (self.window.is_some() || self.uniform_padding) {
+            bail!("attention: queries that see all keys take neither a window nor uniform padding");
+        }
+        if keys < queries && !self.everywhere {
             bail!("attention: {queries} queries but only {keys} keys");
         }
         if !(self.scale > 0.0 && self.scale.is_finite()) || self.window == Some(0) {
@@ -287,6 +300,7 @@ impl Joint {
             start: self.attention.start.clone(),
             window: self.attention.window.unwrap_or(usize::MAX),
             uniform_padding: self.attention.uniform_padding,
+            everywhere: self.attention.everywhere,
         })?;
         let part = |first: usize| kernel::Heads { tokens, stride: width, first: first * d, width: d };
         let out = kernel::Heads { tokens, stride: heads * d, first: 0, width: d };

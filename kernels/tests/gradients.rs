@@ -112,7 +112,7 @@ fn attention() {
             normal(&mut rng, &[2, s, kv, 4], 1.0),
             normal(&mut rng, &[2, s, kv, 6], 1.0),
         ];
-        let attention = CausalAttention { scale: 0.5, start, window, uniform_padding: name == "uniform padding" };
+        let attention = CausalAttention { start, window, uniform_padding: name == "uniform padding", ..CausalAttention::new(0.5) };
         if attention.uniform_padding {
             // What queries and keys get from padding is no derivative, see the test below.
             check(name, &inputs[2..], |v| attention.forward(&inputs[0], &inputs[1], &v[0]));

@@ -1,4 +1,4 @@
-//! Causal attention on the CPU: a block of queries at a time, its scores never leave the cache.
+//! Attention on the CPU, causal or not: a block of queries at a time, its scores never leave the cache.
 //!
 //! Per (batch row, key-value head) one task packs K and V once, then takes [`QUERIES`] queries at a time through
 //! S = Q K^T, softmax and P V with the tiles of [`super::tile`]. Columns of S start at the first key that a query block may
@@ -32,15 +32,20 @@ pub(crate) struct Shape {
     pub window: usize,
     /// Queries in the padding average the values of all keys; otherwise they give zeros.
     pub uniform_padding: bool,
+    /// Queries see all real keys.
+    pub everywhere: bool,
 }
 
 impl Shape {
     pub(super) fn offset(&self) -> usize {
-        self.keys - self.queries
+        self.keys.saturating_sub(self.queries)
     }
 
     /// Keys that query `i` of batch row `b` sees; empty for padding.
     pub(super) fn seen(&self, b: usize, i: usize) -> Range<usize> {
+        if self.everywhere {
+            return self.start[b].min(self.keys)..self.keys;
+        }
         let end = self.offset() + i + 1;
         let first = self.start[b].max(end.saturating_sub(self.window));
         first.min(end)..end
@@ -48,7 +53,12 @@ impl Shape {
 
     /// Blocks of queries of batch row `b`, aligned to its first real query so that padding does not shift them.
     fn blocks(&self, b: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let first = self.start[b].saturating_sub(self.offset()).min(self.queries);
+        let first = match self.everywhere {
+            // Without any key there is nothing to compute.
+            true if self.start[b] >= self.keys => self.queries,
+            true => 0,
+            false => self.start[b].saturating_sub(self.offset()).min(self.queries),
+        };
         let queries = self.queries;
         (first..queries).step_by(QUERIES).map(move |i| (i, QUERIES.min(queries - i)))
     }

@@ -33,6 +33,8 @@ macro_rules! for_isa {
     };
 }
 
+pub(crate) use for_isa;
+
 mod rows;
 
 pub(crate) use rows::{dots, weighted_sum, widen_bf16, widen_f16};

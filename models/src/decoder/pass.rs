@@ -20,7 +20,12 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// Attention among the tokens of this pass.
     pub(super) fn attention(&self, scale: f64, window: Option<usize>) -> CausalAttention {
-        CausalAttention { scale, start: self.padding.to_vec(), window, uniform_padding: self.uniform_padding }
+        CausalAttention {
+            start: self.padding.to_vec(),
+            window,
+            uniform_padding: self.uniform_padding,
+            ..CausalAttention::new(scale)
+        }
     }
 
     /// Records `value [b * t, ..]` as `[b, t, ..]`.
