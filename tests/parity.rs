@@ -24,6 +24,8 @@ mod families;
 mod run;
 #[path = "parity/time_moe.rs"]
 mod time_moe;
+#[path = "parity/vision.rs"]
+mod vision;
 
 use std::path::{Path, PathBuf};
 

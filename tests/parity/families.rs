@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{decoder, time_moe};
+use crate::{decoder, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -24,19 +24,29 @@ pub fn families() -> &'static [Family] {
     const fn language(name: &'static str) -> Family {
         Family { name, run: decoder::run, meaningful: decoder::meaningful }
     }
+    const fn plain(name: &'static str, run: Runner) -> Family {
+        Family { name, run, meaningful: Case::attended }
+    }
     const FAMILIES: &[Family] = &[
+        plain("clip_vision", vision::clip),
+        plain("cumo", vision::cumo),
         language("deepseek_v2"),
         language("deepseek_v3"),
+        plain("deepspeed_gate", vision::gate),
         language("granitemoe"),
+        #[cfg(feature = "image")]
+        plain("image_preprocess", vision::preprocess),
         language("jetmoe"),
         language("llama"),
         language("mixtral"),
         language("olmoe"),
         language("phi"),
         language("phimoe"),
+        plain("prompts", vision::prompts),
         language("qwen2"),
         language("qwen2_moe"),
         language("qwen3_moe"),
+        plain("siglip_vision", vision::siglip),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
     ];
@@ -45,8 +55,7 @@ pub fn families() -> &'static [Family] {
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const VISION: &str = "the vision towers are not built";
-    const VISION_CHAT: &str = "vision towers and their connectors are not built (the text decoder is, in models/)";
+    const VISION_CHAT: &str = "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "the speech encoders are not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
@@ -57,20 +66,16 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("audio_features", MEDIA),
         ("av_hubert", SPEECH),
         ("ced", SPEECH),
-        ("clip_vision", VISION),
-        ("cumo", VISION),
-        ("deepspeed_gate", "the router with capacity and dropped tokens is not built"),
         ("hubert", SPEECH),
-        ("image_preprocess", MEDIA),
+        #[cfg(not(feature = "image"))]
+        ("image_preprocess", "this build reads no pictures: it lacks the feature image"),
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
         ("llama_smop", SPEECH_CHAT),
         ("llava", VISION_CHAT),
         ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("prompts", "chat prompts are not built"),
         ("qwen3_vl_moe", VISION_CHAT),
-        ("siglip_vision", VISION),
         ("smop", PROJECTOR),
         ("usam", USAM),
         ("usam_moe_projector", USAM),

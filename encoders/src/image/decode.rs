@@ -154,3 +154,124 @@ fn ends(bytes: &[u8]) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::gif::GifEncoder;
+    use image::{Delay, Frame, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+
+    /// Left half red, right half blue, the top left pixel white.
+    fn sample() -> RgbImage {
+        let mut picture = RgbImage::from_fn(12, 8, |x, _| Rgb(if x < 6 { [250, 0, 0] } else { [0, 0, 240] }));
+        picture.put_pixel(0, 0, Rgb([255; 3]));
+        picture
+    }
+
+    fn file(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+        Picture::decode(bytes, &DecodeOptions::default())
+    }
+
+    #[test]
+    fn every_format() {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        for format in [Bmp, Png, Tiff, WebP, Gif, Jpeg] {
+            let picture = decode(&file(sample(), format)).unwrap();
+            assert_eq!((picture.width(), picture.height()), (12, 8), "{format:?}");
+            let far = |a: &[u8], b: [u8; 3]| a.iter().zip(b).any(|(a, b)| a.abs_diff(b) > 6);
+            let pixel = |x: usize, y: usize| &picture.rgb()[3 * (12 * y + x)..][..3];
+            assert!(!far(pixel(1, 7), [250, 0, 0]) && !far(pixel(10, 2), [0, 0, 240]), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn depths_and_transparency() {
+        let deep = ImageBuffer::<Rgb<u16>, _>::from_pixel(2, 1, Rgb([0xfffe, 0x0180, 0x00ff]));
+        assert_eq!(decode(&file(deep, ImageFormat::Png)).unwrap().rgb()[..3], [255, 1, 0]);
+        let grey = ImageBuffer::<Luma<u16>, _>::from_pixel(1, 1, Luma([0x8000]));
+        assert_eq!(decode(&file(grey, ImageFormat::Png)).unwrap().rgb(), [128; 3]);
+        let clear = file(RgbaImage::from_pixel(1, 1, Rgba([100, 50, 0, 128])), ImageFormat::Png);
+        assert_eq!(decode(&clear).unwrap().rgb(), [100, 50, 0]);
+        let white = DecodeOptions { background: Some([255; 3]), ..DecodeOptions::default() };
+        assert_eq!(Picture::decode(&clear, &white).unwrap().rgb(), [177, 152, 127]);
+    }
+
+    #[test]
+    fn cmyk() {
+        let picture = decode(include_bytes!("../../tests/data/cmyk.jpg")).unwrap();
+        // What Pillow gives, within what decoders of JPEG differ by.
+        for (x, colour) in [(2, [200, 40, 60]), (12, [30, 120, 220])] {
+            let pixel = &picture.rgb()[3 * (16 * 4 + x)..][..3];
+            assert!(pixel.iter().zip(colour).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 6), "{pixel:?} {colour:?}");
+        }
+    }
+
+    #[test]
+    fn the_orientation_of_a_camera() {
+        // The head of a JPEG file, then EXIF in an APP1 segment: one entry, 0x0112 = 6, turned by a quarter.
+        let plain = file(sample(), ImageFormat::Jpeg);
+        let mut exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+        let mut bytes = plain[..2].to_vec();
+        bytes.append(&mut exif);
+        bytes.extend_from_slice(&plain[2..]);
+        let (upright, turned) = (decode(&plain).unwrap(), decode(&bytes).unwrap());
+        assert_eq!((turned.width(), turned.height()), (8, 12));
+        // The top left corner went to the top right.
+        assert_eq!(turned.rgb()[3 * 7..][..3], upright.rgb()[..3]);
+    }
+
+    #[test]
+    fn the_first_frame_of_an_animation() {
+        let mut bytes = Vec::new();
+        let mut encoder = GifEncoder::new(&mut bytes);
+        for colour in [[200, 0, 0, 255], [0, 0, 200, 255]] {
+            let frame = RgbaImage::from_pixel(3, 3, Rgba(colour));
+            encoder.encode_frame(Frame::from_parts(frame, 0, 0, Delay::from_numer_denom_ms(10, 1))).unwrap();
+        }
+        drop(encoder);
+        assert_eq!(decode(&bytes).unwrap().rgb()[..3], [200, 0, 0]);
+    }
+
+    #[test]
+    fn whatever_is_cut_off_or_no_picture() {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        for format in [Bmp, Png, Tiff, WebP, Gif, Jpeg] {
+            let bytes = file(sample(), format);
+            for n in 0..bytes.len() * 3 / 4 {
+                let error = decode(&bytes[..n]);
+                assert!(error.is_err(), "{format:?} cut off at {n} of {}", bytes.len());
+            }
+            let error = decode(&bytes[..bytes.len() / 2]).unwrap_err().to_string();
+            assert!(!error.contains('\n') && error.contains("the picture"), "{format:?}: {error}");
+        }
+        assert!(matches!(decode(b"What shape is it?"), Err(ImageError::Unknown { .. })));
+        assert!(matches!(decode(b""), Err(ImageError::Unknown { .. })));
+        assert!(matches!(Picture::open("/nowhere/at/all.png"), Err(ImageError::Read { .. })));
+    }
+
+    #[test]
+    fn large_pictures_and_bombs() {
+        // 30,000 x 1 is within the limits; so much as the head of 60,000 x 60,000 is not.
+        let strip = file(RgbImage::from_pixel(30_000, 1, Rgb([9; 3])), ImageFormat::Png);
+        assert_eq!(decode(&strip).unwrap().width(), 30_000);
+        let mut bomb = file(RgbImage::new(1, 1), ImageFormat::Bmp);
+        bomb[18..22].copy_from_slice(&60_000u32.to_le_bytes());
+        bomb[22..26].copy_from_slice(&60_000u32.to_le_bytes());
+        assert!(matches!(decode(&bomb), Err(ImageError::TooLarge { .. })), "{:?}", decode(&bomb));
+        let limits = Limits { pixels: 95, ..Limits::default() };
+        let options = DecodeOptions { limits, ..DecodeOptions::default() };
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Gif, ImageFormat::WebP, ImageFormat::Tiff] {
+            let error = Picture::decode(&file(sample(), format), &options).unwrap_err();
+            assert!(matches!(error, ImageError::TooLarge { .. }), "{format:?}: {error}");
+        }
+        let limits = Limits { file: 20, ..Limits::default() };
+        let error = Picture::decode(&strip, &DecodeOptions { limits, ..DecodeOptions::default() }).unwrap_err();
+        assert!(error.to_string().contains("20 bytes"), "{error}");
+    }
+}
