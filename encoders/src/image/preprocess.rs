@@ -276,7 +276,7 @@ mod tests {
             ("\"size\": 4", "\"size\": {}", "neither"),
             ("[0.5, 0.5, 1.0]", "[0.5, 0.5, 0.0]", "image_std"),
             ("[0.5, 0.25, 0.0]", "[0.5]", "image_mean is not three"),
-            ("{", "", "expected"),
+            ("{", "", "trailing"),
         ] {
             let error = ImageProcessor::from_json(&CLIP.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(error.contains(words), "{words}: {error}");
