@@ -61,8 +61,25 @@ const MPT: &str = "<|im_start|>system\nA conversation between a user and an LLM-
 impl Template {
     /// The templates' names, some of which mean the same.
     pub const NAMES: [&'static str; 19] = [
-        "default", "v0", "v1", "openchat", "mistral", "minicpm", "phi", "qwen", "stablelm", "vicuna_v1", "llama_2", "plain",
-        "v0_plain", "llava_v0", "v0_mmtag", "llava_v1", "v1_mmtag", "llava_llama_2", "mpt",
+        "default",
+        "v0",
+        "v1",
+        "openchat",
+        "mistral",
+        "minicpm",
+        "phi",
+        "qwen",
+        "stablelm",
+        "vicuna_v1",
+        "llama_2",
+        "plain",
+        "v0_plain",
+        "llava_v0",
+        "v0_mmtag",
+        "llava_v1",
+        "v1_mmtag",
+        "llava_llama_2",
+        "mpt",
     ];
 
     /// The template that the reference calls so.
@@ -76,10 +93,8 @@ impl Template {
             second: stop,
             stop,
         };
-        let hashes =
-            |system| Self { user: "Human", assistant: "Assistant", first: "###", ..named(system, "###") };
-        let instruct =
-            |system| Self { style: Style::Instruct, first: "<s>", second: "</s>", ..named(system, "<s>") };
+        let hashes = |system| Self { user: "Human", assistant: "Assistant", first: "###", ..named(system, "###") };
+        let instruct = |system| Self { style: Style::Instruct, first: "<s>", second: "</s>", ..named(system, "<s>") };
         Some(match name {
             "default" | "v0" | "llava_v0" => hashes(TO_HUMAN),
             "v0_mmtag" => hashes(TAGGED),

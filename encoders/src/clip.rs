@@ -195,7 +195,9 @@ impl ClipVision {
         Ok(Self {
             patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, false, init)?,
             class: embeddings.tensor("class_embedding", [h], init)?.to_dtype(DType::F32)?,
-            positions: embeddings.tensor("position_embedding.weight", [1 + side * side, h], init)?.to_dtype(DType::F32)?,
+            positions: embeddings
+                .tensor("position_embedding.weight", [1 + side * side, h], init)?
+                .to_dtype(DType::F32)?,
             pre_norm: Norm::load(&vision, "pre_layrnorm", h, config.eps)?,
             layers: layers.collect::<Result<_>>()?,
             post_norm,
@@ -276,5 +278,60 @@ impl Tower for ClipVision {
     fn encode(&self, pixels: &Tensor, features: &Features, probe: Option<&Probe>) -> Result<Tokens> {
         let wanted = features.states(self.layers.len())?;
         features.join(&self.pass(pixels, &wanted, false, probe)?.states)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tower::Select;
+
+    const TINY: &str = r#"{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 8, "patch_size": 4, "projection_dim": 6}"#;
+
+    fn pixels(n: usize) -> Result<Tensor> {
+        let values: Vec<f32> = (0..n * 192).map(|i| (i as f32 * 0.37).sin()).collect();
+        Tensor::from_vec(values, (n, 3, 8, 8), &Device::Cpu)
+    }
+
+    #[test]
+    fn gradients_reach_every_variable() -> Result<()> {
+        for experts in [None, Some((3, 2))] {
+            let p = Params::init(4, &Device::Cpu);
+            let tower = ClipVision::new(ClipConfig { experts, ..ClipConfig::from_json(TINY)? }, &p, Head::Projected)?;
+            let embedding = tower.forward(&pixels(6)?, None)?.embedding.expect("a projection");
+            let grads = (embedding.sqr()? + embedding)?.sum_all()?.backward()?;
+            for (name, var) in p.variables() {
+                let grad = grads.get(&var).map(|g| g.sqr()?.sum_all()?.to_scalar::<f32>()).transpose()?;
+                assert!(grad.is_some_and(f32::is_finite), "{name} {grad:?}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_has_the_same_bits_alone_and_in_a_batch() -> Result<()> {
+        let p = Params::init(5, &Device::Cpu);
+        let tower = ClipVision::new(ClipConfig::from_json(TINY)?, &p, Head::None)?;
+        let features = Features { layers: vec![-2, -1], select: Select::Patch };
+        let both = tower.encode(&pixels(2)?, &features, None)?.embeds;
+        let alone = tower.encode(&pixels(2)?.narrow(0, 1, 1)?, &features, None)?.embeds;
+        assert_eq!(alone.dims(), [1, 4, 32]);
+        assert_eq!(both.narrow(0, 1, 1)?.flatten_all()?.to_vec1::<f32>()?, alone.flatten_all()?.to_vec1::<f32>()?);
+        assert!(tower.encode(&pixels(2)?.narrow(2, 0, 4)?, &features, None).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn configs_that_make_no_tower() {
+        for (from, to, words) in [
+            ("\"num_attention_heads\": 2", "\"num_attention_heads\": 3", "3 heads"),
+            ("\"patch_size\": 4", "\"patch_size\": 9", "no patch"),
+            ("\"hidden_size\": 16", "\"hidden_size\": 0", "hidden_size is 0"),
+            ("\"image_size\": 8", "\"image_size\": 1048576, \"hidden_act\": \"quick\"", "quick"),
+        ] {
+            let error = ClipConfig::from_json(&TINY.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
     }
 }

@@ -11,7 +11,8 @@ pub(crate) struct Object<'a>(pub &'a Map<String, Value>);
 /// The `config.json` of a folder.
 pub(crate) fn read(dir: &Path) -> Result<Map<String, Value>> {
     let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::msg(format!("{}: cannot be read: {e}", path.display())))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|e| Error::msg(format!("{}: cannot be read: {e}", path.display())))?;
     parse(&text).map_err(|e| Error::msg(format!("{}: {e}", path.display())))
 }
 

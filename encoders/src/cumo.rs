@@ -178,9 +178,10 @@ impl CumoVision {
         }
         let losses = match balance.is_empty() {
             true => None,
-            false => {
-                Some(CumoLosses { balance: Tensor::stack(&balance, 0)?.mean_all()?, z: Tensor::stack(&z, 0)?.mean_all()? })
-            }
+            false => Some(CumoLosses {
+                balance: Tensor::stack(&balance, 0)?.mean_all()?,
+                z: Tensor::stack(&z, 0)?.mean_all()?,
+            }),
         };
         Ok(CumoOutput { tokens: Tokens::new(Tensor::cat(&features, 2)?, Modality::Image), losses })
     }

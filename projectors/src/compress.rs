@@ -49,7 +49,8 @@ impl Compression {
                     Self::Stack(_) => cells.reshape((b, count, n * h))?,
                     _ => (cells.reshape((b, count, n, h))?.sum(2)? / n as f64)?,
                 };
-                let mask = tokens.mask.as_ref().map(|mask| mask.narrow(1, 0, count * n)?.contiguous()?.reshape((b, count, n)));
+                let mask =
+                    tokens.mask.as_ref().map(|mask| mask.narrow(1, 0, count * n)?.contiguous()?.reshape((b, count, n)));
                 (embeds, mask.transpose()?.map(|m| m.min(2)).transpose()?)
             }
             Self::AverageGrid(n) | Self::PixelShuffle(n) => {

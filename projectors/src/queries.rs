@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
-use moesaic_kernels::{
-    Activation, CausalAttention, Init, Linear, Modality, Params, Pointwise, Probe, Tokens,
-};
+use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Pointwise, Probe, Tokens};
 
 use crate::{Projected, Projector, ProjectorInput, checked};
 
@@ -101,7 +99,8 @@ impl Queries {
             bail!("the projector has no queries for {t} patches; it has them for {known:?}");
         };
         let (heads, d) = (self.config.heads, h / self.config.heads);
-        let q = self.queries.narrow(0, 0, n)?.to_dtype(x.dtype())?.unsqueeze(0)?.broadcast_as((b, n, h))?.contiguous()?;
+        let q =
+            self.queries.narrow(0, 0, n)?.to_dtype(x.dtype())?.unsqueeze(0)?.broadcast_as((b, n, h))?.contiguous()?;
         let (q, x) = (self.norm_q.forward(&q)?, self.norm_kv.forward(x)?);
         let map = |i: usize, x: &Tensor, t: usize| -> Result<Tensor> {
             self.inner[i].forward(&self.outer[i].forward(x)?)?.reshape((b, t, heads, d))

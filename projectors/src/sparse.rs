@@ -71,8 +71,7 @@ impl Projector for SparseMlp {
             let (b, t, h) = checked(self, tokens)?;
             let x = tokens.embeds.reshape((b * t, h))?; // (b * t, h)
             let mask = tokens.mask.as_ref().map(Tensor::flatten_all).transpose()?;
-            let (y, routes) =
-                self.moe.forward(&RouteInput::new(&x).with_mask(mask.as_ref()), "projector", probe)?;
+            let (y, routes) = self.moe.forward(&RouteInput::new(&x).with_mask(mask.as_ref()), "projector", probe)?;
             all.tokens.push(with_embeds(tokens, y.reshape((b, t, self.config.outputs))?));
             all.routes.push(routes);
         }

@@ -55,7 +55,8 @@ pub fn families() -> &'static [Family] {
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const VISION_CHAT: &str = "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
+    const VISION_CHAT: &str =
+        "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "the speech encoders are not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";

@@ -216,7 +216,8 @@ mod tests {
     fn the_orientation_of_a_camera() {
         // The head of a JPEG file, then EXIF in an APP1 segment: one entry, 0x0112 = 6, turned by a quarter.
         let plain = file(sample(), ImageFormat::Jpeg);
-        let mut exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+        let mut exif =
+            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
         let mut bytes = plain[..2].to_vec();
         bytes.append(&mut exif);
         bytes.extend_from_slice(&plain[2..]);

@@ -176,11 +176,7 @@ impl ImageProcessor {
     ///
     /// # Shapes
     /// `[1 + tiles, 3, S, S]`
-    pub fn tiles(
-        &self,
-        picture: &Picture,
-        grids: &[(usize, usize)],
-    ) -> Result<(Tensor, (usize, usize)), ImageError> {
+    pub fn tiles(&self, picture: &Picture, grids: &[(usize, usize)]) -> Result<(Tensor, (usize, usize)), ImageError> {
         let side = match (self.crop, self.size) {
             (Some((w, h)), _) | (None, Some(Sizing::Exact(w, h))) if w == h => w,
             (None, Some(Sizing::Shortest(side))) => side,
@@ -291,7 +287,9 @@ mod tests {
             let pixels = clip.process(&[picture]).unwrap();
             assert_eq!(pixels.dims(), [1, 3, 4, 4]);
             let values = pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert!(values.iter().zip([1.0, -0.5, 0.2].iter().flat_map(|v| [*v; 16])).all(|(a, b)| (a - b).abs() < 1e-6));
+            assert!(
+                values.iter().zip([1.0, -0.5, 0.2].iter().flat_map(|v| [*v; 16])).all(|(a, b)| (a - b).abs() < 1e-6)
+            );
         }
         let wide = Picture::filled(30_000, 1, [0; 3]);
         let error = clip.clone().with_padding(true).process(&[wide]).unwrap_err();

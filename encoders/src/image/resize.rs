@@ -1,5 +1,9 @@
 //! Resizing as Pillow does it for 8-bit pictures (`src/libImaging/Resample.c`): a horizontal and a vertical pass, the filter
-//! widened when shrinking, coefficients in fixed point, each pass rounded to bytes. The bytes are the same.
+//! widened when shrinking, coefficients in fixed point, each pass rounded to bytes. The bytes are those of Pillow 13.
+//!
+//! Which pass comes first matters to single bytes, since the first is rounded before the second. Pillow up to 12 always begins
+//! with the horizontal one. Pillow 13 begins with the vertical one where the height shrinks by more than twice as many pixels
+//! as the width: found by comparing its results with both orders over thousands of sizes.
 
 use std::ops::Range;
 
@@ -103,9 +107,8 @@ fn taps(filter: Filter, from: usize, to: usize, range: Range<usize>) -> Vec<Taps
             // Casts of floats to integers cut towards zero and stop at the ends, as wanted.
             let first = (centre - support + 0.5) as usize;
             let last = ((centre + support + 0.5) as usize).min(from);
-            let mut weights: Vec<f64> = (first..last.max(first))
-                .map(|i| filter.at((i as f64 - centre + 0.5) * (1.0 / widened)))
-                .collect();
+            let mut weights: Vec<f64> =
+                (first..last.max(first)).map(|i| filter.at((i as f64 - centre + 0.5) * (1.0 / widened))).collect();
             let sum: f64 = weights.iter().sum();
             if sum != 0.0 {
                 weights.iter_mut().for_each(|w| *w /= sum);
@@ -180,6 +183,10 @@ impl Picture {
         if filter == Filter::Nearest {
             return Ok(self.nearest((width, height), columns, rows));
         }
+        let (shorter, narrower) = (self.height as i64 - height as i64, self.width as i64 - width as i64);
+        if shorter > 0 && shorter > 2 * narrower && width != self.width {
+            return Ok(self.down_first((width, height), filter, columns, rows));
+        }
         let vertical = taps(filter, self.height, height, rows.clone());
         let (first, last) = match height == self.height {
             true => (rows.start, rows.end),
@@ -195,6 +202,27 @@ impl Picture {
             false => self.across(&taps(filter, self.width, width, columns.clone()), first..last),
         };
         Ok(if height == self.height { narrow } else { narrow.down(&vertical, first) })
+    }
+
+    /// The vertical pass over the columns that matter, then the horizontal one.
+    fn down_first(
+        &self,
+        (width, height): (usize, usize),
+        filter: Filter,
+        columns: Range<usize>,
+        rows: Range<usize>,
+    ) -> Picture {
+        let mut horizontal = taps(filter, self.width, width, columns);
+        let vertical = taps(filter, self.height, height, rows);
+        let ends = |taps: &[Taps]| {
+            let last = taps.iter().map(|t| t.first + t.weights.len()).max().unwrap_or(0);
+            (taps.iter().map(|t| t.first).min().unwrap_or(0), last)
+        };
+        let ((left, right), (top, bottom)) = (ends(&horizontal), ends(&vertical));
+        let short = self.cut((left, top), (right - left, bottom - top)).down(&vertical, top);
+        horizontal.iter_mut().for_each(|t| t.first -= left);
+        let count = short.height;
+        short.across(&horizontal, 0..count)
     }
 
     /// The horizontal pass over some rows.
@@ -287,7 +315,12 @@ mod tests {
             for (i, t) in taps(filter, from, to, 0..to).iter().enumerate() {
                 for line in 0..lines {
                     for c in 0..3 {
-                        let sum: i64 = t.weights.iter().enumerate().map(|(k, w)| i64::from(src[at(line, t.first + k) + c]) * i64::from(*w)).sum();
+                        let sum: i64 = t
+                            .weights
+                            .iter()
+                            .enumerate()
+                            .map(|(k, w)| i64::from(src[at(line, t.first + k) + c]) * i64::from(*w))
+                            .sum();
                         let value = (sum + (1 << (DIGITS - 1))) >> DIGITS;
                         out[(line * to + i) * 3 + c] = value.clamp(0, 255) as u8;
                     }
@@ -295,18 +328,37 @@ mod tests {
             }
             out
         };
-        let wide = if width == p.width { p.rgb.clone() } else { pass(&p.rgb, p.width, width, p.height, &|r, x| 3 * (r * p.width + x)) };
+        if p.height as i64 - height as i64 > (2 * (p.width as i64 - width as i64)).max(0) && width != p.width {
+            let turned = pass(&p.rgb, p.height, height, p.width, &|x, r| 3 * (r * p.width + x)); // (p.width, height, 3)
+            return pass(&turned, p.width, width, height, &|r, x| 3 * (x * height + r));
+        }
+        let wide = if width == p.width {
+            p.rgb.clone()
+        } else {
+            pass(&p.rgb, p.width, width, p.height, &|r, x| 3 * (r * p.width + x))
+        };
         if height == p.height {
             return wide;
         }
         let turned = pass(&wide, p.height, height, width, &|x, r| 3 * (r * width + x)); // (width, height, 3)
-        (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| (x * height + y) * 3 + c))).map(|i| turned[i]).collect()
+        (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| (x * height + y) * 3 + c)))
+            .map(|i| turned[i])
+            .collect()
     }
 
     #[test]
     fn blocks_and_windows_give_the_pixels_of_the_definition() {
         for filter in [Filter::Bicubic, Filter::Bilinear, Filter::Lanczos, Filter::Box, Filter::Hamming] {
-            for (from, to) in [((37, 29), (16, 50)), ((5, 3), (40, 17)), ((64, 48), (64, 7)), ((33, 20), (11, 20)), ((1, 1), (9, 4))] {
+            for (from, to) in [
+                ((37, 29), (16, 50)),
+                ((5, 3), (40, 17)),
+                ((64, 48), (64, 7)),
+                ((40, 48), (47, 7)),
+                ((30, 90), (20, 33)),
+                ((33, 20), (11, 20)),
+                ((1, 1), (9, 4)),
+            ] {
                 let p = picture(from.0, from.1);
                 let whole = p.resize(to, filter, None, &Limits::default()).unwrap();
                 assert_eq!(whole.rgb, slow(&p, to, filter), "{filter:?} {from:?} {to:?}");

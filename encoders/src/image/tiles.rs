@@ -23,7 +23,12 @@ pub fn best_grid((width, height): (usize, usize), grids: &[(usize, usize)]) -> O
 ///
 /// # Errors
 /// The grid is no multiple of the side, or has more pixels than `limits` admit.
-pub fn tiles(picture: &Picture, grid: (usize, usize), side: usize, limits: &Limits) -> Result<Vec<Picture>, ImageError> {
+pub fn tiles(
+    picture: &Picture,
+    grid: (usize, usize),
+    side: usize,
+    limits: &Limits,
+) -> Result<Vec<Picture>, ImageError> {
     let (w, h) = grid;
     if side == 0 || w == 0 || h == 0 || w % side != 0 || h % side != 0 {
         return Err(ImageError::Config(format!("a grid of {w} x {h} pixels does not hold tiles of {side} x {side}")));
