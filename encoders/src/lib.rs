@@ -8,6 +8,7 @@
 //! | [`ClipVision`] | `clip.rs` | `openai/clip-vit-*`, and inside LLaVA and MoE-LLaVA |
 //! | [`SiglipVision`] | `siglip.rs` | `google/siglip-*`, and inside MoE-LLaVA 384 |
 //! | [`DinoVision`] | `dino.rs` | `facebook/dinov2-*`, with and without registers |
+//! | [`Qwen3VlVision`] | `qwen3_vl.rs` | inside `Qwen/Qwen3-VL-*` |
 //! | [`CumoVision`] | `cumo.rs` | `shi-labs/CuMo-*`: CLIP with sparse networks, at several scales |
 
 mod blocks;
@@ -17,6 +18,7 @@ mod cumo;
 mod dino;
 pub mod image;
 mod interpolate;
+mod qwen3_vl;
 mod siglip;
 mod tower;
 
@@ -24,5 +26,6 @@ pub use clip::{ClipConfig, ClipOutput, ClipVision, Head};
 pub use cumo::{CumoConfig, CumoOutput, CumoVision};
 pub use dino::{DinoConfig, DinoOutput, DinoVision};
 pub use interpolate::{bicubic, mean_pool};
+pub use qwen3_vl::{Qwen3VlConfig, Qwen3VlVision};
 pub use siglip::{SiglipConfig, SiglipOutput, SiglipVision};
 pub use tower::{Features, Select, Tower};

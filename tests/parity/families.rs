@@ -33,6 +33,7 @@ pub fn families() -> &'static [Family] {
         language("deepseek_v2"),
         language("deepseek_v3"),
         plain("deepspeed_gate", vision::gate),
+        plain("dinov2_vision", vision::dino),
         language("granitemoe"),
         #[cfg(feature = "image")]
         plain("image_preprocess", vision::preprocess),
@@ -46,6 +47,7 @@ pub fn families() -> &'static [Family] {
         language("qwen2"),
         language("qwen2_moe"),
         language("qwen3_moe"),
+        plain("qwen3_vl_vision", vision::qwen3_vl),
         plain("siglip_vision", vision::siglip),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
-use moesaic_encoders::{ClipVision, CumoConfig, CumoVision, Features, Select, SiglipVision, Tower};
+use moesaic_encoders::{
+    ClipVision, CumoConfig, CumoVision, DinoVision, Features, Qwen3VlConfig, Qwen3VlVision, Select, SiglipVision, Tower,
+};
 use moesaic_kernels::routers::{Capacity, SecondChoice};
 use moesaic_kernels::{Params, Probe, checkpoint::Checkpoint, losses};
 use moesaic_projectors::{Projector, SparseMlp, SparseMlpConfig};
@@ -37,6 +39,38 @@ pub fn siglip(case: &Case, got: &mut Got) -> Result<()> {
     got.put("pooler_output", output.pooled);
     for (name, select) in [("features_m2", Select::ClsPatch), ("features_m2_moellava_patch", Select::Patch)] {
         got.put(name, tower.encode(&pixels, &Features::new(-2, select), None)?.embeds);
+    }
+    Ok(())
+}
+
+/// `hidden.{i}`, `last_hidden_state`, `pooler_output`; pictures of another size than the stored positions' among them.
+pub fn dino(case: &Case, got: &mut Got) -> Result<()> {
+    let tower = DinoVision::load(&case.dir, DType::F32, &case.device)?;
+    let probe = Probe::new();
+    let output = tower.forward(&case.input("pixel_values")?, Some(&probe))?;
+    got.put_all("", probe.tensors());
+    got.put("last_hidden_state", output.tokens.embeds);
+    got.put("pooler_output", output.pooled);
+    Ok(())
+}
+
+/// `image_features` and `deepstack.{i}` of all pictures behind each other.
+pub fn qwen3_vl(case: &Case, got: &mut Got) -> Result<()> {
+    let config = Qwen3VlConfig::from_json(&std::fs::read_to_string(case.dir.join("config.json"))?)?;
+    let params = Params::load(&Checkpoint::open(&case.dir)?, DType::F32, &case.device);
+    let tower = Qwen3VlVision::new(config, &params.pp("model.visual"))?;
+    let grids: Vec<_> = case
+        .input("image_grid_thw")?
+        .to_vec2::<i64>()?
+        .iter()
+        .map(|g| (g[0] as usize, g[1] as usize, g[2] as usize))
+        .collect();
+    let tokens = tower.forward(&case.input("pixel_values")?, &grids)?;
+    let joined =
+        |of: &dyn Fn(usize) -> Tensor| Tensor::cat(&(0..tokens.len()).map(of).collect::<Vec<_>>(), 1)?.squeeze(0);
+    got.put("image_features", joined(&|i| tokens[i].embeds.clone())?);
+    for j in 0..tokens.first().map_or(0, |t| t.taps.len()) {
+        got.put(format!("deepstack.{j}"), joined(&|i| tokens[i].taps[j].clone())?);
     }
     Ok(())
 }
