@@ -63,16 +63,20 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn a_plane_stays_a_plane_inside() -> Result<()> {
-        // 8 x 6 cells of x + 10 y; away from the borders a cubic keeps a linear function.
-        let values: Vec<f32> = (0..48).map(|i| (i % 6) as f32 + 10.0 * (i / 6) as f32).collect();
-        let x = Tensor::from_vec(values, (1, 1, 8, 6), &Device::Cpu)?;
-        let y = bicubic(&x, (16, 12))?.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?;
-        for (r, row) in y.iter().enumerate().take(12).skip(4) {
-            for (c, v) in row.iter().enumerate().take(8).skip(4) {
-                let expected = (c as f32 + 0.5) / 2.0 - 0.5 + 10.0 * ((r as f32 + 0.5) / 2.0 - 0.5);
-                assert!((v - expected).abs() < 1e-4, "{r} {c}: {v} {expected}");
-            }
+    fn one_lit_cell_spreads_by_the_kernel() -> Result<()> {
+        // Row 4 of 8, over two columns that stay as they are.
+        let values: Vec<f32> = (0..16).map(|i| f32::from(u8::from(i / 2 == 4))).collect();
+        let x = Tensor::from_vec(values, (1, 1, 8, 2), &Device::Cpu)?;
+        let y = bicubic(&x, (16, 2))?.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?;
+        // Distances 1.75, 1.25, 0.75, 0.25 and back.
+        let half = [-0.035_156_25, -0.105_468_75, 0.261_718_75, 0.878_906_25];
+        for (r, row) in y.iter().enumerate() {
+            let expected = match r {
+                5..=8 => half[r - 5],
+                9..=12 => half[12 - r],
+                _ => 0.0,
+            };
+            assert!(row.iter().all(|v| (v - expected).abs() < 1e-6), "{r}: {row:?} {expected}");
         }
         assert!(bicubic(&x, (0, 3)).is_err());
         Ok(())

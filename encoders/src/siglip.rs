@@ -128,7 +128,12 @@ impl SiglipVision {
 
     /// A tower of tensors `vision_model.*` of `p`. SigLIP has no projection: [`Head::Projected`] is taken as pooled.
     pub fn new(config: SiglipConfig, p: &Params, head: Head) -> Result<Self> {
-        let (h, init, p) = (config.hidden_size, Init::Normal(0.02), p.pp("vision_model"));
+        Self::bare(config, &p.pp("vision_model"), head)
+    }
+
+    /// A tower of tensors `embeddings.*`, `encoder.*` of `p` itself: Aria's (`idefics3_vision`), whose pictures fill its square.
+    pub fn bare(config: SiglipConfig, p: &Params, head: Head) -> Result<Self> {
+        let (h, init) = (config.hidden_size, Init::Normal(0.02));
         let side = config::patches(config.image_size, config.patch_size)?;
         let names = ["q_proj", "k_proj", "v_proj", "out_proj"];
         let layer = |i: usize| -> Result<Layer> {
@@ -143,7 +148,7 @@ impl SiglipVision {
         };
         let head = match head {
             Head::None => None,
-            _ => Some((Norm::load(&p, "post_layernorm", h, config.eps)?, Pool::load(&config, &p.pp("head"))?)),
+            _ => Some((Norm::load(p, "post_layernorm", h, config.eps)?, Pool::load(&config, &p.pp("head"))?)),
         };
         let embeddings = p.pp("embeddings");
         Ok(Self {

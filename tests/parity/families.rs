@@ -28,6 +28,7 @@ pub fn families() -> &'static [Family] {
         Family { name, run, meaningful: Case::attended }
     }
     const FAMILIES: &[Family] = &[
+        plain("aria_vision", vision::aria),
         plain("clip_vision", vision::clip),
         plain("cumo", vision::cumo),
         language("deepseek_v2"),

@@ -3,11 +3,12 @@
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
 use moesaic_encoders::{
-    ClipVision, CumoConfig, CumoVision, DinoVision, Features, Qwen3VlConfig, Qwen3VlVision, Select, SiglipVision, Tower,
+    ClipVision, CumoConfig, CumoVision, DinoVision, Features, Head, Qwen3VlConfig, Qwen3VlVision, Select, SiglipConfig,
+    SiglipVision, Tower,
 };
 use moesaic_kernels::routers::{Capacity, SecondChoice};
 use moesaic_kernels::{Params, Probe, checkpoint::Checkpoint, losses};
-use moesaic_projectors::{Projector, SparseMlp, SparseMlpConfig};
+use moesaic_projectors::{Projector, Queries, QueriesConfig, SparseMlp, SparseMlpConfig};
 
 use crate::case::{Case, Got};
 
@@ -51,6 +52,28 @@ pub fn dino(case: &Case, got: &mut Got) -> Result<()> {
     got.put_all("", probe.tensors());
     got.put("last_hidden_state", output.tokens.embeds);
     got.put("pooler_output", output.pooled);
+    Ok(())
+}
+
+/// `image_features`: Aria's tower and queries on pictures that fill its square.
+pub fn aria(case: &Case, got: &mut Got) -> Result<()> {
+    let text = std::fs::read_to_string(case.dir.join("config.json"))?;
+    let json: serde_json::Value = serde_json::from_str(&text)?;
+    let params = Params::load(&Checkpoint::open(&case.dir)?, DType::F32, &case.device);
+    let tower = SiglipVision::bare(SiglipConfig::from_json(&text)?, &params.pp("vision_tower"), Head::None)?;
+    let queries = json["projector_patch_to_query_dict"].as_object().context("no queries")?;
+    let queries = queries.iter().map(|(n, q)| Ok((n.parse()?, q.as_u64().context("not a number")? as usize)));
+    let config = QueriesConfig {
+        inputs: tower.width(),
+        outputs: json["text_config"]["hidden_size"].as_u64().context("no hidden_size")? as usize,
+        heads: tower.config().heads,
+        queries: queries.collect::<Result<_>>()?,
+    };
+    let projector = Queries::load(config, &params.pp("multi_modal_projector"))?;
+    let layer = json["vision_feature_layer"].as_i64().context("no vision_feature_layer")?;
+    let features = Features::new(layer, Select::ClsPatch);
+    let tokens = tower.encode(&case.input("pixel_values")?, &features, None)?;
+    got.put("image_features", projector.project_one(&tokens, None)?.0.embeds.flatten(0, 1)?);
     Ok(())
 }
 
