@@ -42,6 +42,7 @@ mod forecaster;
 pub mod hub;
 #[cfg(feature = "cli")]
 pub mod plot;
+pub mod prompts;
 mod series;
 #[doc(hidden)] // for the program, which reads the settings of training runs
 pub mod settings;

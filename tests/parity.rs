@@ -28,6 +28,8 @@ mod run;
 mod speech;
 #[path = "parity/time_moe.rs"]
 mod time_moe;
+#[path = "parity/vision.rs"]
+mod vision;
 
 use std::path::{Path, PathBuf};
 

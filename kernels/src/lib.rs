@@ -26,6 +26,7 @@ pub mod lora;
 pub mod losses;
 pub mod ops;
 mod params;
+mod pointwise;
 mod probe;
 pub mod rng;
 pub mod rotary;
@@ -44,6 +45,7 @@ pub use experts::{
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;
 pub use params::{Init, Params};
+pub use pointwise::Pointwise;
 pub use probe::Probe;
 pub use routers::Router;
 pub use routes::{RouteInput, Routes};

@@ -97,6 +97,38 @@ pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     (scores.sum(1)? * scale)?.sum_all()? / rows as f64
 }
 
+/// The load balance loss over first choices, within each of `rows` groups of tokens of equal length: the mean over groups of
+/// `E * sum_e P_e f_e`, with `P_e` the mean score of expert `e` and `f_e` the share of tokens whose best score it is, before any
+/// are dropped. 1 when balanced. With one group MoE-LLaVA's (arXiv 2401.15947, eq. 7, as DeepSpeed computes it), with a group
+/// for each image CuMo's (arXiv 2405.05949). Padding counts where the routes have no mask.
+pub fn first_choice_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
+    let (tokens, experts) = (routes.tokens(), routes.experts());
+    if rows == 0 || tokens == 0 || !tokens.is_multiple_of(rows) {
+        bail!("{tokens} tokens do not make {rows} groups of equal length");
+    }
+    let length = tokens / rows;
+    let real = match routes.mask() {
+        Some(mask) => mask.to_vec1::<f32>()?,
+        None => vec![1.0; tokens],
+    };
+    let mut scale = vec![0f32; rows * experts];
+    with_f32(routes.scores(), "first choice balance", |scores| {
+        for (t, row) in scores.chunks_exact(experts).enumerate() {
+            let best = (1..experts).fold(0, |best, e| if row[e] > row[best] { e } else { best });
+            scale[t / length * experts + best] += real[t];
+        }
+        Ok(())
+    })?;
+    for (counts, real) in scale.chunks_exact_mut(experts).zip(real.chunks_exact(length)) {
+        let n = real.iter().sum::<f32>().max(1.0);
+        counts.iter_mut().for_each(|c| *c *= experts as f32 / (n * n));
+    }
+    let (weights, _) = token_weights(routes)?;
+    let scores = routes.scores().broadcast_mul(&weights.unsqueeze(1)?)?.reshape((rows, length, experts))?;
+    let scale = Tensor::from_vec(scale, (rows, experts), routes.scores().device())?;
+    (scores.sum(1)? * scale)?.sum_all()? / rows as f64
+}
+
 /// Mean cross entropy of rows of logits.
 struct CrossEntropy {
     /// Negative for rows that do not count.

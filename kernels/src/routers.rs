@@ -10,6 +10,10 @@ use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
 
+mod capacity;
+
+pub use capacity::{Assignment, Capacity, SecondChoice};
+
 /// Decides which experts see which token.
 pub trait Router: Send + Sync + std::fmt::Debug {
     /// Number of experts that the router chooses from.

@@ -123,6 +123,43 @@ fn attention() {
     }
 }
 
+#[test]
+fn attention_everywhere() {
+    let mut rng = Rng::new(15);
+    // More queries than keys, keys that are shared, padding in the second row.
+    for (t, s, heads, kv, start) in [(9, 5, 2, 2, vec![]), (70, 9, 4, 2, vec![0, 3]), (3, 75, 2, 1, vec![1, 0])] {
+        let inputs = [
+            normal(&mut rng, &[2, t, heads, 4], 1.0),
+            normal(&mut rng, &[2, s, kv, 4], 1.0),
+            normal(&mut rng, &[2, s, kv, 6], 1.0),
+        ];
+        let attention = CausalAttention { start: start.clone(), ..CausalAttention::everywhere(0.5) };
+        check("everywhere", &inputs, |v| attention.forward(&v[0], &v[1], &v[2]));
+        let fused = attention.forward(&inputs[0], &inputs[1], &inputs[2]).unwrap();
+        for b in 0..2 {
+            let first = start.get(b).copied().unwrap_or(0);
+            for h in 0..heads {
+                let head =
+                    |x: &Tensor, h: usize| x.narrow(0, b, 1)?.narrow(2, h, 1)?.squeeze(2)?.squeeze(0)?.contiguous();
+                let slow = || -> Result<Tensor> {
+                    let (q, kv) = (head(&inputs[0], h)?, h / (heads / kv));
+                    let (k, v) = (head(&inputs[1], kv)?, head(&inputs[2], kv)?);
+                    let (k, v) = (k.narrow(0, first, s - first)?, v.narrow(0, first, s - first)?);
+                    let p = (q.matmul(&k.t()?.contiguous()?)? * 0.5)?.exp()?;
+                    p.broadcast_div(&p.sum_keepdim(1)?)?.matmul(&v.contiguous()?)
+                };
+                let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                for (a, b) in values(head(&fused, h).unwrap()).into_iter().zip(values(slow().unwrap())) {
+                    assert!((a - b).abs() < 1e-5, "{a} {b}");
+                }
+            }
+        }
+    }
+    let window = CausalAttention { window: Some(2), ..CausalAttention::everywhere(0.5) };
+    let x = normal(&mut rng, &[1, 3, 1, 4], 1.0);
+    assert!(window.forward(&x, &x, &x).is_err());
+}
+
 /// In the reference a padded query adds one huge negative number to all of its scores. They round to that number, so the
 /// softmax is flat whatever they were; automatic differentiation does not know of the rounding and goes on to the scores.
 #[test]

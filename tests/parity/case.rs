@@ -42,6 +42,11 @@ impl Case {
         if inputs.is_file() {
             self.inputs = read_all(&inputs)?;
         }
+        let expected = self.dir.join("expected.safetensors");
+        if !expected.exists() && self.json.get("cases").is_some_and(Value::is_array) {
+            // Strings, which stand in case.json itself: the family's code compares them.
+            return Ok(());
+        }
         self.expected = read_all(&self.dir.join("expected.safetensors"))?;
         ensure!(!self.expected.is_empty(), "expected.safetensors holds no tensor");
         for (kind, there) in [("inputs", &self.inputs), ("expected", &self.expected)] {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, decoder, speech, time_moe};
+use crate::{audio_features, decoder, speech, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -24,27 +24,39 @@ pub fn families() -> &'static [Family] {
     const fn language(name: &'static str) -> Family {
         Family { name, run: decoder::run, meaningful: decoder::meaningful }
     }
+    const fn plain(name: &'static str, run: Runner) -> Family {
+        Family { name, run, meaningful: Case::attended }
+    }
     const fn speech_encoder(name: &'static str) -> Family {
         Family { name, run: speech::run, meaningful: speech::meaningful }
     }
     const FAMILIES: &[Family] = &[
-        Family { name: "audio_features", run: audio_features::run, meaningful: Case::attended },
+        plain("aria_vision", vision::aria),
+        plain("audio_features", audio_features::run),
+        plain("clip_vision", vision::clip),
+        plain("cumo", vision::cumo),
         speech_encoder("hubert"),
         speech_encoder("wav2vec2"),
         speech_encoder("wavlm"),
         speech_encoder("whisper_encoder"),
         language("deepseek_v2"),
         language("deepseek_v3"),
+        plain("deepspeed_gate", vision::gate),
+        plain("dinov2_vision", vision::dino),
         language("granitemoe"),
+        plain("image_preprocess", vision::preprocess),
         language("jetmoe"),
         language("llama"),
         language("mixtral"),
         language("olmoe"),
         language("phi"),
         language("phimoe"),
+        plain("prompts", vision::prompts),
         language("qwen2"),
         language("qwen2_moe"),
         language("qwen3_moe"),
+        plain("qwen3_vl_vision", vision::qwen3_vl),
+        plain("siglip_vision", vision::siglip),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
     ];
@@ -53,8 +65,8 @@ pub fn families() -> &'static [Family] {
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const VISION: &str = "the vision towers are not built";
-    const VISION_CHAT: &str = "vision towers and their connectors are not built (the text decoder is, in models/)";
+    const VISION_CHAT: &str =
+        "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "this speech encoder is not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
@@ -64,19 +76,13 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("aria", VISION_CHAT),
         ("av_hubert", SPEECH),
         ("ced", SPEECH),
-        ("clip_vision", VISION),
-        ("cumo", VISION),
-        ("deepspeed_gate", "the router with capacity and dropped tokens is not built"),
-        ("image_preprocess", MEDIA),
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
         ("llama_smop", SPEECH_CHAT),
         ("llava", VISION_CHAT),
         ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("prompts", "chat prompts are not built"),
         ("qwen3_vl_moe", VISION_CHAT),
-        ("siglip_vision", VISION),
         ("smop", PROJECTOR),
         ("usam", USAM),
         ("usam_moe_projector", USAM),

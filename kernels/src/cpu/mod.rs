@@ -18,7 +18,7 @@ pub(crate) mod scratch;
 pub(crate) mod tile;
 
 pub use isa::{Isa, with_isa};
-pub use pool::{threads, with_threads};
+pub use pool::{chunks, threads, with_threads};
 
 pub(crate) use isa::isa;
 pub(crate) use pool::{SendPtr, Stage, parallel, stages};

@@ -38,6 +38,17 @@ pub(crate) fn parallel(n: usize, worth: bool, task: impl Fn(usize) + Sync) {
     stages(worth && n > 1, &[Stage { count: n, task: &task }]);
 }
 
+/// Calls `f(i, chunk)` for each chunk of `size` values (the last may be shorter), on several threads where `worth` says that
+/// it pays. A `size` of 0 is taken as 1.
+pub fn chunks<T: Send>(data: &mut [T], size: usize, worth: bool, f: impl Fn(usize, &mut [T]) + Sync) {
+    let (len, size) = (data.len(), size.max(1));
+    let shared = SendPtr::new(data);
+    parallel(len.div_ceil(size), worth, |i| {
+        // SAFETY: each chunk belongs to one task and lies inside the data.
+        f(i, unsafe { shared.slice(i * size, size.min(len - i * size)) });
+    });
+}
+
 /// A part of a region: `count` tasks.
 pub(crate) struct Stage<'a> {
     pub count: usize,
