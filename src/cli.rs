@@ -11,6 +11,7 @@ mod output;
 #[cfg(feature = "table")]
 mod parquet;
 mod progress;
+mod quantise;
 mod tables;
 mod train;
 
@@ -34,10 +35,11 @@ enum Command {
     Info(info::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Quantize(quantise::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
-    /// Measure a model on series with a known future.
+    /// Measure a model on what it has not seen.
     #[command(subcommand)]
     Eval(EvalCommand),
 }
@@ -51,6 +53,7 @@ enum TrainCommand {
 #[derive(Debug, Subcommand)]
 enum EvalCommand {
     Forecast(eval::Args),
+    Language(quantise::EvalArgs),
 }
 
 /// The exit code of a run ended by Ctrl-C, as shells have it.
@@ -78,9 +81,11 @@ pub fn run() -> ExitCode {
         Command::Info(args) => info::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Quantize(args) => quantise::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
+        Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
     })
 }
 

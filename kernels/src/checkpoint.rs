@@ -14,6 +14,7 @@ mod convert;
 pub mod gguf;
 mod header;
 mod locate;
+mod quantise;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use half::{bf16, f16};
 pub use convert::Float;
 pub use header::{MAX_HEADER, MAX_RANK};
 pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
+pub use quantise::save_in_blocks;
 pub use text::nearest;
 pub use write::save;
 

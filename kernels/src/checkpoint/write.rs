@@ -26,39 +26,45 @@ use super::text::{error, one_line, refuse, shown};
 /// A name that stands twice or is `__metadata__`, a dtype that the format or [`super::Checkpoint`] lacks, or a file that
 /// cannot be written.
 pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&str, &str)]) -> Result<()> {
-    let (header, order) = layout(path, tensors, metadata)?;
+    let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
+    order.sort_by(|a, b| in_order((a.1.dtype(), &a.0), (b.1.dtype(), &b.0)));
+    let header = header(path, order.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.dims())), metadata)?;
     write_whole(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for tensor in &order {
+        for (_, tensor) in &order {
             write_values(tensor, out)?;
         }
         Ok(())
     })
 }
 
-/// The header's JSON and the tensors in the order of their data.
-fn layout<'a>(
+/// The order of data in a file: falling element size, then name.
+pub(super) fn in_order(a: (DType, &str), b: (DType, &str)) -> std::cmp::Ordering {
+    (b.0.size_in_bytes(), a.1).cmp(&(a.0.size_in_bytes(), b.1))
+}
+
+/// The header's JSON of tensors in the order of their data.
+pub(super) fn header<'a>(
     path: &Path,
-    tensors: &'a [(String, Tensor)],
+    tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>,
     metadata: &[(&str, &str)],
-) -> Result<(Vec<u8>, Vec<&'a Tensor>)> {
+) -> Result<Vec<u8>> {
     let label = path.display();
-    let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
-    order.sort_by(|a, b| (b.1.dtype().size_in_bytes(), &a.0).cmp(&(a.1.dtype().size_in_bytes(), &b.0)));
     let mut entries = BTreeMap::new();
     let mut at = 0u64;
-    for (name, tensor) in &order {
-        let Some(dtype) = dtype_name(tensor.dtype()) else {
-            refuse!("{label}: tensor {}: {} cannot be written", shown(name), tensor.dtype().as_str());
+    for (name, dtype, shape) in tensors {
+        let Some(stored) = dtype_name(dtype) else {
+            refuse!("{label}: tensor {}: {} cannot be written", shown(name), dtype.as_str());
         };
-        let end = at + tensor.elem_count() as u64 * tensor.dtype().size_in_bytes() as u64;
-        let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end] });
-        if name == "__metadata__" || entries.insert(name.as_str(), entry).is_some() {
+        let end = at + shape.iter().product::<usize>() as u64 * dtype.size_in_bytes() as u64;
+        let entry = serde_json::json!({ "dtype": stored, "shape": shape, "data_offsets": [at, end] });
+        if name == "__metadata__" || entries.insert(name, entry).is_some() {
             refuse!("{label}: cannot be written: the tensor name {} is reserved or stands twice", shown(name));
         }
         at = end;
     }
+    let count = entries.len();
     if !metadata.is_empty() {
         let metadata: BTreeMap<&str, &str> = metadata.iter().copied().collect();
         entries.insert("__metadata__", serde_json::json!(metadata));
@@ -67,9 +73,9 @@ fn layout<'a>(
     // Spaces up to a multiple of 8, so that the data is aligned in the file.
     header.resize(header.len().next_multiple_of(8), b' ');
     if header.len() as u64 > super::MAX_HEADER {
-        refuse!("{label}: cannot be written: the names of its {} tensors need too long a header", tensors.len());
+        refuse!("{label}: cannot be written: the names of its {count} tensors need too long a header");
     }
-    Ok((header, order.into_iter().map(|(_, tensor)| tensor).collect()))
+    Ok(header)
 }
 
 fn dtype_name(dtype: DType) -> Option<&'static str> {
@@ -107,7 +113,7 @@ impl From<candle_core::Error> for Failed {
 }
 
 /// Writes the values of one tensor; a contiguous tensor on the CPU is written from where it is.
-fn write_values(tensor: &Tensor, out: &mut impl Write) -> std::result::Result<(), Failed> {
+pub(super) fn write_values(tensor: &Tensor, out: &mut impl Write) -> std::result::Result<(), Failed> {
     let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
