@@ -11,6 +11,7 @@ mod output;
 #[cfg(feature = "table")]
 mod parquet;
 mod progress;
+mod quantise;
 mod tables;
 mod train;
 mod upcycle;
@@ -37,10 +38,11 @@ enum Command {
     Chat(chat::Args),
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
+    Quantize(quantise::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
-    /// Measure a model on series with a known future.
+    /// Measure a model on what it has not seen.
     #[command(subcommand)]
     Eval(EvalCommand),
 }
@@ -54,6 +56,7 @@ enum TrainCommand {
 #[derive(Debug, Subcommand)]
 enum EvalCommand {
     Forecast(eval::Args),
+    Language(quantise::EvalArgs),
 }
 
 /// The exit code of a run ended by Ctrl-C, as shells have it.
@@ -83,9 +86,11 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
+        Command::Quantize(args) => quantise::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
+        Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
     })
 }
 

@@ -19,12 +19,18 @@
 mod layout;
 mod search;
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::checkpoint::text::{shape_text, shown};
+use crate::cpu::parallel;
 
 /// What stands before a tensor's name in the metadata of a safetensors file, with the format as its value.
 pub(crate) const MARK: &str = "blocks.";
+
+/// Values that a thread quantises at once; whole blocks of every format.
+const TASK: usize = 1 << 13;
 
 /// A format of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,7 +132,7 @@ impl BlockFormat {
         }
     }
 
-    /// Values as blocks, with scales and offsets searched for the least squared error.
+    /// Values as blocks, with scales and offsets searched for the least squared error, on several threads.
     ///
     /// # Errors
     /// Lengths that do not belong together, values that are not finite, or a format that is only read (`q5_k`, `q6_k`).
@@ -141,9 +147,16 @@ impl BlockFormat {
         if let Some(value) = values.iter().find(|v| !v.is_finite()) {
             bail!("{value} cannot be quantised: all values must be finite");
         }
-        for (values, block) in values.chunks_exact(self.values()).zip(out.chunks_exact_mut(self.bytes())) {
-            layout::pack(self, values, block);
-        }
+        // Each task owns its part, which the lock hands over; no two threads ever wait for one.
+        let parts = values.chunks(TASK).zip(out.chunks_mut(TASK / self.values() * self.bytes()));
+        let tasks: Vec<_> = parts.map(Mutex::new).collect();
+        parallel(tasks.len(), tasks.len() > 1, |i| {
+            let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (values, out) = &mut *task;
+            for (values, block) in values.chunks_exact(self.values()).zip(out.chunks_exact_mut(self.bytes())) {
+                layout::pack(self, values, block);
+            }
+        });
         Ok(())
     }
 }

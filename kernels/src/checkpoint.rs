@@ -15,6 +15,7 @@ pub mod gguf;
 mod header;
 mod locate;
 mod shards;
+mod quantise;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use convert::Float;
 pub use header::{MAX_HEADER, MAX_RANK};
 pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
 pub use shards::{Outline, save_shards};
+pub use quantise::save_in_blocks;
 pub use text::nearest;
 pub use write::save;
 

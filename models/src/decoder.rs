@@ -29,6 +29,7 @@ mod names;
 mod norm;
 mod parameters;
 mod pass;
+mod quantise;
 mod rope;
 mod sites;
 
@@ -48,6 +49,7 @@ pub use input::{Context, Input, Segment, pad_ids};
 pub use loss::Losses;
 pub use names::{ExpertNames, Names};
 pub use parameters::{Parameters, Part};
+pub use quantise::{MatrixKind, Quantisation, QuantisedTensor};
 pub use rope::{RopeConfig, RopeScaling};
 pub use sites::Site;
 

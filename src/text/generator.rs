@@ -356,12 +356,12 @@ fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) 
     Ok(settings)
 }
 
-/// The number type that takes the most bytes of a checkpoint; f32 for what is not computed with.
+/// The number type that takes the most bytes of a checkpoint, blocks aside; f32 where there is none.
 fn stored_dtype(checkpoint: &Checkpoint) -> DType {
     let bytes = |dtype: DType| -> usize {
         let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
-        infos.filter(|info| info.dtype == dtype).map(|info| info.bytes).sum()
+        infos.filter(|info| info.dtype == dtype && info.blocks.is_none()).map(|info| info.bytes).sum()
     };
     let choices = [DType::F32, DType::F16, DType::BF16];
-    choices.into_iter().max_by_key(|&dtype| bytes(dtype)).unwrap_or(DType::F32)
+    choices.into_iter().filter(|&dtype| bytes(dtype) > 0).max_by_key(|&dtype| bytes(dtype)).unwrap_or(DType::F32)
 }
