@@ -45,7 +45,8 @@ fn a_file_writes_what_its_folder_writes() {
     assert_eq!(prompt(&file), prompt(&dir));
     let answer = |path: &Path| {
         let chat = Chat::from_dir(path).unwrap();
-        let options = TextOptions { max_tokens: Some(7), ..Default::default() };
+        let mut options = TextOptions::default();
+        options.max_tokens = Some(7);
         chat.answer(&messages, &TemplateOptions::default(), &options).unwrap()
     };
     assert_eq!(answer(&file), answer(&dir));

@@ -24,7 +24,8 @@ const QUESTION: &str = "What is the capital of France?";
 fn the_capital_of_france() {
     let Some(path) = file() else { return };
     let chat = Chat::from_dir(&path).unwrap();
-    let options = TextOptions { temperature: Some(0.0), max_tokens: Some(32), ..Default::default() };
+    let mut options = TextOptions::default();
+    (options.temperature, options.max_tokens) = (Some(0.0), Some(32));
     let answer = chat.answer(&[Message::user(QUESTION)], &TemplateOptions::default(), &options).unwrap();
     assert_eq!((answer.text.as_str(), answer.finish), ("The capital of France is Paris.", Finish::Eos));
     assert_eq!(answer.prompt_tokens, 37);
