@@ -65,8 +65,9 @@ pub use series::{Index, Series, Stamp};
 pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
 pub use text::{
-    Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Memory, Message, Perplexity, Piece, Speed, TemplateOptions,
-    TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer, quantise, write_gguf,
+    Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Memory, Message, Perplexity, Piece, Speed,
+    TemplateOptions, TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer, quantise,
+    write_gguf,
 };
 
 /// Compiles and runs the code of the README.

@@ -88,8 +88,10 @@ fn windows_see_no_less_than_they_say() {
 fn experts_only_leaves_attention_alone() {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/olmoe/tiny_8e_top4").display().to_string();
-    let report =
-        json(&run(folder.path(), &["quantize", &source, "--format", "q8_0", "--experts-only", "--output", "q", "--json"]));
+    let report = json(&run(
+        folder.path(),
+        &["quantize", &source, "--format", "q8_0", "--experts-only", "--output", "q", "--json"],
+    ));
     let tensors = report["tensors"].as_array().unwrap();
     assert!(tensors.iter().any(|t| t["kind"] == "experts" && t["format"] == "q8_0"), "{report}");
     assert!(tensors.iter().any(|t| t["kind"] == "attention"));

@@ -14,8 +14,8 @@ mod convert;
 pub mod gguf;
 mod header;
 mod locate;
-mod shards;
 mod quantise;
+mod shards;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -33,8 +33,8 @@ use half::{bf16, f16};
 pub use convert::Float;
 pub use header::{MAX_HEADER, MAX_RANK};
 pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
-pub use shards::{Outline, save_shards};
 pub use quantise::save_in_blocks;
+pub use shards::{Outline, save_shards};
 pub use text::nearest;
 pub use write::save;
 

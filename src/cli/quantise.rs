@@ -150,7 +150,8 @@ fn table(tensors: &[QuantisedTensor]) -> String {
     for tensor in tensors {
         groups.entry((tensor.kind.name(), tensor.format.unwrap_or("as it was"))).or_default().push(tensor);
     }
-    let mut text = format!("{:<10} {:<10} {:>7} {:>9} {:>9} {:>9}\n", "kind", "format", "tensors", "min", "mean", "max");
+    let mut text =
+        format!("{:<10} {:<10} {:>7} {:>9} {:>9} {:>9}\n", "kind", "format", "tensors", "min", "mean", "max");
     for ((kind, format), group) in groups {
         let errors = || group.iter().map(|tensor| tensor.error);
         let mean = errors().sum::<f64>() / group.len().max(1) as f64;

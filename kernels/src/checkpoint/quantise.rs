@@ -74,7 +74,8 @@ impl Planned<'_> {
         let blocks = match self.info.blocks == Some(format) {
             true => checkpoint.blocks(self.name, &self.info.shape)?,
             false => {
-                let values: Tensor = checkpoint.read(self.name, &self.info.shape, DType::F32, &candle_core::Device::Cpu)?;
+                let values: Tensor =
+                    checkpoint.read(self.name, &self.info.shape, DType::F32, &candle_core::Device::Cpu)?;
                 let named = |e: candle_core::Error| error(format!("tensor {}: {}", shown(self.name), one_line(e)));
                 Some(Blocks::quantise(&values, format).map_err(named)?)
             }

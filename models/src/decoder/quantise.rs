@@ -110,7 +110,12 @@ impl Quantisation {
     ///
     /// # Errors
     /// A tensor cannot be read.
-    pub fn compare(&self, config: &DecoderConfig, before: &Checkpoint, after: &Checkpoint) -> Result<Vec<QuantisedTensor>> {
+    pub fn compare(
+        &self,
+        config: &DecoderConfig,
+        before: &Checkpoint,
+        after: &Checkpoint,
+    ) -> Result<Vec<QuantisedTensor>> {
         let mut all = Vec::new();
         for name in before.names() {
             let (Some(old), Some(new)) = (before.info(name), after.info(name)) else { continue };
@@ -150,7 +155,9 @@ impl DecoderConfig {
         }
         let (layer, rest) = name.strip_prefix(names.layers)?.strip_prefix('.')?.split_once('.')?;
         let layer = self.layers.get(layer.parse::<usize>().ok()?)?;
-        let is = |end: &str| end.strip_suffix(".weight").is_some_and(|end| rest == end || rest.ends_with(&format!(".{end}")));
+        let is = |end: &str| {
+            end.strip_suffix(".weight").is_some_and(|end| rest == end || rest.ends_with(&format!(".{end}")))
+        };
         if is(names.router) || is(names.shared_gate) || rest.contains("norm") {
             return None;
         }
