@@ -85,23 +85,6 @@ fn windows_see_no_less_than_they_say() {
 }
 
 #[test]
-fn experts_only_leaves_attention_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/olmoe/tiny_8e_top4").display().to_string();
-    let report = json(&run(
-        folder.path(),
-        &["quantize", &source, "--format", "q8_0", "--experts-only", "--output", "q", "--json"],
-    ));
-    let tensors = report["tensors"].as_array().unwrap();
-    assert!(tensors.iter().any(|t| t["kind"] == "experts" && t["format"] == "q8_0"), "{report}");
-    assert!(tensors.iter().any(|t| t["kind"] == "attention"));
-    for tensor in tensors.iter().filter(|t| t["kind"] != "experts") {
-        assert!(tensor["format"].is_null() && tensor["error"] == 0.0 && tensor["fallback"] == false, "{tensor}");
-    }
-    assert!(tensors.iter().all(|t| !t["name"].as_str().unwrap().ends_with("mlp.gate.weight")), "a router");
-}
-
-#[test]
 fn refusals_are_one_line_and_leave_nothing() {
     let folder = folder();
     let path = folder.path();

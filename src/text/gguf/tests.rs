@@ -126,10 +126,6 @@ fn texts_are_split_as_the_models_do() {
 
 #[test]
 fn deepseek_splits() {
-    assert_eq!(
-        split("deepseek-llm", "Das ist 東京, ქართული 12\nx=y;  "),
-        ["Das", " ist", " ", "東京", ",", " ქართული ", "1", "2", "\n", "x", "=", "y", ";", "  "]
-    );
     assert_eq!(split("deepseek-v3", "a1234, 東京タワー!x"), ["a", "123", "4", ",", " ", "東京タワー", "!x"]);
     assert_eq!(split("default", "a 1234 $x"), ["a", " ", "123", "4", " ", "$", "x"]);
 }
@@ -144,9 +140,12 @@ fn every_known_name_loads() {
     }
 }
 
+/// Keys of the tokenizer, and their values.
+type Pairs = Vec<(&'static str, Value)>;
+
 #[test]
 fn vocabularies_that_contradict_themselves() {
-    let with = |change: &dyn Fn(&mut Vec<(&'static str, Value)>)| {
+    let with = |change: &dyn Fn(&mut Pairs)| {
         let mut pairs = sentences();
         change(&mut pairs);
         problem(&metadata(pairs))
@@ -159,7 +158,6 @@ fn vocabularies_that_contradict_themselves() {
         ("tokens of numbers", with(&|p| p[1].1 = Value::Unsigned(3)), "list of texts"),
         ("fewer types", with(&|p| p[1].1 = tokens(3)), "3 tokens and 420 types"),
         ("no scores", with(&|p| drop(p.remove(2))), "one score for each token"),
-        ("a token too long", with(&|p| p[1].1 = Value::List(List::Text(vec!["x".repeat(5000)]))), "5000 bytes"),
         ("an id too large", with(&|p| p[4].1 = Value::Unsigned(420)), "bos_token_id is no token of 420"),
         ("another split", problem(&bytes("poro")), "\"poro\""),
     ] {

@@ -53,6 +53,9 @@ enum Parts {
     Values(Vec<f32>),
 }
 
+/// The bytes before the data, and the place and length of each tensor in it.
+type Head = (Vec<u8>, Vec<(u64, u64)>);
+
 impl Draft {
     /// The file for a model with this `config.json` and these tensors. `choose` says what a matrix is stored as, by its name in
     /// the file and its shape; norms, biases and routers are F32.
@@ -139,7 +142,7 @@ impl Draft {
     }
 
     /// What stands before the data, and where each tensor begins and how long it is.
-    fn head(&self, label: &str) -> Result<(Vec<u8>, Vec<(u64, u64)>)> {
+    fn head(&self, label: &str) -> Result<Head> {
         let mut head = MAGIC.to_vec();
         head.extend(3u32.to_le_bytes());
         head.extend((self.tensors.len() as u64).to_le_bytes());
