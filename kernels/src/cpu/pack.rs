@@ -291,7 +291,7 @@ fn pack_pairs<'a, T: Elem>(m: usize, k: usize, row: impl Fn(usize) -> &'a [T], d
 }
 
 /// Weights `[E, N, K]` in tiles made once at load: f32 as `[E][N/16][K][16]`, bf16 as `[E][N/16][ceil(K/2)][16][2]`, with
-/// zero columns up to a multiple of 32; or the whole numbers of blocks ([`quant`]). Forward only: training keeps the plain
+/// zero columns up to a multiple of 32; or the whole numbers of blocks. Forward only: training keeps the plain
 /// tensor.
 #[derive(Clone, Debug)]
 pub struct Packed {
