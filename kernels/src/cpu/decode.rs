@@ -1,23 +1,21 @@
 //! Attention of a few queries over many keys, read where a cache holds them.
 //!
-//! Packing keys and values pays when many queries share them. Here every key and value is read once for a group of query
-//! heads, in the cache's own type: the work of a decoding step is the reading. A cache holds the heads of a token side by
-//! side, so a task takes several of them: memory gives long runs faster than short ones.
+//! Packing keys and values pays when many queries share them. Here the work is the reading, so every key and value is read
+//! once, in the cache's own type and in the order of memory, for all heads of all queries: a task takes some keys, and what it
+//! finds is put together afterwards by the largest score of each task (Flash-Decoding, Dao et al. 2023). Which keys make a task
+//! depends on the row alone, so a row has the same bits on any number of threads and in any batch.
 
 use half::{bf16, f16};
 
 use super::attention::{Places, Shape};
 use super::pack::Elem;
-use super::{Isa, Scratch, SendPtr, isa, math, parallel};
+use super::pool::{Stage, stages};
+use super::{Isa, Scratch, SendPtr, isa, math};
 
-/// Values that are widened to f32 at once: what a first-level cache holds.
-const WIDENED: usize = 8192;
-/// Query heads of one task that share a key-value head, at most.
-const HEADS: usize = 8;
-/// Values of a token that one task takes at most, unless a single head has more.
-const SPAN: usize = 512;
-/// Tasks that are wanted: a few for each of two to four threads.
-const TASKS: usize = 8;
+/// Keys of one task.
+const KEYS: usize = 32;
+/// Values of keys that all heads go over before the next: a part of what a first-level cache holds.
+const CACHED: usize = 4096;
 
 /// Rows of a cache as f32.
 pub(crate) trait Stored: Elem {
@@ -68,75 +66,108 @@ macro_rules! widened {
 widened!(bf16, math::widen_bf16);
 widened!(f16, math::widen_f16);
 
-/// Key-value heads that one task takes, and of each how many query heads. Heads do not meet in any sum, so results do not
-/// depend on it.
-fn share(s: &Shape) -> (usize, usize) {
-    let group = s.heads / s.kv_heads;
-    let wanted = TASKS.div_ceil(s.batch.max(1)).max(1);
-    if s.kv_heads < wanted {
-        return (1, (s.heads / wanted).clamp(1, group.min(HEADS)));
+/// Asks for rows before they are needed.
+fn prefetch<T>(rows: &[T], (start, stride): (usize, usize), n: usize, width: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..n {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for at in (0..width).step_by(64 / size_of::<T>()) {
+            // SAFETY: a prefetch reads nothing and faults nowhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(rows.as_ptr().wrapping_add(start + row * stride + at).cast()) };
+        }
     }
-    match group {
-        ..=HEADS => ((s.kv_heads / wanted).clamp(1, (SPAN / s.d.max(s.dv).max(1)).max(1)), group),
-        _ => (1, HEADS),
-    }
+    let _ = (rows, start, stride, n, width);
 }
 
 /// What [`super::attention::forward`] computes, for few queries. Queries in the padding give zeros.
 pub(crate) fn decode<T: Stored>(s: &Shape, at: &Places, q: &[f32], k: &[T], v: &[T], out: &mut [f32]) {
     let (isa, group) = (isa(), s.heads / s.kv_heads);
-    let (span, each) = share(s);
-    let parts = group.div_ceil(each);
-    let spans = s.kv_heads.div_ceil(span);
-    let shared = SendPtr::new(out);
-    parallel(s.batch * spans * parts, s.worth(), |task| {
-        let (b, first_kv, part) = (task / parts / spans, task / parts % spans * span, task % parts);
-        let kv_heads = first_kv..(first_kv + span).min(s.kv_heads);
-        // Row r of the scores belongs to query `i` of head `h`, which looks at key-value head `kv`.
-        let heads = |kv: usize| kv * group + part * each..kv * group + ((part + 1) * each).min(group);
-        let rows: Vec<_> = (kv_heads.clone())
-            .flat_map(|kv| (0..s.queries).flat_map(move |i| heads(kv).map(move |h| (i, h, kv))))
-            .collect();
-        // SAFETY (both uses): the heads of this task are written by it alone.
-        let write = |i, h| unsafe { shared.slice(at.out.at(b, i, h), s.dv) };
-        rows.iter().for_each(|&(i, h, _)| write(i, h).fill(0.0));
-        let seen: Vec<_> = (0..s.queries).map(|i| s.seen(b, i)).collect();
-        let lowest = seen.iter().filter(|r| !r.is_empty()).map(|r| r.start).min();
-        let (Some(first), Some(last)) = (lowest, seen.iter().map(|r| r.end).max()) else { return };
+    // Row r of a batch row is query `r / heads` of head `r % heads`.
+    let rows = s.queries * s.heads;
+    let seen: Vec<_> = (0..s.batch).flat_map(|b| (0..s.queries).map(move |i| s.seen(b, i))).collect();
+    let seen = |b: usize, i: usize| &seen[b * s.queries + i];
+    // Keys that any query of a batch row sees.
+    let spans: Vec<_> = (0..s.batch)
+        .map(|b| {
+            let all = || (0..s.queries).map(|i| seen(b, i)).filter(|r| !r.is_empty());
+            all().map(|r| r.start).min().unwrap_or(0)..all().map(|r| r.end).max().unwrap_or(0)
+        })
+        .collect();
+    let blocks = spans.iter().map(|span| span.len().div_ceil(KEYS)).max().unwrap_or(0);
+    // Of each task and row: the sum of values, not yet divided; the largest score and the sum of exponentials.
+    let (mut sums, mut stats) =
+        (Scratch::new(s.batch * blocks * rows * s.dv), Scratch::new(s.batch * blocks * rows * 2));
+    let (sums, stats, out) = (SendPtr::new(&mut sums), SendPtr::new(&mut stats), SendPtr::new(out));
+    // SAFETY (both, and their uses): the task of a block writes what is the block's; later all read.
+    let sum = |b: usize, block: usize, r: usize| unsafe { sums.slice(((b * blocks + block) * rows + r) * s.dv, s.dv) };
+    let stat = |b: usize, block: usize, r: usize| unsafe { stats.slice(((b * blocks + block) * rows + r) * 2, 2) };
 
-        let width = last - first;
-        let mut scores = Scratch::new(rows.len() * width);
-        // Heads of a token stand side by side, each `at.k.width` from the last.
-        let (wide_k, wide_v) = ((kv_heads.len() - 1) * at.k.width + s.d, (kv_heads.len() - 1) * at.v.width + s.dv);
-        let keys_at_once = (WIDENED / wide_k.max(wide_v)).max(8);
-        let mut buffer = Scratch::new(keys_at_once * wide_k.max(wide_v));
-        for block in (first..last).step_by(keys_at_once) {
-            let n = keys_at_once.min(last - block);
-            let place = (at.k.at(b, block, first_kv), at.k.stride);
-            let (keys, stride) = T::rows(isa, k, place, n, wide_k, &mut buffer);
-            for (r, &(i, h, kv)) in rows.iter().enumerate() {
-                let (query, keys) = (&q[at.q.at(b, i, h)..][..s.d], &keys[(kv - first_kv) * at.k.width..]);
-                math::dots(isa, query, keys, stride, &mut scores[r * width + block - first..][..n]);
+    // Heads of a token stand side by side, each `width` from the last.
+    let (wide_k, wide_v) = ((s.kv_heads - 1) * at.k.width + s.d, (s.kv_heads - 1) * at.v.width + s.dv);
+    let step = |wide: usize| (CACHED / wide / 4 * 4).clamp(4, KEYS);
+    let (step_k, step_v) = (step(wide_k), step(wide_v));
+    let part = |task: usize| {
+        let (b, block) = (task / blocks, task % blocks);
+        let first = spans[b].start + block * KEYS;
+        let last = spans[b].end.min(first + KEYS);
+        if first >= last {
+            return;
+        }
+        let mut scores = Scratch::new(rows * KEYS);
+        let mut buffer = Scratch::new((step_k * wide_k).max(step_v * wide_v));
+        let place_k = |t: usize| (at.k.at(b, t, 0), at.k.stride);
+        let place_v = |t: usize| (at.v.at(b, t, 0), at.v.stride);
+        for from in (first..last).step_by(step_k) {
+            let n = step_k.min(last - from);
+            match last - from - n {
+                0 => prefetch(v, place_v(first), step_v.min(last - first), wide_v),
+                left => prefetch(k, place_k(from + n), step_k.min(left), wide_k),
+            }
+            let (keys, stride) = T::rows(isa, k, place_k(from), n, wide_k, &mut buffer);
+            for r in 0..rows {
+                let (i, h) = (r / s.heads, r % s.heads);
+                let (query, keys) = (&q[at.q.at(b, i, h)..][..s.d], &keys[h / group * at.k.width..]);
+                math::dots(isa, query, keys, stride, &mut scores[r * KEYS + from - first..][..n]);
             }
         }
-        for (r, &(i, ..)) in rows.iter().enumerate() {
-            let seen = &seen[i];
-            if !seen.is_empty() {
-                math::softmax(isa, &mut scores[r * width..][seen.start - first..seen.end - first], s.scale);
+        // What a query does not see of the block weighs nothing.
+        for r in 0..rows {
+            let (seen, row) = (seen(b, r / s.heads), &mut scores[r * KEYS..][..last - first]);
+            let (start, end) = (seen.start.clamp(first, last) - first, seen.end.clamp(first, last) - first);
+            row[..start].fill(0.0);
+            row[end.max(start)..].fill(0.0);
+            let (largest, total) = match start < end {
+                true => math::exponentials(isa, &mut row[start..end], s.scale),
+                false => (f32::NEG_INFINITY, 0.0),
+            };
+            stat(b, block, r).copy_from_slice(&[largest, total]);
+            sum(b, block, r).fill(0.0);
+        }
+        for from in (first..last).step_by(step_v) {
+            let n = step_v.min(last - from);
+            prefetch(v, place_v(from + n), step_v.min(last - from - n), wide_v);
+            let (values, stride) = T::rows(isa, v, place_v(from), n, wide_v, &mut buffer);
+            for r in 0..rows {
+                let values = &values[r % s.heads / group * at.v.width..];
+                math::weighted_sum(isa, &scores[r * KEYS + from - first..][..n], values, stride, sum(b, block, r));
             }
         }
-        for block in (first..last).step_by(keys_at_once) {
-            let n = keys_at_once.min(last - block);
-            let place = (at.v.at(b, block, first_kv), at.v.stride);
-            let (values, stride) = T::rows(isa, v, place, n, wide_v, &mut buffer);
-            for (r, &(i, h, kv)) in rows.iter().enumerate() {
-                let (from, to) = (seen[i].start.max(block), seen[i].end.min(block + n));
-                if from < to {
-                    let p = &scores[r * width..][from - first..to - first];
-                    let values = &values[(from - block) * stride + (kv - first_kv) * at.v.width..];
-                    math::weighted_sum(isa, p, values, stride, write(i, h));
-                }
-            }
+    };
+    let join = |task: usize| {
+        let (b, r) = (task / rows, task % rows);
+        // SAFETY: the heads of this task are written by it alone.
+        let out = unsafe { out.slice(at.out.at(b, r / s.heads, r % s.heads), s.dv) };
+        out.fill(0.0);
+        let blocks = 0..spans[b].len().div_ceil(KEYS);
+        if blocks.clone().all(|block| stat(b, block, r)[1] == 0.0) {
+            return; // a query in the padding
         }
-    });
+        let largest = blocks.clone().map(|block| stat(b, block, r)[0]).fold(f32::NEG_INFINITY, f32::max);
+        let weight = |block: usize| (stat(b, block, r)[0] - largest).exp();
+        let total: f32 = blocks.clone().map(|block| weight(block) * stat(b, block, r)[1]).sum();
+        for block in blocks {
+            math::axpy(isa, weight(block) / total, sum(b, block, r), out);
+        }
+    };
+    stages(s.worth(), &[Stage { count: s.batch * blocks, task: &part }, Stage { count: s.batch * rows, task: &join }]);
 }

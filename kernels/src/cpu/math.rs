@@ -119,8 +119,9 @@ for_isa! {
     pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
 }
 
+/// The largest value.
 #[inline(always)]
-fn softmax_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
+fn largest(row: &[f32]) -> f32 {
     let mut max = [f32::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
     let rest = chunks.remainder();
@@ -132,11 +133,12 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
     for (m, v) in max.iter_mut().zip(rest) {
         *m = m.max(*v);
     }
-    let max = max.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) * scale;
-    for v in row.iter_mut() {
-        *v = exp::<FMA>(fma::<FMA>(*v, scale, -max));
-    }
-    let sum = lanes(row.len(), |i, acc| acc + row[i]);
+    max.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+}
+
+#[inline(always)]
+fn softmax_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
+    let (_, sum) = exponentials_body::<FMA>(row, scale);
     let inverse = 1.0 / sum;
     for v in row.iter_mut() {
         *v *= inverse;
@@ -147,6 +149,20 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], scale: f32) -> f32 {
 for_isa! {
     /// Softmax of `row * scale` in place (`scale` > 0).
     pub(crate) fn softmax(row: &mut [f32], scale: f32) -> f32 = softmax_body
+}
+
+#[inline(always)]
+fn exponentials_body<const FMA: bool>(row: &mut [f32], scale: f32) -> (f32, f32) {
+    let max = largest(row) * scale;
+    for v in row.iter_mut() {
+        *v = exp::<FMA>(fma::<FMA>(*v, scale, -max));
+    }
+    (max, lanes(row.len(), |i, acc| acc + row[i]))
+}
+
+for_isa! {
+    /// `exp(row * scale - max)` in place (`scale` > 0), with that largest value and the sum.
+    pub(crate) fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) = exponentials_body
 }
 
 #[inline(always)]

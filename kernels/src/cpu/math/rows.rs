@@ -6,21 +6,6 @@ use half::{bf16, f16};
 use super::{axpy_body, dot_body, fma};
 use crate::cpu::Isa;
 
-/// Asks for the row that is some rows behind this one: rows of a head stand apart in a cache, and each is short.
-#[inline(always)]
-fn ahead(row: &[f32], stride: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..row.len()).step_by(16) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(ROWS_AHEAD * stride + at).cast()) };
-    }
-    let _ = (row, stride);
-}
-
-/// Rows that are asked for ahead of their use.
-const ROWS_AHEAD: usize = 8;
-
 /// `out[i] = sum x * row i`, rows `stride` apart.
 pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
     assert!(out.is_empty() || rows.len() >= (out.len() - 1) * stride + x.len(), "rows of {} values", x.len());
@@ -56,7 +41,6 @@ unsafe fn dots_avx2(x: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
                 *sum = _mm256_fmadd_ps(x, unsafe { _mm256_loadu_ps(rows.as_ptr().add(row(i) + at)) }, *sum);
             }
         }
-        ahead(&rows[row(0)..][..x.len()], 4 * stride);
         let [a, b, c, d] = sums;
         let folded = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let four = _mm_add_ps(_mm256_castps256_ps128(folded), _mm256_extractf128_ps::<1>(folded));
@@ -81,7 +65,6 @@ fn weighted_sum_body<const FMA: bool>(p: &[f32], rows: &[f32], stride: usize, ou
         sum.copy_from_slice(out);
         for (i, p) in p.iter().enumerate() {
             let row = &rows[i * stride + block * COLUMNS..][..COLUMNS];
-            ahead(row, stride);
             for (sum, x) in sum.iter_mut().zip(row) {
                 *sum = fma::<FMA>(*p, *x, *sum);
             }
