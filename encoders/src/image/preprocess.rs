@@ -191,8 +191,14 @@ impl ImageProcessor {
         Ok((self.normalised(&crops)?, grid))
     }
 
-    /// Bytes to numbers, colour by colour.
-    fn normalised(&self, crops: &[Picture]) -> Result<Tensor, ImageError> {
+    /// Pixels of pictures that [`crop`](Self::crop) made: bytes to numbers, colour by colour.
+    ///
+    /// # Shapes
+    /// `n` pictures to `[n, 3, h, w]`, f32 on the CPU
+    ///
+    /// # Errors
+    /// As [`process`](Self::process).
+    pub fn normalised(&self, crops: &[Picture]) -> Result<Tensor, ImageError> {
         let Some(first) = crops.first() else { return Err(ImageError::Shape("there is no picture to process".into())) };
         let (w, h) = (first.width, first.height);
         if let Some(other) = crops.iter().find(|c| (c.width, c.height) != (w, h)) {

@@ -7,6 +7,8 @@
 
 pub mod contamination;
 pub mod csv;
+#[cfg(feature = "image")]
+pub mod pictures;
 pub mod synthetic;
 pub mod text;
 mod window;
