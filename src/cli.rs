@@ -15,6 +15,8 @@ mod quantise;
 mod tables;
 mod train;
 mod upcycle;
+#[cfg(feature = "image")]
+mod vision;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -51,12 +53,16 @@ enum Command {
 enum TrainCommand {
     Forecast(train::Args),
     Language(train::LanguageArgs),
+    #[cfg(feature = "image")]
+    Vision(vision::TrainArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum EvalCommand {
     Forecast(eval::Args),
     Language(quantise::EvalArgs),
+    #[cfg(feature = "image")]
+    Vision(vision::EvalArgs),
 }
 
 /// The exit code of a run ended by Ctrl-C, as shells have it.
@@ -89,8 +95,12 @@ pub fn run() -> ExitCode {
         Command::Quantize(args) => quantise::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
+        #[cfg(feature = "image")]
+        Command::Train(TrainCommand::Vision(args)) => vision::run(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
+        #[cfg(feature = "image")]
+        Command::Eval(EvalCommand::Vision(args)) => vision::eval(args),
     })
 }
 

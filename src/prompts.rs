@@ -3,6 +3,10 @@
 //! The texts are those of `moellava/conversation.py` (PKU-YuanGroup/MoE-LLaVA at 6cb5f66); the examples that its template
 //! `v0` opens with are left out. A picture stands as `<image>` in a question.
 
+mod rows;
+
+pub use rows::{MARK, labelled, marked_ids};
+
 use crate::{Error, Result};
 
 /// A question and its answer; the answer is absent in the open turn at the end.

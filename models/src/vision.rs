@@ -20,6 +20,7 @@
 //! Nowhere, but in models whose experts have a bounded capacity: there the rows of a batch, and their order, decide together
 //! which tokens find room ([`Capacity`](moesaic_kernels::routers::Capacity)).
 
+mod assemble;
 mod config;
 mod error;
 mod families;
@@ -39,7 +40,10 @@ use moesaic_projectors::Projector;
 use crate::decoder::{Cache, Context, Decoder, Input, Output};
 use crate::generate::Backbone;
 
-pub use config::{Language, Layout, LossWeights, ProjectorConfig, TowerConfig, VisionConfig};
+#[cfg(feature = "image")]
+pub(crate) use assemble::BESIDE;
+pub use assemble::{Parts, Upcycling};
+pub use config::{Language, Layout, LossWeights, Place, ProjectorConfig, TowerConfig, VisionConfig};
 pub use error::{Error, Result};
 pub use loss::VisionLosses;
 pub use splice::{PICTURE, Row, Spliced, share};
@@ -119,8 +123,7 @@ impl VisionModel {
         config.validate()?;
         let layout = config.layout()?;
         let tower = config.tower.build(&params.pp(&layout.tower))?;
-        let widths = (config.tower.width() * config.features.layers.len(), config.decoder.hidden_size);
-        let projector = config.projector.build(&params.pp(&layout.projector), widths)?;
+        let projector = config.build_projector(&params.pp(&layout.projector))?;
         let decoder = Decoder::new(config.decoder.clone(), &layout.language.params(params))?;
         Self::from_parts(config, tower, projector, decoder)
     }
@@ -202,7 +205,10 @@ impl VisionModel {
     /// # Shapes
     /// `features [n, t, c]` to tokens `[n, t, H]`
     pub fn project(&self, features: Tokens, probe: Option<&Probe>) -> candle_core::Result<Encoded> {
-        let (tokens, routes) = self.projector.project_one(&features, probe)?;
+        let (tokens, routes) = match self.config.compression {
+            None => self.projector.project_one(&features, probe)?,
+            Some(compression) => self.projector.project_one(&compression.apply(&features)?, probe)?,
+        };
         Ok(Encoded { features, tokens, routes, tower_losses: None })
     }
 

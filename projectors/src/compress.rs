@@ -28,6 +28,37 @@ impl Compression {
         }
     }
 
+    /// Tokens that `tokens` become; of a grid, where it divides into cells.
+    pub fn count(&self, tokens: usize) -> usize {
+        match *self {
+            Self::Average(n) | Self::Stack(n) => tokens / n.max(1),
+            Self::AverageGrid(n) | Self::PixelShuffle(n) => tokens / (n * n).max(1),
+        }
+    }
+
+    /// The compression of a config: `{"type": "pixel_shuffle", "size": 2}`; types are `average`, `stack`, `average_grid` and
+    /// `pixel_shuffle`.
+    ///
+    /// # Errors
+    /// The type is not known, or the size is not from 1 to 64.
+    pub fn named(kind: &str, size: usize) -> Result<Self> {
+        if !(1..=64).contains(&size) {
+            bail!("a compression of size {size}, expected 1 to 64");
+        }
+        Ok(match kind {
+            "average" => Self::Average(size),
+            "stack" => Self::Stack(size),
+            "average_grid" => Self::AverageGrid(size),
+            "pixel_shuffle" => Self::PixelShuffle(size),
+            other => {
+                let other = moesaic_kernels::shown(other);
+                bail!(
+                    "a compression of type {other} is not known; known are average, stack, average_grid, pixel_shuffle"
+                )
+            }
+        })
+    }
+
     /// A joined token is real if all of its parts are. Positions and features for later layers are dropped.
     ///
     /// # Shapes

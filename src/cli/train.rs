@@ -86,10 +86,13 @@ pub(super) fn language(args: &LanguageArgs) -> Result<()> {
 }
 
 /// What a training run is given: when to stop, and whom to report to.
-type Reporter<'a> = &'a mut dyn FnMut(&Report) -> candle_core::Result<()>;
+pub(super) type Reporter<'a> = &'a mut dyn FnMut(&Report) -> candle_core::Result<()>;
 
 /// Runs a training, printing its progress, until it is done or interrupted.
-fn follow(out: &Path, train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_core::Result<Ended>) -> Result<()> {
+pub(super) fn follow(
+    out: &Path,
+    train: impl FnOnce(&AtomicBool, Reporter<'_>) -> candle_core::Result<Ended>,
+) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
 use super::{
-    AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints, read_json, write_json, written,
+    AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, read_json, scalar, write_json, written,
 };
 use crate::decoder::{Context, Decoder, DecoderConfig, Input};
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
@@ -75,7 +75,7 @@ impl Part {
     }
 
     /// Which published tensors belong to the part; none for all.
-    fn choice(self, decoder: &DecoderConfig) -> Result<Option<impl Fn(&str) -> bool + Send + Sync + 'static>> {
+    pub(super) fn choice(self, decoder: &DecoderConfig) -> Result<Option<impl Fn(&str) -> bool + Send + Sync + use<>>> {
         if self == Self::All {
             return Ok(None);
         }
@@ -199,7 +199,7 @@ pub struct DataConfig {
     pub eval_rows: usize,
 }
 
-fn often() -> u64 {
+pub(super) fn often() -> u64 {
     100
 }
 
@@ -297,10 +297,6 @@ impl Language {
     }
 }
 
-fn scalar(t: &Tensor) -> Result<f64> {
-    Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
-}
-
 impl Trainable for Language {
     type Batch = Batch;
 
@@ -388,15 +384,7 @@ pub fn run(
 ) -> Result<Ended> {
     config.validate()?;
     let out: &Path = &config.plan.out;
-    let newest = checkpoints(out)?.pop();
-    let newest = match (resume, newest) {
-        (true, Some(path)) => Some(path),
-        (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
-        (false, Some(path)) => {
-            bail!("{} holds a run already; add --resume, or choose another plan.out", path.display())
-        }
-        (false, None) => None,
-    };
+    let newest = super::newest(out, resume)?;
     let decoder = config.decoder()?;
     if config.data.length > decoder.max_positions {
         bail!("data.length is {}, the model's context {}", config.data.length, decoder.max_positions);

@@ -3,12 +3,14 @@
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
 //! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
-//! adapters of one.
+//! adapters of one, `vision` (feature `image`) a model that looks at pictures.
 
 pub mod data;
 pub mod forecast;
 pub mod language;
 mod optimiser;
+#[cfg(feature = "image")]
+pub mod vision;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -359,6 +361,25 @@ pub fn checkpoints(out: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The newest checkpoint of the run in `out`, where it is to be taken up again.
+///
+/// # Errors
+/// There is none, or there are some and the run is to start anew.
+fn newest(out: &Path, resume: bool) -> Result<Option<PathBuf>> {
+    match (resume, checkpoints(out)?.pop()) {
+        (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
+        (false, Some(path)) => {
+            bail!("{} holds a run already; add --resume, or choose another plan.out", path.display())
+        }
+        (_, newest) => Ok(newest),
+    }
+}
+
+/// The value of a loss.
+fn scalar(t: &Tensor) -> Result<f64> {
+    Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
 }
 
 fn at(path: &Path, error: impl std::fmt::Display) -> Error {

@@ -8,7 +8,7 @@ use moesaic_encoders::{
 };
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Params, Pointwise, shown};
-use moesaic_projectors::{Mlp, MlpNames, Projector, SparseMlp, SparseMlpConfig};
+use moesaic_projectors::{Compression, Mlp, MlpNames, Projector, SparseMlp, SparseMlpConfig};
 use serde_json::{Map, Value};
 
 use super::{Error, Result, families, towers};
@@ -23,6 +23,8 @@ pub struct VisionConfig {
     pub tower: TowerConfig,
     /// Which of its hidden states become features.
     pub features: Features,
+    /// How features are joined before the projector.
+    pub compression: Option<Compression>,
     /// The projector.
     pub projector: ProjectorConfig,
     /// The language model.
@@ -39,6 +41,17 @@ pub struct VisionConfig {
     pub layouts: Vec<Layout>,
     /// `config.json` as it was read, to be written beside saved weights.
     pub published: Map<String, Value>,
+}
+
+/// A part of a vision model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The vision tower.
+    Tower,
+    /// The projector.
+    Projector,
+    /// The language model, with the tensor's name as a model of its own has it.
+    Language(String),
 }
 
 /// A vision tower.
@@ -144,7 +157,7 @@ const INSIDE: &str = "model.language_model.";
 const LONGEST_CONFIG: u64 = 1 << 22;
 
 /// A JSON object of a folder.
-fn read(path: &Path) -> candle_core::Result<Map<String, Value>> {
+pub(super) fn read(path: &Path) -> candle_core::Result<Map<String, Value>> {
     let name = |e: &dyn std::fmt::Display| Candle::msg(format!("{}: {e}", path.display()));
     let size = std::fs::metadata(path)
         .map_err(|e| name(&format!("{e}; a model is a folder with config.json and model.safetensors")))?
@@ -217,6 +230,30 @@ impl VisionConfig {
         Ok(())
     }
 
+    /// The projector of this config: its tensors are those of `params`.
+    pub(super) fn build_projector(&self, params: &Params) -> candle_core::Result<Box<dyn Projector>> {
+        let features = self.tower.width() * self.features.layers.len();
+        let features = self.compression.map_or(features, |compression| compression.width(features));
+        self.projector.build(params, (features, self.decoder.hidden_size))
+    }
+
+    /// Which part of the model a published tensor belongs to.
+    pub fn place(&self, name: &str) -> Place {
+        let inside = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+        for layout in &self.layouts {
+            if inside(&layout.tower) {
+                return Place::Tower;
+            }
+            if inside(&layout.projector) {
+                return Place::Projector;
+            }
+            if let Some(own) = layout.language.own(name) {
+                return Place::Language(own);
+            }
+        }
+        Place::Language(name.to_string())
+    }
+
     /// Tokens that a picture becomes.
     pub fn picture_tokens(&self) -> usize {
         let (patches, class) = match &self.tower {
@@ -224,10 +261,11 @@ impl VisionConfig {
             TowerConfig::Siglip(c) => ((c.image_size / c.patch_size).pow(2), 0),
             TowerConfig::Cumo(c) => ((c.clip.image_size / c.clip.patch_size).pow(2), 1),
         };
-        match self.features.select {
+        let features = match self.features.select {
             Select::ClsPatch => patches + class,
             Select::Patch => patches + class - 1,
-        }
+        };
+        self.compression.map_or(features, |compression| compression.count(features))
     }
 
     /// The layout that tensors are taken from.

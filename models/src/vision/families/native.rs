@@ -12,12 +12,13 @@
 //! `vision_config` is that of CLIP or SigLIP, `text_config` that of any language family. `projector` is `{"type": "mlp", "depth": N}`
 //! (linear maps with GELU between) or `{"type": "sparse_mlp", "num_experts": E, "num_selected": K}` (CuMo's connector, whose losses
 //! `balance_loss_coef` and `router_z_loss_coef` weigh). Layer and strategy are as in LLaVA (by default -2 and `default`, which leaves
-//! out the first token). Without `image_token_index` no word stands for a picture. Tensors are `vision_tower.vision_model.*`,
+//! out the first token). `"compression": {"type": "pixel_shuffle", "size": 2}` joins features before the projector
+//! ([`Compression::named`]). `conversation` names the template of its prompts. Without `image_token_index` no word stands for a picture. Tensors are `vision_tower.vision_model.*`,
 //! `multi_modal_projector.{0, 2, ..}.*` or `multi_modal_projector.{gate, experts}.*`, and `language_model.*` with the names of the family.
 
 use candle_core::{Error as Candle, bail};
 use moesaic_kernels::{Activation, Pointwise, shown};
-use moesaic_projectors::MlpNames;
+use moesaic_projectors::{Compression, MlpNames};
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
@@ -38,6 +39,7 @@ pub(super) fn translate(published: Map<String, Value>, _: Option<Map<String, Val
         model_type: "moesaic_vision".into(),
         tower: TowerConfig::from_map(vision)?,
         features: keys.features("vision_feature_layer", "vision_feature_select_strategy")?,
+        compression: keys.object("compression")?.map(|c| compression(&Keys(c))).transpose()?,
         projector: self::projector(&Keys(projector))?,
         decoder,
         picture_token: keys.token(&["image_token_index", "image_token_id"])?,
@@ -54,6 +56,13 @@ pub(super) fn translate(published: Map<String, Value>, _: Option<Map<String, Val
         }],
         published,
     })
+}
+
+fn compression(keys: &Keys<'_>) -> candle_core::Result<Compression> {
+    match (keys.name("type")?, keys.count("size")?) {
+        (Some(kind), Some(size)) => Compression::named(kind, size),
+        _ => bail!("compression needs a type and a size"),
+    }
 }
 
 fn projector(keys: &Keys<'_>) -> candle_core::Result<ProjectorConfig> {

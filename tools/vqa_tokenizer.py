@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""The tokenizer of the small vision model: one token for each word of the corpus, lower case.
+
+    python3 tools/vqa_tokenizer.py [--corpus data/vqa/train.jsonl] [--out assets/vqa/tokenizer.json]
+
+Words are runs of letters and digits, or of other signs; what the corpus lacks becomes <unk>. A line end, with which the plain
+conversation template ends questions and answers, is a token of its own, and so is the picture's mark.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+SPECIAL = ["<unk>", "<image>", "\n"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, default=Path("data/vqa/train.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("assets/vqa/tokenizer.json"))
+    options = parser.parse_args()
+    words = set()
+    for line in options.corpus.read_text(encoding="utf-8").splitlines():
+        for turn in json.loads(line)["turns"]:
+            for text in (turn["question"], turn["answer"]):
+                words.update(re.findall(r"\w+|[^\w\s]+", text.lower()))
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + sorted(words))}
+    special = [
+        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for i, text in enumerate(SPECIAL)
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"{options.out}: {len(vocabulary)} tokens")
+
+
+if __name__ == "__main__":
+    main()
