@@ -15,6 +15,9 @@
 //! | --- | --- | --- |
 //! | `moesaic_vision` | our own trained models: CLIP or SigLIP, an MLP or sparse MLP, any language family | `families/native.rs` |
 //! | `llava` | LLaVA-1.5 in the layout of `transformers` | `families/llava.rs` |
+//! | `llava`, `llava_llama`, `llava_mistral` | LLaVA-1.5 in the layout of its authors | `families/original.rs` |
+//! | `moe_llava_{stablelm, phi, qwen, qwen1_5, mistral, llama}` | MoE-LLaVA, and without `moe_` its dense stage II | `families/moe_llava.rs` |
+//! | `llava_mistral`, `llava_mixtral` | CuMo | `families/cumo.rs` |
 //!
 //! # Where a row depends on its neighbours
 //! Nowhere, but in models whose experts have a bounded capacity: there the rows of a batch, and their order, decide together
