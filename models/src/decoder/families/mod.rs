@@ -6,10 +6,13 @@ mod granitemoe;
 mod jetmoe;
 mod keys;
 mod llama;
+mod mistral;
 mod mixtral;
+mod moe_llava;
 mod olmoe;
 mod phi;
 mod phimoe;
+mod qwen;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3_moe;
@@ -21,11 +24,14 @@ use serde_json::{Map, Value};
 
 use super::config::DecoderConfig;
 
+pub(crate) use moe_llava::language_model as moe_llava;
+
 type Translate = fn(Map<String, Value>) -> Result<DecoderConfig>;
 
 /// Every `model_type`, in the order in which messages list them.
-const FAMILIES: [(&str, Translate); 13] = [
+const FAMILIES: [(&str, Translate); 14] = [
     ("llama", translated::<llama::Config>),
+    ("mistral", translated::<mistral::Config>),
     ("qwen2", translated::<qwen2::Config>),
     ("stablelm", translated::<stablelm::Config>),
     ("phi", translated::<phi::Config>),
