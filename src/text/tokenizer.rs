@@ -163,6 +163,12 @@ impl Tokenizer {
         self.special("eos_token")
     }
 
+    /// The text of the token that begins a text, where `tokenizer_config.json` names one.
+    #[cfg(feature = "image")]
+    pub(crate) fn bos(&self) -> Option<&str> {
+        self.named.iter().find(|(other, _)| *other == "bos_token").map(|(_, token)| token.as_str())
+    }
+
     fn special(&self, name: &str) -> Option<u32> {
         self.named.iter().find(|(other, _)| *other == name).and_then(|(_, token)| self.id(token))
     }
