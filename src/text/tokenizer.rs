@@ -71,7 +71,7 @@ impl Tokenizer {
     }
 
     /// The tokenizer of a `tokenizer.json`, with the settings of a `tokenizer_config.json`.
-    pub(super) fn from_json(path: &Path, json: &str, config: &Map<String, Value>) -> Result<Self> {
+    pub(crate) fn from_json(path: &Path, json: &str, config: &Map<String, Value>) -> Result<Self> {
         // The tokenizers crate panics on some text that is not JSON.
         if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(json) {
             let problem = format!("is not a tokenizer (not valid JSON: {error}): copy it again");
