@@ -1,5 +1,7 @@
 //! The command line: reads arguments, calls the library, prints. No model knowledge lives here.
 
+#[cfg(feature = "image")]
+mod ask;
 mod chat;
 mod eval;
 mod forecast;
@@ -24,7 +26,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text.
+/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text, answers questions about pictures.
 #[derive(Debug, Parser)]
 #[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -38,6 +40,10 @@ enum Command {
     Info(info::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    #[cfg(feature = "image")]
+    Ask(ask::Args),
+    #[cfg(feature = "image")]
+    Routes(ask::RoutesArgs),
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
     Quantize(quantise::Args),
@@ -90,6 +96,10 @@ pub fn run() -> ExitCode {
         Command::Info(args) => info::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        #[cfg(feature = "image")]
+        Command::Ask(args) => ask::run(args),
+        #[cfg(feature = "image")]
+        Command::Routes(args) => ask::routes(args),
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
         Command::Quantize(args) => quantise::run(args),

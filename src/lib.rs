@@ -1,4 +1,5 @@
-//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting and text.
+//! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting, text,
+//! and questions about pictures.
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
@@ -22,6 +23,9 @@
 //! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
 //! ([`moesaic_models::decoder`]) from a folder or a GGUF file; [`write_gguf`] makes such a file of a folder.
 //!
+//! `VisionChat` (feature `image`) answers questions about pictures with MoE-LLaVA, CuMo, LLaVA-1.5 and models trained by this
+//! project ([`moesaic_models::vision`]).
+//!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
 //! * [`eval`] scores forecasts against baselines on series with a known future.
@@ -32,6 +36,7 @@
 //! # Features
 //! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
 //! * `hub` (default): the module `hub` and `Forecaster::from_hub`. Nothing uses the network unless it is given a Hub id.
+//! * `image` (default): picture files, and models that look at them.
 //! * `table`: Parquet files and Arrow record batches.
 
 mod calendar;
@@ -48,6 +53,8 @@ mod series;
 pub mod settings;
 mod table;
 mod text;
+#[cfg(feature = "image")]
+mod vision;
 
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 #[doc(hidden)] // for the program, which trains through the models crate
@@ -69,6 +76,11 @@ pub use text::{
     TemplateOptions, TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer, quantise,
     write_gguf,
 };
+
+#[cfg(feature = "image")]
+pub use moesaic_encoders::image::{DecodeOptions, ImageError, Limits, Picture};
+#[cfg(feature = "image")]
+pub use vision::{ExpertShares, RouteMap, VisionChat, VisionModelInfo};
 
 /// Compiles and runs the code of the README.
 #[cfg(doctest)]

@@ -1,7 +1,8 @@
 //! Conversation templates of models that were published with code instead of a chat template: MoE-LLaVA, LLaVA, CuMo.
 //!
 //! The texts are those of `moellava/conversation.py` (PKU-YuanGroup/MoE-LLaVA at 6cb5f66); the examples that its template
-//! `v0` opens with are left out. A picture stands as `<image>` in a question.
+//! `v0` opens with are left out; `mistral_instruct_system` is of `cumo/conversation.py` (SHI-Labs/CuMo at 6cd979a). A picture
+//! stands as `<image>` in a question.
 
 mod rows;
 
@@ -38,6 +39,8 @@ pub struct Template {
     system: &'static str,
     user: &'static str,
     assistant: &'static str,
+    /// In front of all.
+    opening: &'static str,
     /// Behind the system's text and questions.
     first: &'static str,
     /// Behind answers.
@@ -64,7 +67,7 @@ const MPT: &str = "<|im_start|>system\nA conversation between a user and an LLM-
 
 impl Template {
     /// The templates' names, some of which mean the same.
-    pub const NAMES: [&'static str; 19] = [
+    pub const NAMES: [&'static str; 20] = [
         "default",
         "v0",
         "v1",
@@ -84,6 +87,7 @@ impl Template {
         "v1_mmtag",
         "llava_llama_2",
         "mpt",
+        "mistral_instruct_system",
     ];
 
     /// The template that the reference calls so.
@@ -93,6 +97,7 @@ impl Template {
             system,
             user: "USER",
             assistant: "ASSISTANT",
+            opening: "",
             first: " ",
             second: stop,
             stop,
@@ -109,6 +114,8 @@ impl Template {
             "v1_mmtag" => named(TAGGED, "</s>"),
             "llama_2" => instruct(LLAMA_2),
             "llava_llama_2" => instruct(VISUAL),
+            // Its tokenizer puts one more mark in front of the one that stands here.
+            "mistral_instruct_system" => Self { opening: "<s>", first: "", stop: "</s>", ..instruct(TO_USER) },
             "mpt" => Self {
                 style: Style::Marked,
                 user: "<|im_start|>user\n",
@@ -157,8 +164,8 @@ impl Template {
                 Style::Plain => format!("{question}{first}"),
                 Style::Instruct => {
                     let system = if i == 0 { format!("<<SYS>>\n{}\n<</SYS>>\n\n", self.system) } else { String::new() };
-                    // The tokenizer puts the first mark itself.
-                    let mark = if i == 0 { "" } else { first };
+                    // The tokenizer puts the first mark itself, or one more.
+                    let mark = if i == 0 { self.opening } else { first };
                     format!("{mark}[INST] {system}{question} [/INST]")
                 }
             };
@@ -190,6 +197,11 @@ mod tests {
             assert!(phi.prompt(&turns).is_err(), "{turns:?}");
         }
         let plain = Template::named("plain").unwrap();
+        let cumo = Template::named("mistral_instruct_system").unwrap();
+        let prompt = cumo.prompt(&[turn("a", Some("b")), turn("c", None)]).unwrap();
+        assert!(
+            prompt.starts_with("<s>[INST] <<SYS>>\nA chat") && prompt.ends_with("a [/INST] b </s>[INST] c [/INST]")
+        );
         assert_eq!(plain.prompt(&[turn("<image>a cat", None)]).unwrap(), "<image>a cat\n");
     }
 }

@@ -1,6 +1,7 @@
 //! Language models: text in, text out.
 
-mod adapters;
+#[cfg_attr(not(feature = "image"), allow(dead_code))]
+pub(crate) mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;
@@ -17,6 +18,8 @@ mod tokenizer;
 
 pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
+#[cfg(feature = "image")]
+pub(crate) use generator::{generation_config, stored_dtype};
 pub use gguf::write_gguf;
 pub use info::{LayerParameters, TextModelInfo};
 pub use moesaic_models::generate::{Finish, Memory};

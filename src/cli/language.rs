@@ -1,6 +1,6 @@
 //! What the commands for language models share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
@@ -58,8 +58,13 @@ fn adapter(text: &str) -> Result<(PathBuf, f64), String> {
 impl WritingArgs {
     /// Attaches the adapters that were named.
     pub fn attach(&self, model: &mut TextGenerator) -> Result<()> {
+        self.attach_by(&mut |folder, strength| model.attach(folder, strength))
+    }
+
+    /// The same for any model that takes adapters.
+    pub fn attach_by(&self, attach: &mut dyn FnMut(&Path, f64) -> moesaic::Result<()>) -> Result<()> {
         for (folder, strength) in &self.adapter {
-            model.attach(folder, *strength)?;
+            attach(folder, *strength)?;
         }
         Ok(())
     }

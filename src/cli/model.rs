@@ -69,6 +69,16 @@ pub(super) fn text_folder(model: &Path) -> Result<PathBuf> {
     Ok(model.to_path_buf())
 }
 
+/// The folder of a model that looks at pictures, named by it or by its id; none for that of this project.
+#[cfg(feature = "image")]
+pub(super) fn vision_folder(model: Option<&Path>) -> Result<Option<PathBuf>> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = model.and_then(hub::id) {
+        return Ok(Some(hub::vision(id)?.folder));
+    }
+    Ok(model.map(Path::to_path_buf))
+}
+
 #[cfg(feature = "hub")]
 mod hub {
     use std::path::{Path, PathBuf};
@@ -119,6 +129,13 @@ mod hub {
     /// A language model, whole. One that is not supported is refused before its weights come.
     pub fn text(id: &str) -> Result<Snapshot> {
         DecoderConfig::load(&config(id)?).map_err(|error| anyhow!("{id}: {}", moesaic::candle_message(&error)))?;
+        with(id, |id, hub| hub.model(id))
+    }
+
+    /// A model that looks at pictures, whole, in the same way.
+    #[cfg(feature = "image")]
+    pub fn vision(id: &str) -> Result<Snapshot> {
+        moesaic_models::vision::VisionConfig::load(&config(id)?).map_err(|error| anyhow!("{id}: {error}"))?;
         with(id, |id, hub| hub.model(id))
     }
 

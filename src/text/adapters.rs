@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device};
+use moesaic_models::decoder::Decoder;
 use moesaic_models::lora::{Adapter, adjust};
 
 use super::generator::TextGenerator;
@@ -17,21 +18,28 @@ impl TextGenerator {
     /// # Errors
     /// [`Error::Weights`] where it cannot be read or is of another model: nothing is attached then.
     pub fn attach(&mut self, adapter: impl AsRef<Path>, strength: f64) -> Result<()> {
-        let dir = adapter.as_ref();
-        let name = dir.display().to_string();
-        let opened = Adapter::open(dir).map_err(|error| Error::weights(dir, &error))?;
-        self.detach(dir);
-        let attached = opened.attach(self.decoder.sites(), &name, strength, DType::F32, &Device::Cpu);
-        attached.map(|_| ()).map_err(|error| {
-            self.detach(dir);
-            Error::weights(dir, &error)
-        })
+        attach(&mut self.decoder, adapter.as_ref(), strength)
     }
 
     /// Takes an adapter off that [`attach`](Self::attach) brought from this folder.
     pub fn detach(&mut self, adapter: impl AsRef<Path>) {
-        let name = adapter.as_ref().display().to_string();
-        // Every other one keeps the strength it has.
-        adjust(self.decoder.sites(), |attached, strength| (attached != name).then_some(strength));
+        detach(&mut self.decoder, adapter.as_ref());
     }
+}
+
+pub(crate) fn attach(decoder: &mut Decoder, dir: &Path, strength: f64) -> Result<()> {
+    let name = dir.display().to_string();
+    let opened = Adapter::open(dir).map_err(|error| Error::weights(dir, &error))?;
+    detach(decoder, dir);
+    let attached = opened.attach(decoder.sites(), &name, strength, DType::F32, &Device::Cpu);
+    attached.map(|_| ()).map_err(|error| {
+        detach(decoder, dir);
+        Error::weights(dir, &error)
+    })
+}
+
+pub(crate) fn detach(decoder: &mut Decoder, dir: &Path) {
+    let name = dir.display().to_string();
+    // Every other one keeps the strength it has.
+    adjust(decoder.sites(), |attached, strength| (attached != name).then_some(strength));
 }

@@ -338,7 +338,7 @@ pub(super) fn decoder_config(dir: &Path) -> Result<DecoderConfig> {
 
 /// Settings of `generation_config.json`, with every token that ends a text: its own, or else those of `config.json`, and
 /// the one that the tokenizer calls so (chat models end their turns with it).
-fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
+pub(crate) fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
     let path = dir.join("generation_config.json");
     let json = if dir.is_dir() { read_text(&path, LONGEST_CONFIG)? } else { None };
     let mut settings = match json {
@@ -357,7 +357,7 @@ fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) 
 }
 
 /// The number type that takes the most bytes of a checkpoint, blocks aside; f32 where there is none.
-fn stored_dtype(checkpoint: &Checkpoint) -> DType {
+pub(crate) fn stored_dtype(checkpoint: &Checkpoint) -> DType {
     let bytes = |dtype: DType| -> usize {
         let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
         infos.filter(|info| info.dtype == dtype && info.blocks.is_none()).map(|info| info.bytes).sum()

@@ -23,7 +23,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    pub(super) fn of(self) -> DType {
+    pub(crate) fn of(self) -> DType {
         match self {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
@@ -87,7 +87,7 @@ pub struct TextOptions {
 
 impl TextOptions {
     /// Options for the models crate, checked.
-    pub(super) fn sampling(&self, config: &GenerationConfig) -> Result<Options> {
+    pub(crate) fn sampling(&self, config: &GenerationConfig) -> Result<Options> {
         let base = config.options();
         let options = Options {
             max_new_tokens: self.max_tokens.unwrap_or(base.max_new_tokens),

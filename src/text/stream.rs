@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use moesaic_models::decoder::Decoder;
-use moesaic_models::generate::{Finish, Generation, Memory, Options, Prompts, Token};
+use moesaic_models::generate::{Backbone, Finish, Generation, Memory, Options, Prompts, Token};
 
+use super::Tokenizer;
 use super::detokenizer::Detokenizer;
 use super::generator::{Answer, Speed, TextGenerator, TokenProbability};
 use super::stop::StopStrings;
@@ -25,8 +25,8 @@ pub struct Piece {
 
 /// A running generation: an iterator over pieces of text.
 pub struct TextStream<'g> {
-    generator: &'g TextGenerator,
-    generation: Generation<'g, Decoder>,
+    tokenizer: &'g Tokenizer,
+    generation: Generation<'g, dyn Backbone + Sync>,
     rows: Vec<Row>,
     prefill_seconds: f64,
     /// When the prompts were through the model.
@@ -52,19 +52,32 @@ impl<'g> TextStream<'g> {
     ) -> Result<Self> {
         let start = Instant::now();
         let ids: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let model: &(dyn Backbone + Sync) = &generator.decoder;
         let generation = match (&ids[..], memory) {
-            ([prompt], Some(memory)) => Generation::resume(&generator.decoder, prompt, options, memory),
-            _ => Generation::new(&generator.decoder, Prompts::Ids(&ids), options),
+            ([prompt], Some(memory)) => Generation::resume(model, prompt, options, memory),
+            _ => Generation::new(model, Prompts::Ids(&ids), options),
         };
-        let generation = generation.map_err(|error| Error::compute(&error))?;
-        let rows = prompts.iter().map(|prompt| {
+        let rows = ids.iter().map(|prompt| (*prompt, prompt.len()));
+        Self::of(&generator.tokenizer, generation.map_err(|error| Error::compute(&error))?, rows, stop, start)
+    }
+
+    /// The stream of a generation that began at `start`. Each row has the ids that end its prompt, and the tokens of the
+    /// prompt.
+    pub(crate) fn of<'i>(
+        tokenizer: &'g Tokenizer,
+        generation: Generation<'g, dyn Backbone + Sync>,
+        prompts: impl Iterator<Item = (&'i [u32], usize)>,
+        stop: &[String],
+        start: Instant,
+    ) -> Result<Self> {
+        let rows = prompts.map(|(ids, prompt_tokens)| {
             Ok(Row {
-                detokenizer: Detokenizer::after(prompt, &generator.tokenizer)?,
+                detokenizer: Detokenizer::after(ids, tokenizer)?,
                 stops: StopStrings::new(stop),
                 answer: Answer {
                     text: String::new(),
                     finish: Finish::Stopped,
-                    prompt_tokens: prompt.len(),
+                    prompt_tokens,
                     tokens: 0,
                     score: None,
                     log_probs: Vec::new(),
@@ -74,7 +87,7 @@ impl<'g> TextStream<'g> {
         });
         let rows = rows.collect::<Result<_>>()?;
         let prefill_seconds = start.elapsed().as_secs_f64();
-        Ok(Self { generator, generation, rows, prefill_seconds, decoding: Instant::now(), decode_seconds: 0.0 })
+        Ok(Self { tokenizer, generation, rows, prefill_seconds, decoding: Instant::now(), decode_seconds: 0.0 })
     }
 
     /// Tells `on_piece` of every piece until all rows have ended or it breaks, and gives the answers.
@@ -126,7 +139,7 @@ impl<'g> TextStream<'g> {
 
     /// The piece that a token completes, if any.
     fn take(&mut self, token: &Token) -> Result<Option<Piece>> {
-        let tokenizer = &self.generator.tokenizer;
+        let tokenizer = self.tokenizer;
         let Some(row) = self.rows.get_mut(token.row) else { return Ok(None) };
         if row.ended {
             return Ok(None);

@@ -16,7 +16,7 @@ use serde_json::Map;
 
 use super::json::tojson;
 use super::read_text;
-use super::tokenizer::{Tokenizer, tokenizer_config};
+use super::tokenizer::{Tokenizer, parse_config, tokenizer_config};
 use crate::error::{Error, Result, candle_message, one_line, quoted};
 
 /// One turn of a conversation.
@@ -76,6 +76,8 @@ pub struct ChatTemplate {
     path: PathBuf,
     /// Special tokens by name.
     tokens: Vec<(&'static str, String)>,
+    /// It wants contents as lists of pieces, such as pictures, rather than as text.
+    pieces: bool,
 }
 
 /// The longest template that is read, in bytes. Published ones stay below 32 kB.
@@ -91,7 +93,7 @@ const NAME: &str = "chat template";
 
 impl ChatTemplate {
     /// The template of a model folder, `None` where there is none: `chat_template.jinja`, or `chat_template` in
-    /// `tokenizer_config.json` (of several named ones that called `default`). Of a GGUF file, the template that it holds.
+    /// `chat_template.json` or `tokenizer_config.json` (of several named ones that called `default`). Of a GGUF file, the template that it holds.
     ///
     /// # Errors
     /// [`Error::Config`] or [`Error::Io`]: a file cannot be read, or the template has an error; the message has its line.
@@ -103,6 +105,13 @@ impl ChatTemplate {
         }
         let path = dir.join("chat_template.jinja");
         if let Some(source) = read_text(&path, LONGEST)? {
+            return Self::new(&path, &source, tokenizer.named()).map(Some);
+        }
+        // What processors of multimodal models wrote before there was a file for the template alone.
+        let path = dir.join("chat_template.json");
+        if let Some(json) = read_text(&path, 2 * LONGEST)?
+            && let Some(source) = named_template(&path, &parse_config(&path, &json)?)?
+        {
             return Self::new(&path, &source, tokenizer.named()).map(Some);
         }
         let path = dir.join("tokenizer_config.json");
@@ -126,9 +135,10 @@ impl ChatTemplate {
         }
         let broken = |error: minijinja::Error| Error::config(path, describe(&error));
         let text = without_generation_tags(source);
+        let pieces = ["'image'", "\"image\""].iter().any(|kind| source.contains(kind));
         let environment = apart(move || environment(text)).ok_or_else(|| Error::config(path, TOO_LONG))?;
         let environment = Arc::new(environment.map_err(broken)?);
-        Ok(Self { environment, path: path.to_path_buf(), tokens: tokens.to_vec() })
+        Ok(Self { environment, path: path.to_path_buf(), tokens: tokens.to_vec(), pieces })
     }
 
     /// The text of a conversation.
@@ -136,6 +146,22 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Input`] when the template refuses the messages, [`Error::Config`] when it fails or does not come to an end.
     pub fn render(&self, messages: &[Message], options: &TemplateOptions) -> Result<String> {
+        self.render_value(Value::from(Serde(messages)), options)
+    }
+
+    /// The text of a conversation whose messages are given as JSON, for templates whose contents are lists of pieces.
+    #[cfg(feature = "image")]
+    pub(crate) fn render_json(&self, messages: &serde_json::Value, options: &TemplateOptions) -> Result<String> {
+        self.render_value(Value::from(Serde(messages)), options)
+    }
+
+    /// Whether contents are lists of pieces.
+    #[cfg(feature = "image")]
+    pub(crate) fn takes_pieces(&self) -> bool {
+        self.pieces
+    }
+
+    fn render_value(&self, messages: Value, options: &TemplateOptions) -> Result<String> {
         let failed = |error: minijinja::Error| match error.kind() {
             ErrorKind::EvalBlock => Error::option(format!(
                 "the model's chat template refuses this conversation: {}",
@@ -145,7 +171,7 @@ impl ChatTemplate {
         };
         let mut context: BTreeMap<String, Value> = BTreeMap::new();
         context.extend(self.tokens.iter().map(|(name, token)| (name.to_string(), Value::from(token.as_str()))));
-        context.insert("messages".into(), Value::from(Serde(messages)));
+        context.insert("messages".into(), messages);
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         if let Some(date) = options.date {
             context.insert("strftime_now".into(), Value::from_function(move |format: &str| strftime(date, format)));

@@ -71,7 +71,7 @@ impl Tokenizer {
     }
 
     /// The tokenizer of a `tokenizer.json`, with the settings of a `tokenizer_config.json`.
-    pub(super) fn from_json(path: &Path, json: &str, config: &Map<String, Value>) -> Result<Self> {
+    pub(crate) fn from_json(path: &Path, json: &str, config: &Map<String, Value>) -> Result<Self> {
         // The tokenizers crate panics on some text that is not JSON.
         if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(json) {
             let problem = format!("is not a tokenizer (not valid JSON: {error}): copy it again");
@@ -161,6 +161,12 @@ impl Tokenizer {
     /// The token that ends a text, where `tokenizer_config.json` names one that the vocabulary has.
     pub fn eos(&self) -> Option<u32> {
         self.special("eos_token")
+    }
+
+    /// The text of the token that begins a text, where `tokenizer_config.json` names one.
+    #[cfg(feature = "image")]
+    pub(crate) fn bos(&self) -> Option<&str> {
+        self.named.iter().find(|(other, _)| *other == "bos_token").map(|(_, token)| token.as_str())
     }
 
     fn special(&self, name: &str) -> Option<u32> {

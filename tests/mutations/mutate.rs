@@ -78,6 +78,9 @@ const NESTS: [&[u8]; 5] = [b"[", b"{\"a\":", b"[{\"a\":", b"{a=", b"a."];
 pub fn mutate(seeds: &[Vec<u8>], words: &[Vec<u8>], layout: Layout, rng: &mut Rng) -> Vec<u8> {
     let Some(seed) = seeds.get(rng.below(seeds.len())) else { return Vec::new() };
     let mut input = seed.clone();
+    if layout == Layout::Chunks && rng.chance(0.8) {
+        return chunks(&input, seeds, words, rng);
+    }
     for _ in 0..1 + rng.below(4) {
         let text = text_of(&input, layout).filter(|_| rng.chance(0.8));
         match text {
@@ -98,6 +101,43 @@ pub fn mutate(seeds: &[Vec<u8>], words: &[Vec<u8>], layout: Layout, rng: &mut Rn
     input
 }
 
+/// A PNG file with damage inside its chunks, and chunks doubled, left out or at another place; lengths and sums are right.
+fn chunks(file: &[u8], seeds: &[Vec<u8>], words: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
+    const HEAD: usize = 8;
+    let (mut all, mut at) = (Vec::new(), HEAD);
+    while let Some(length) = file.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes) {
+        // Name and data.
+        let Some(chunk) = file.get(at + 4..at + 8 + length as usize) else { break };
+        all.push(chunk.to_vec());
+        at += 12 + length as usize;
+    }
+    for _ in 0..1 + rng.below(3) {
+        let (i, j) = (rng.below(all.len()), rng.below(all.len()));
+        match rng.below(10) {
+            0 => all.swap(i, j),
+            1 => all.insert(j, all[i].clone()),
+            2 if all.len() > 1 => drop(all.remove(i)),
+            _ => damage(&mut all[i], seeds, words, rng),
+        }
+    }
+    let mut out = file[..HEAD].to_vec();
+    for chunk in all {
+        // The length does not count the name; a chunk that lost its name stays one.
+        let length = (chunk.len() as u32).saturating_sub(4);
+        out.extend(length.to_be_bytes());
+        out.extend(&chunk);
+        out.extend(crc(&chunk).to_be_bytes());
+    }
+    out
+}
+
+/// The sum of a PNG chunk: CRC-32.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { (sum >> 1) ^ 0xedb8_8320 } else { sum >> 1 })
+    })
+}
+
 /// The words and numbers of the seeds, each once.
 pub fn words(seeds: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = seeds
@@ -116,7 +156,7 @@ fn is_word(byte: u8) -> bool {
 
 fn text_of(input: &[u8], layout: Layout) -> Option<Range<usize>> {
     match layout {
-        Layout::Plain => None,
+        Layout::Plain | Layout::Chunks => None,
         Layout::Framed => {
             let length = usize::try_from(u64::from_le_bytes(*input.first_chunk()?)).ok()?;
             let end = length.checked_add(8).filter(|end| *end <= input.len())?;

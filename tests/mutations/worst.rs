@@ -243,3 +243,50 @@ fn moments_without_end() {
         &[("seconds", rows(1 << 16)), ("days", rows(86_400 << 16)), ("years", rows(u64::MAX / 9))],
     );
 }
+
+#[test]
+fn pictures_that_promise_much() {
+    let file = |name: &str| {
+        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)).unwrap()
+    };
+    // A size in a head without the data for it, within and beyond the limits.
+    let sized = |name: &str, at: usize, big: bool, width: u32, height: u32| {
+        let mut bytes = file(name);
+        for (at, n) in [(at, width), (at + 4, height)] {
+            bytes[at..at + 4].copy_from_slice(&if big { n.to_be_bytes() } else { n.to_le_bytes() });
+        }
+        bytes
+    };
+    within(
+        parsers::png(),
+        &[
+            ("a bomb", file("bomb.png")),
+            ("a strip beyond the side", file("strip.png")),
+            ("a size", sized("rgb.png", 16, true, 256, 256)),
+            ("a huge size", sized("rgb.png", 16, true, u32::MAX, u32::MAX)),
+        ],
+    );
+    within(
+        parsers::bmp(),
+        &[
+            ("a size", sized("rgb.bmp", 18, false, 256, 256)),
+            ("a huge size", sized("rgb.bmp", 18, false, 4096, 4096)),
+            ("a negative size", sized("rgb.bmp", 18, false, 16, u32::MAX)),
+        ],
+    );
+    let gif = |side: u16| {
+        let mut bytes = file("palette.gif");
+        bytes[6..8].copy_from_slice(&side.to_le_bytes());
+        bytes[8..10].copy_from_slice(&side.to_le_bytes());
+        bytes
+    };
+    within(parsers::gif(), &[("a size", gif(256)), ("a huge size", gif(u16::MAX))]);
+    let jpeg = |side: u16| {
+        let mut bytes = file("plain.jpg");
+        let at = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        bytes[at + 5..at + 7].copy_from_slice(&side.to_be_bytes());
+        bytes[at + 7..at + 9].copy_from_slice(&side.to_be_bytes());
+        bytes
+    };
+    within(parsers::jpeg(), &[("a size", jpeg(256)), ("a huge size", jpeg(u16::MAX))]);
+}

@@ -8,6 +8,7 @@
 
 mod checkpoints;
 mod memory;
+mod pictures;
 mod series;
 mod settings;
 
@@ -47,6 +48,8 @@ pub enum Layout {
     Plain,
     /// Eight bytes that hold the length of the text that follows, and then data.
     Framed,
+    /// The chunks of a PNG file, each with its length in front and its sum behind.
+    Chunks,
 }
 
 /// Names every parser once, for `$then`: each is a function of this module. One that a feature brings has its `#[cfg]` in front,
@@ -55,6 +58,7 @@ macro_rules! each_parser {
     ($then:ident) => {
         $then! {
             safetensors safetensors_index gguf config model plan train_config table times moments train_csv
+            png jpeg gif bmp webp tiff
         }
     };
 }
@@ -62,6 +66,7 @@ macro_rules! each_parser {
 pub(crate) use each_parser;
 
 pub use checkpoints::{config, gguf, model, safetensors, safetensors_index};
+pub use pictures::{bmp, gif, jpeg, png, tiff, webp};
 pub use series::{moments, table, times, train_csv};
 pub use settings::{plan, train_config};
 

@@ -1,0 +1,261 @@
+//! Models that look at pictures: pictures and questions in, text out.
+
+mod info;
+mod processor;
+mod prompt;
+mod routes;
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Device;
+use moesaic_encoders::image::{ImageError, ImageProcessor, Picture};
+use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_models::decoder::Side;
+use moesaic_models::generate::{Backbone, Generation, GenerationConfig, Prompts};
+use moesaic_models::vision::{self, Encoded, Row, Spliced, VisionConfig, VisionModel};
+
+use crate::error::{Error, Result, candle_message};
+use crate::prompts::Turn;
+use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, adapters, generation_config, stored_dtype};
+pub use info::VisionModelInfo;
+use prompt::Prompting;
+pub use routes::{ExpertShares, RouteMap};
+
+/// A model that answers questions about pictures. It holds no state between calls: one behind an `Arc` serves any number of
+/// threads.
+///
+/// ```no_run
+/// use moesaic::{Picture, TextOptions, VisionChat};
+///
+/// # fn main() -> moesaic::Result<()> {
+/// let chat = VisionChat::from_dir("path/to/MoE-LLaVA-StableLM-1.6B-4e")?;
+/// let photo = Picture::open("photo.jpg")?;
+/// let answer = chat.ask(&[photo], "What shape is it?", &TextOptions::default())?;
+/// println!("{}", answer.text);
+/// # Ok(())
+/// # }
+/// ```
+pub struct VisionChat {
+    model: VisionModel,
+    tokenizer: Tokenizer,
+    processor: ImageProcessor,
+    prompting: Prompting,
+    config: GenerationConfig,
+    info: VisionModelInfo,
+}
+
+/// Where the shipped model is: too large for the program itself, so in the repository that it was built in.
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vqa");
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Read { path, source } => Error::io("read", &path, source),
+            ImageError::Tensor(error) => Error::compute(&error),
+            other => Error::Media(other.to_string()),
+        }
+    }
+}
+
+/// A question, its pictures between its words.
+struct Asked {
+    encoded: Option<Encoded>,
+    spliced: Spliced,
+    /// The ids behind the last picture.
+    tail: Vec<u32>,
+}
+
+impl VisionChat {
+    /// The model in this folder: `config.json` of a supported family
+    /// ([`moesaic_models::vision`]), `model.safetensors` or its shards and their index, the files of a
+    /// [`Tokenizer`], and where they are there `preprocessor_config.json`, a chat template and `generation_config.json`.
+    /// Without a `preprocessor_config.json`, pictures are prepared as the tower's family has it; without a chat template, the
+    /// conversation is written as the family's code does. Computes on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers, and for a model
+    /// that has no vision tower; [`Error::Weights`] for missing, damaged or ill-fitting weights.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::load(dir.as_ref(), None)
+    }
+
+    /// The same with weights and cache converted to a number type.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
+        Self::load(dir.as_ref(), Some(dtype))
+    }
+
+    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
+        if !dir.is_dir() {
+            let what = if dir.exists() { "is not a folder" } else { "does not exist" };
+            return Err(Error::config(dir, format!("{what}: give a folder with config.json and model.safetensors")));
+        }
+        let config = VisionConfig::load(dir).map_err(|error| config_error(dir, error))?;
+        // Weights take long to read: all else comes first.
+        let tokenizer = Tokenizer::load(dir)?;
+        let processor = processor::of(dir, &config)?;
+        let prompting = Prompting::of(dir, &config, &tokenizer)?;
+        let generation = generation_config(dir, &config.decoder, &tokenizer)?;
+        let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
+        let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
+        let info = VisionModelInfo::new(dir, &config, &checkpoint);
+        let model = VisionModel::from_checkpoint(config, &checkpoint, dtype, &Device::Cpu);
+        let model = model.map_err(|error| match error {
+            vision::Error::NoTower { .. } => Error::config(dir, error.to_string()),
+            other => Error::weights(dir, &other.into()),
+        })?;
+        Ok(Self { model, tokenizer, processor, prompting, config: generation, info })
+    }
+
+    /// The small model of this project, in the repository's folder `assets/vqa`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where that folder is not there any more, and as [`from_dir`](Self::from_dir).
+    pub fn shipped() -> Result<Self> {
+        let dir = Path::new(SHIPPED);
+        if !dir.join("config.json").is_file() {
+            let problem = "there is no model here: give the folder of one that looks at pictures (--model)";
+            return Err(Error::config(dir, problem));
+        }
+        Self::from_dir(dir)
+    }
+
+    /// Attaches an adapter to the language model, as [`TextGenerator::attach`](crate::TextGenerator::attach) does.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where it cannot be read or is of another model: nothing is attached then.
+    pub fn attach(&mut self, adapter: impl AsRef<Path>, strength: f64) -> Result<()> {
+        adapters::attach(self.model.decoder_mut(), adapter.as_ref(), strength)
+    }
+
+    /// Takes an adapter off that [`attach`](Self::attach) brought from this folder.
+    pub fn detach(&mut self, adapter: impl AsRef<Path>) {
+        adapters::detach(self.model.decoder_mut(), adapter.as_ref());
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &VisionModelInfo {
+        &self.info
+    }
+
+    /// The model itself.
+    pub fn model(&self) -> &VisionModel {
+        &self.model
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How pictures are prepared.
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// Most tokens of an answer, where the model's `generation_config.json` says.
+    pub fn max_new_tokens(&self) -> Option<usize> {
+        self.config.max_new_tokens
+    }
+
+    /// The text that the model is given for a conversation about so many pictures, with `<image>` where they stand.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: no question, an empty one, a question before the last without its answer, or more `<image>` marks than
+    /// pictures or the reverse; where there is no mark at all, the pictures stand in front of the first question.
+    pub fn prompt(&self, pictures: usize, turns: &[Turn<'_>]) -> Result<String> {
+        self.prompting.prompt(pictures, turns, &self.tokenizer)
+    }
+
+    /// The answer to a question about pictures.
+    ///
+    /// # Errors
+    /// As [`prompt`](Self::prompt) and [`stream`](Self::stream).
+    pub fn ask(&self, pictures: &[Picture], question: &str, options: &TextOptions) -> Result<Answer> {
+        let answers = self.stream(pictures, &[Turn { question, answer: None }], options)?.answers()?;
+        answers.into_iter().next().ok_or_else(|| Error::Compute("the model gave no answer".into()))
+    }
+
+    /// The answer to the last question of a conversation about pictures, piece by piece. A question says with `<image>` where
+    /// a picture stands.
+    ///
+    /// # Errors
+    /// As [`prompt`](Self::prompt); [`Error::Media`] for a picture that cannot be prepared, [`Error::Input`] for options out of
+    /// their range and a conversation that is longer than the model's context, [`Error::Compute`] when the model fails.
+    pub fn stream(&self, pictures: &[Picture], turns: &[Turn<'_>], options: &TextOptions) -> Result<TextStream<'_>> {
+        if options.beams.is_some() {
+            return Err(Error::option("there is no beam search for questions about pictures: leave out the beams"));
+        }
+        let sampling = options.sampling(&self.config)?;
+        let mut stop = options.stop.clone();
+        stop.extend(self.prompting.stop().map(String::from));
+        let start = Instant::now();
+        let asked = self.look(pictures, turns, None)?;
+        let tokens = asked.spliced.embeds.dim(1).map_err(|error| Error::compute(&error))?;
+        let model: &(dyn Backbone + Sync) = &self.model;
+        let prompts = Prompts::Embeds(&asked.spliced.embeds, &asked.spliced.context);
+        let generation = Generation::new(model, prompts, &sampling).map_err(|error| Error::compute(&error))?;
+        let rows = std::iter::once((&asked.tail[..], tokens));
+        TextStream::of(&self.tokenizer, generation, rows, &stop, start)
+    }
+
+    /// Where the tokens of a conversation go: for each sparse layer, the share of picture tokens and of text tokens that each
+    /// expert gets. The answer is not among them.
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream), and [`Error::Input`] where the model has no sparse layer.
+    pub fn routes(&self, pictures: &[Picture], turns: &[Turn<'_>]) -> Result<RouteMap> {
+        routes::map(self, pictures, turns)
+    }
+
+    /// Pictures and words as the decoder takes them.
+    fn look(&self, pictures: &[Picture], turns: &[Turn<'_>], probe: Option<&moesaic_kernels::Probe>) -> Result<Asked> {
+        let prompt = self.prompt(pictures.len(), turns)?;
+        let ids = prompt::ids(&prompt, self.model.picture_token(), &self.tokenizer)?;
+        let compute = |error: candle_core::Error| Error::compute(&error);
+        let encoded = match pictures {
+            [] => None,
+            _ => Some(self.model.encode(&self.processor.process(pictures)?, probe).map_err(compute)?),
+        };
+        let tokens = encoded.as_ref().map_or(Ok(Vec::new()), |encoded| encoded.pictures()).map_err(compute)?;
+        let row = Row { ids: &ids, labels: &[], pictures: &tokens };
+        let spliced = self.model.splice(&[row], Side::Left, None).map_err(|error| match error {
+            vision::Error::Model(error) => Error::compute(&error),
+            other => Error::option(other.to_string()),
+        })?;
+        let (n, most) = (spliced.embeds.dim(1).map_err(compute)?, self.model.max_positions());
+        if n >= most {
+            return Err(Error::option(format!(
+                "pictures and question have {n} tokens and leave no room for an answer in this model's context of {most}: \
+                 give fewer pictures or a shorter question"
+            )));
+        }
+        let mark = self.model.picture_token();
+        let tail = ids.rsplit(|id| *id == mark).next().unwrap_or_default().to_vec();
+        Ok(Asked { encoded, spliced, tail })
+    }
+}
+
+/// Without the weights, which nobody wants to read.
+impl std::fmt::Debug for VisionChat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VisionChat").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// An error of a folder's configuration, behind the name of its file.
+fn config_error(dir: &Path, error: vision::Error) -> Error {
+    let path = dir.join("config.json");
+    let message = match error {
+        vision::Error::Model(error) => candle_message(&error),
+        other => other.to_string(),
+    };
+    let name = format!("{}: ", path.display());
+    Error::config(&path, message.strip_prefix(&name).unwrap_or(&message))
+}
+
+#[cfg(test)]
+mod tests;
