@@ -237,6 +237,8 @@ pub struct SharedConfig {
     pub intermediate_size: usize,
     /// Its output is multiplied by the sigmoid of a gate.
     pub gated: bool,
+    /// Its maps have biases.
+    pub bias: bool,
 }
 
 /// Constant factors in the forward pass.
@@ -310,7 +312,8 @@ impl DecoderConfig {
         Self::from_value(value)
     }
 
-    fn from_value(value: Value) -> Result<Self> {
+    /// The configuration of an object that was read already, as the part of a larger file that describes the language model.
+    pub(crate) fn from_value(value: Value) -> Result<Self> {
         let config = families::translate(value)?;
         config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
         Ok(config)

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use moesaic_kernels::routers::{GroupLimit, Router, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
-use moesaic_kernels::{ExpertBank, Init, MoeLayer, Params, RouteInput, Routes, SharedExpert};
+use moesaic_kernels::{ExpertBank, Init, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage};
 
 use super::config::{DecoderConfig, DenseConfig, RouterConfig, SparseConfig};
 use super::names::ExpertNames;
@@ -100,6 +100,11 @@ impl Ffn {
                 let (up, down) = (stack(up, [e, 2 * i, h], true)?, stack(down, [e, h, i], false)?);
                 packed(ExpertBank::gated(up, down, activation)?, &p)?
             }
+            ExpertNames::InputMajor([up, down]) => {
+                let stack = |name: &str, shape: [usize; 3]| p.input_major(name, shape, init).map(Storage::Dense);
+                let (up, down) = (stack(up, [e, 2 * i, h])?, stack(down, [e, h, i])?);
+                packed(ExpertBank::gated(up, down, activation)?, &p)?
+            }
         };
         let mut shared_names = [None, None, None];
         let shared = match config.shared {
@@ -112,7 +117,8 @@ impl Ffn {
                     true => Some(p.tensor(cfg.names.shared_gate, [1, h], init)?),
                     false => None,
                 };
-                Some(SharedExpert { bank: bank(&p, &[names], h, network(shared.intermediate_size), init)?, gate })
+                let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
+                Some(SharedExpert { bank: bank(&p, &[names], h, network, init)?, gate })
             }
         };
         let bias = match config.output_bias {

@@ -98,7 +98,8 @@ impl DecoderConfig {
             };
             if let Some(shared) = s.shared {
                 let gate = if shared.gated { h } else { 0 };
-                let expert = times(&[3, h, shared.intermediate_size]);
+                let biases = if shared.bias { times(&[2, shared.intermediate_size]).saturating_add(h) } else { 0 };
+                let expert = times(&[3, h, shared.intermediate_size]).saturating_add(biases);
                 parameters.shared = all(times(&[sparse, expert.saturating_add(gate)]));
             }
         }

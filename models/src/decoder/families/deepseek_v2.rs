@@ -82,7 +82,7 @@ impl Keys {
                     intermediate_size: self.moe_intermediate_size,
                     activation,
                     router,
-                    shared: shared.map(|intermediate_size| SharedConfig { intermediate_size, gated: false }),
+                    shared: shared.map(|intermediate_size| SharedConfig { intermediate_size, gated: false, bias: false }),
                     output_bias: false,
                 })
             }

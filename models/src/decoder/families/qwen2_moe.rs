@@ -66,7 +66,11 @@ impl Family for Config {
                 intermediate_size: self.moe_intermediate_size,
                 activation,
                 router: RouterConfig::SoftmaxTopK { renormalise: self.norm_topk_prob, scale: 1.0, groups: None },
-                shared: Some(SharedConfig { intermediate_size: self.shared_expert_intermediate_size, gated: true }),
+                shared: Some(SharedConfig {
+                    intermediate_size: self.shared_expert_intermediate_size,
+                    gated: true,
+                    bias: false,
+                }),
                 output_bias: false,
             }),
             aux_loss: AuxLoss::Balance(self.router_aux_loss_coef.unwrap_or(0.001)),
