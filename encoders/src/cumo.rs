@@ -138,6 +138,15 @@ impl CumoVision {
         Ok(Self { clip: ClipVision::new(clip, p, Head::None)?, scales, select })
     }
 
+    /// The tower's features: the input of the last layer.
+    fn fits(&self, features: &Features) -> Result<()> {
+        let depth = self.clip.config().layers;
+        if features.states(depth)? != Features::new(-2, self.select).states(depth)? || features.select != self.select {
+            bail!("CuMo's tower gives the {:?} tokens of layer -2, not {features:?}", self.select);
+        }
+        Ok(())
+    }
+
     /// Width of a feature.
     pub fn width(&self) -> usize {
         self.clip.width() * self.scales.len()
@@ -184,6 +193,32 @@ impl CumoVision {
             }),
         };
         Ok(CumoOutput { tokens: Tokens::new(Tensor::cat(&features, 2)?, Modality::Image), losses })
+    }
+}
+
+impl Tower for CumoVision {
+    fn width(&self) -> usize {
+        self.width()
+    }
+
+    fn image_size(&self) -> (usize, usize) {
+        self.clip.image_size()
+    }
+
+    fn encode(&self, pixels: &Tensor, features: &Features, probe: Option<&Probe>) -> Result<Tokens> {
+        self.fits(features)?;
+        Ok(self.forward(pixels, false, probe)?.tokens)
+    }
+
+    fn encode_with_losses(
+        &self,
+        pixels: &Tensor,
+        features: &Features,
+        probe: Option<&Probe>,
+    ) -> Result<(Tokens, Option<CumoLosses>)> {
+        self.fits(features)?;
+        let output = self.forward(pixels, true, probe)?;
+        Ok((output.tokens, output.losses))
     }
 }
 

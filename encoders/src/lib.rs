@@ -27,7 +27,7 @@ pub mod speech;
 mod tower;
 
 pub use clip::{ClipConfig, ClipOutput, ClipVision, Head};
-pub use cumo::{CumoConfig, CumoOutput, CumoVision};
+pub use cumo::{CumoConfig, CumoLosses, CumoOutput, CumoVision};
 pub use dino::{DinoConfig, DinoOutput, DinoVision};
 pub use interpolate::{bicubic, mean_pool};
 pub use qwen3_vl::{Qwen3VlConfig, Qwen3VlVision};

@@ -3,6 +3,8 @@
 use candle_core::{Error, Result, Tensor, bail};
 use moesaic_kernels::{Modality, Probe, Tokens};
 
+use crate::cumo::CumoLosses;
+
 /// Which tokens of a layer go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Select {
@@ -86,6 +88,16 @@ pub trait Tower: Send + Sync + std::fmt::Debug {
     /// # Shapes
     /// `pixels [b, 3, h, w]` to tokens `[b, t, width]`
     fn encode(&self, pixels: &Tensor, features: &Features, probe: Option<&Probe>) -> Result<Tokens>;
+
+    /// [`encode`](Self::encode) with the losses of the tower's routers, where it has any; that may run more layers.
+    fn encode_with_losses(
+        &self,
+        pixels: &Tensor,
+        features: &Features,
+        probe: Option<&Probe>,
+    ) -> Result<(Tokens, Option<CumoLosses>)> {
+        Ok((self.encode(pixels, features, probe)?, None))
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ pub struct CausalAttention {
     pub scale: f64,
     /// Number of padding tokens at the left of each batch row; empty for none.
     pub start: Vec<usize>,
+    /// Number of real keys of each batch row, counted with the padding before them: what stands behind is padding, which no
+    /// query sees. Queries behind see the real keys. Empty for none.
+    pub end: Vec<usize>,
     /// Keys that a query sees at most, itself included: sliding window attention.
     pub window: Option<usize>,
     /// Queries in the padding average the values of all keys, those after them too: what a softmax over scores that are
@@ -32,7 +35,7 @@ pub struct CausalAttention {
 impl CausalAttention {
     /// Plain causal attention.
     pub fn new(scale: f64) -> Self {
-        Self { scale, start: Vec::new(), window: None, uniform_padding: false, everywhere: false }
+        Self { scale, start: Vec::new(), end: Vec::new(), window: None, uniform_padding: false, everywhere: false }
     }
 
     /// Attention of every query to every key: encoders and cross attention.
@@ -93,6 +96,7 @@ impl CausalAttention {
             dv,
             scale: self.scale as f32,
             start: self.start.clone(),
+            end: self.end.clone(),
             window: self.window.unwrap_or(usize::MAX),
             uniform_padding: self.uniform_padding,
             everywhere: self.everywhere,
@@ -117,6 +121,20 @@ impl CausalAttention {
             0 => shape.start = vec![0; batch],
             n if n == batch => {}
             n => bail!("attention: padding of {n} rows for a batch of {batch}"),
+        }
+        match shape.end.len() {
+            0 => shape.end = vec![keys; batch],
+            n if n != batch => bail!("attention: ends of {n} rows for a batch of {batch}"),
+            _ if self.everywhere => bail!("attention: queries that see all keys take no padding behind them"),
+            _ => {
+                if let Some(b) = (0..batch).find(|&b| shape.end[b] > keys || shape.end[b] <= shape.start[b]) {
+                    bail!(
+                        "attention: row {b} ends at key {} of {keys}, padding before it is {}",
+                        shape.end[b],
+                        shape.start[b]
+                    );
+                }
+            }
         }
         Ok(shape)
     }
@@ -298,6 +316,7 @@ impl Joint {
             dv: d,
             scale: self.attention.scale as f32,
             start: self.attention.start.clone(),
+            end: self.attention.end.clone(),
             window: self.attention.window.unwrap_or(usize::MAX),
             uniform_padding: self.attention.uniform_padding,
             everywhere: self.attention.everywhere,

@@ -88,11 +88,22 @@ enum Mode {
     Frozen,
 }
 
+/// Gives a name of another layout.
+#[derive(Clone)]
+struct Rename(Arc<dyn Fn(&str) -> String + Send + Sync>);
+
+impl std::fmt::Debug for Rename {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rename")
+    }
+}
+
 /// A source of tensors under a name prefix. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Params {
     inner: Arc<Inner>,
     prefix: String,
+    rename: Option<Rename>,
 }
 
 impl Params {
@@ -140,7 +151,7 @@ impl Params {
         let (device, state) = (device.clone(), Mutex::default());
         let (checkpoint, merging, mode) = (Some(checkpoint.clone()), BTreeMap::new(), Mode::Train);
         let inner = Inner { checkpoint, merging, seed: None, mode, choice, dtype: DType::F32, device, state };
-        Self { inner: Arc::new(inner), prefix: String::new() }
+        Self { inner: Arc::new(inner), prefix: String::new(), rename: None }
     }
 
     fn make(
@@ -153,12 +164,18 @@ impl Params {
     ) -> Self {
         let (device, state) = (device.clone(), Mutex::default());
         let inner = Inner { checkpoint, merging, seed, mode, choice: None, dtype, device, state };
-        Self { inner: Arc::new(inner), prefix: String::new() }
+        Self { inner: Arc::new(inner), prefix: String::new(), rename: None }
     }
 
-    /// The same source with `name` appended to the prefix.
+    /// The same source with `name` appended to the prefix; an empty name changes nothing.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        Self { inner: self.inner.clone(), prefix: self.full(&name.to_string()) }
+        Self { prefix: self.joined(&name.to_string()), ..self.clone() }
+    }
+
+    /// The same source, of which every tensor stands under another name: `rename` gets the whole name and returns that of
+    /// the file, for layouts that differ from a model's usual one. Replaces an earlier one.
+    pub fn renamed(&self, rename: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self { rename: Some(Rename(Arc::new(rename))), ..self.clone() }
     }
 
     /// The dtype that tensors come in.
@@ -177,8 +194,18 @@ impl Params {
         self.inner.mode != Mode::Infer
     }
 
+    fn joined(&self, name: &str) -> String {
+        match (self.prefix.as_str(), name) {
+            ("", name) => name.to_string(),
+            (prefix, "") => prefix.to_string(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
+    }
+
+    /// The name in the file.
     fn full(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        let name = self.joined(name);
+        self.rename.as_ref().map_or(name.clone(), |rename| (rename.0)(&name))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -200,8 +227,18 @@ impl Params {
         if self.trains() { Ok(turned) } else { turned.contiguous() }
     }
 
+    /// One published tensor in f32, whatever the dtype of the others: routers that must not be rounded.
+    pub fn tensor_f32(&self, name: &str, shape: impl Into<Vec<usize>>, init: Init) -> Result<Tensor> {
+        let shape = shape.into();
+        self.stack_as(DType::F32, &shape, &[(name.to_string(), shape.clone())], init)
+    }
+
     /// Published tensors laid one after the other into a tensor of `shape`: a stack of experts.
     pub fn stack(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
+        self.stack_as(self.inner.dtype, shape, parts, init)
+    }
+
+    fn stack_as(&self, dtype: DType, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
         let count = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let (Some(total), Some(sum)) =
             (count(shape), parts.iter().try_fold(0usize, |n, (_, dims)| n.checked_add(count(dims)?)))
@@ -220,7 +257,7 @@ impl Params {
                 part
             })
             .collect();
-        let tensor = match self.inner.dtype {
+        let tensor = match dtype {
             DType::F32 => self.fill::<f32>(total, shape, &parts, init)?,
             DType::BF16 => self.fill::<bf16>(total, shape, &parts, init)?,
             DType::F16 => self.fill::<f16>(total, shape, &parts, init)?,
@@ -294,7 +331,7 @@ impl Params {
         if let Some(checkpoint) = &self.inner.checkpoint {
             for part in parts {
                 if checkpoint.info(&part.name).is_none_or(|info| info.shape != part.shape) {
-                    checkpoint.read(&part.name, &part.shape, self.inner.dtype, &Device::Cpu)?;
+                    checkpoint.read(&part.name, &part.shape, T::DTYPE, &Device::Cpu)?;
                 }
             }
         }
@@ -456,6 +493,17 @@ mod tests {
         let loaded = Params::load(&Checkpoint::open(&path)?, DType::F32, &Device::Cpu);
         let again = loaded.input_major("w", [2, 4, 3], Init::Zeros)?;
         assert!(again.is_contiguous() && same(&again, &turned)?);
+        Ok(())
+    }
+
+    #[test]
+    fn tensors_of_another_layout_are_renamed() -> Result<()> {
+        let params = Params::init(1, &Device::Cpu);
+        let moved = params.renamed(|name| format!("outer.{name}"));
+        moved.pp("a").pp("").tensor("w", [1], Init::Ones)?;
+        params.pp("a").tensor("w", [1], Init::Ones)?;
+        let names: Vec<_> = params.variables().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a.w", "outer.a.w"]);
         Ok(())
     }
 

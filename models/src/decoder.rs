@@ -47,7 +47,8 @@ pub use config::{
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
 pub use gguf::save_gguf;
-pub use input::{Context, Input, Segment, pad_ids};
+pub(crate) use input::real_tokens;
+pub use input::{Context, Input, Segment, Side, pad_ids};
 pub use loss::Losses;
 pub use names::{ExpertNames, Names};
 pub use parameters::{Parameters, Part};
@@ -57,6 +58,7 @@ pub use sites::Site;
 
 use attention::Attention;
 use ffn::Ffn;
+use input::Placed;
 use norm::Norm;
 use pass::Pass;
 use rope::Rope;
@@ -252,6 +254,16 @@ impl Decoder {
     /// # Errors
     /// No row, an empty row, an unknown id, or tokens of another width or of several batch rows.
     pub fn embed_rows(&self, rows: &[Vec<Segment<'_>>]) -> Result<(Tensor, Context)> {
+        self.embed_rows_at(rows, Side::Left, None)
+    }
+
+    /// [`embed_rows`](Self::embed_rows) with the padding at this side, and each row cut behind `longest` tokens.
+    pub fn embed_rows_at(
+        &self,
+        rows: &[Vec<Segment<'_>>],
+        side: Side,
+        longest: Option<usize>,
+    ) -> Result<(Tensor, Context)> {
         let h = self.config.hidden_size;
         let mut embedded = Vec::with_capacity(rows.len());
         let mut origins = Vec::with_capacity(rows.len());
@@ -269,7 +281,12 @@ impl Decoder {
             if origin.is_empty() {
                 bail!("row {row} has no token; a prompt needs at least one");
             }
-            embedded.push(Tensor::cat(&pieces, 1)?); // (1, n, h)
+            let (mut row, n) = (Tensor::cat(&pieces, 1)?, origin.len()); // (1, n, h)
+            if let Some(longest) = longest.filter(|&longest| longest < n) {
+                row = row.narrow(1, 0, longest)?;
+                origin.truncate(longest);
+            }
+            embedded.push(row);
             origins.push(origin);
         }
         let lengths: Vec<usize> = origins.iter().map(Vec::len).collect();
@@ -280,11 +297,16 @@ impl Decoder {
             padded.push(if padding == 0 {
                 row
             } else {
-                Tensor::cat(&[Tensor::zeros((1, padding, h), row.dtype(), row.device())?, row], 1)?
+                let zeros = Tensor::zeros((1, padding, h), row.dtype(), row.device())?;
+                Tensor::cat(&if side == Side::Left { [zeros, row] } else { [row, zeros] }, 1)?
             });
-            modality.extend(std::iter::repeat_n(Modality::Text, padding).chain(origin));
+            let filling = std::iter::repeat_n(Modality::Text, padding);
+            match side {
+                Side::Left => modality.extend(filling.chain(origin)),
+                Side::Right => modality.extend(origin.into_iter().chain(filling)),
+            }
         }
-        let context = Context { modality: Some(modality), ..Context::of_lengths(&lengths) };
+        let context = Context { modality: Some(modality), ..Context::padded(&lengths, side) };
         let streams = self.config.rope.as_ref().map_or(1, RopeConfig::streams);
         let context = context.with_media(rows, longest, streams, h)?;
         Ok((Tensor::cat(&padded, 0)?, context)) // (rows, longest, h)
@@ -319,6 +341,9 @@ impl Decoder {
             let dims: Vec<_> = context.taps.iter().map(Tensor::dims).collect();
             bail!("features {dims:?} for {} layers and an input of [{b}, {t}, {h}]", self.layers.len());
         }
+        if cache.is_some() && context.trailing.iter().any(|&n| n > 0) {
+            bail!("a cache takes rows that are padded at the left");
+        }
         let (past, cached) = cache.as_ref().map_or((0, Vec::new()), |c| (c.tokens(), c.padding().to_vec()));
         let shifts = cache.as_ref().map_or(Vec::new(), |c| c.shifts().to_vec());
         if let Some(cache) = cache.as_deref_mut() {
@@ -328,8 +353,9 @@ impl Decoder {
         let rotary =
             self.rope.as_ref().map(|r| r.tables(&placed.positions, b, t, context.reference_padding)).transpose()?;
         let uniform_padding = context.reference_padding && past == 0;
-        let pass = Pass { b, t, padding: &placed.padding, uniform_padding, rotary: rotary.as_ref(), probe };
-        let mask = self.token_mask(&placed.padding, b, t, past)?;
+        let (padding, end) = (placed.padding.as_slice(), placed.end.as_slice());
+        let pass = Pass { b, t, padding, end, uniform_padding, rotary: rotary.as_ref(), probe };
+        let mask = self.token_mask(&placed, b, t, past)?;
         let routed = mask.as_ref().filter(|_| !context.reference_padding);
 
         let mut x = embeds.reshape((b * t, h))?; // (b * t, h)
@@ -380,12 +406,16 @@ impl Decoder {
     }
 
     /// `[b * t]` f32, 0 for padding; absent without.
-    fn token_mask(&self, padding: &[usize], b: usize, t: usize, past: usize) -> Result<Option<Tensor>> {
-        if padding.iter().all(|&p| p <= past) {
+    fn token_mask(&self, placed: &Placed, b: usize, t: usize, past: usize) -> Result<Option<Tensor>> {
+        if placed.padding.iter().all(|&p| p <= past) && placed.end.is_empty() {
             return Ok(None);
         }
-        let real = |p: usize, i: usize| if past + i < p { 0f32 } else { 1.0 };
-        let mask: Vec<f32> = padding.iter().flat_map(|&p| (0..t).map(move |i| real(p, i))).collect();
+        let real = |row: usize, p: usize, i: usize| {
+            let end = placed.end.get(row).copied().unwrap_or(usize::MAX);
+            if (p..end).contains(&(past + i)) { 1f32 } else { 0.0 }
+        };
+        let rows = placed.padding.iter().enumerate();
+        let mask: Vec<f32> = rows.flat_map(|(row, &p)| (0..t).map(move |i| real(row, p, i))).collect();
         Ok(Some(Tensor::from_vec(mask, b * t, &self.device)?))
     }
 
@@ -409,19 +439,4 @@ impl Decoder {
         let (_, t, _) = output.hidden.dims3()?;
         self.logits(&output.hidden.narrow(1, t.saturating_sub(1), 1)?.squeeze(1)?.contiguous()?)
     }
-}
-
-/// The embeddings of one batch row without its padding, `[1, n, h]`.
-fn real_tokens(tokens: &moesaic_kernels::Tokens, h: usize) -> Result<Tensor> {
-    let (b, n, width) = tokens.embeds.dims3()?;
-    if b != 1 || width != h {
-        bail!("{:?} tokens of shape {:?}, expected [1, n, {h}]", tokens.modality, tokens.embeds.dims());
-    }
-    let Some(mask) = &tokens.mask else { return Ok(tokens.embeds.clone()) };
-    let mask = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    if mask.len() != n {
-        bail!("a mask of {} for {n} tokens", mask.len());
-    }
-    let real: Vec<u32> = (0u32..).zip(&mask).filter(|(_, m)| **m != 0.0).map(|(i, _)| i).collect();
-    tokens.embeds.index_select(&Tensor::from_vec(real.clone(), real.len(), tokens.embeds.device())?, 1)
 }

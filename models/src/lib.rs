@@ -8,3 +8,4 @@ pub mod lora;
 pub mod time_moe;
 pub mod train;
 pub mod upcycle;
+pub mod vision;

@@ -38,20 +38,26 @@ impl Mlp {
     }
 
     /// `depth` maps with biases from `inputs` to `outputs`, all but the first from `outputs`, with `act` between.
-    pub fn load(
+    pub fn load(p: &Params, names: &MlpNames, depth: usize, sizes: (usize, usize), act: Pointwise) -> Result<Self> {
+        Self::with_bias(p, names, depth, sizes, act, true)
+    }
+
+    /// [`load`](Self::load), with or without biases.
+    pub fn with_bias(
         p: &Params,
         names: &MlpNames,
         depth: usize,
         (inputs, outputs): (usize, usize),
         act: Pointwise,
+        bias: bool,
     ) -> Result<Self> {
         let init = Init::Normal(0.02);
         let map = |i: usize| {
             let width = if i == 0 { inputs } else { outputs };
             match names {
-                MlpNames::Sequential => Linear::load(p, &(2 * i).to_string(), (outputs, width), true, init),
+                MlpNames::Sequential => Linear::load(p, &(2 * i).to_string(), (outputs, width), bias, init),
                 MlpNames::Each(names) => match names.get(i) {
-                    Some(name) => Linear::load(p, name, (outputs, width), true, init),
+                    Some(name) => Linear::load(p, name, (outputs, width), bias, init),
                     None => bail!("a projector of {depth} maps has {} names", names.len()),
                 },
             }

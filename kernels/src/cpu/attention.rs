@@ -28,6 +28,8 @@ pub(crate) struct Shape {
     pub scale: f32,
     /// First real key of each batch row: what stands before is padding.
     pub start: Vec<usize>,
+    /// End of the real keys of each batch row: what stands behind is padding.
+    pub end: Vec<usize>,
     /// Keys a query sees at most, itself included.
     pub window: usize,
     /// Queries in the padding average the values of all keys; otherwise they give zeros.
@@ -46,7 +48,7 @@ impl Shape {
         if self.everywhere {
             return self.start[b].min(self.keys)..self.keys;
         }
-        let end = self.offset() + i + 1;
+        let end = (self.offset() + i + 1).min(self.end[b]);
         let first = self.start[b].max(end.saturating_sub(self.window));
         first.min(end)..end
     }

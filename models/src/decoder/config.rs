@@ -312,11 +312,14 @@ impl DecoderConfig {
         Self::from_value(value)
     }
 
-    /// The configuration of an object that was read already, as the part of a larger file that describes the language model.
+    /// [`from_json`](Self::from_json) of what was read already: the `text_config` of a model of several parts.
     pub(crate) fn from_value(value: Value) -> Result<Self> {
-        let config = families::translate(value)?;
-        config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
-        Ok(config)
+        families::translate(value)?.checked()
+    }
+
+    pub(crate) fn checked(self) -> Result<Self> {
+        self.validate().map_err(|e| Error::msg(format!("{}: {e}", self.model_type)))?;
+        Ok(self)
     }
 
     /// The model types that are supported.

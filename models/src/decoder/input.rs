@@ -27,6 +27,9 @@ pub enum Segment<'a> {
 pub struct Context {
     /// Number of padding tokens at the left of each row; empty for none, and where a cache goes on: it knows them.
     pub padding: Vec<usize>,
+    /// Number of padding tokens at the right of each row; empty for none. For passes without a cache, in training: what is
+    /// generated stands at the right.
+    pub trailing: Vec<usize>,
     /// Rotary position of every token, `[b * t]`, or `[streams * b * t]` for a model with several streams of positions
     /// ([`RopeConfig::sections`](super::RopeConfig::sections)); absent for 0, 1, 2, ... over the real tokens of each row, or,
     /// where a cache goes on, for what follows the highest position of the row so far.
@@ -65,6 +68,25 @@ impl Context {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         Self { padding: lengths.iter().map(|n| longest - n).collect(), ..Self::default() }
     }
+
+    /// The context of rows of these lengths that were padded to the longest at this side.
+    pub fn padded(lengths: &[usize], side: Side) -> Self {
+        let context = Self::of_lengths(lengths);
+        match side {
+            Side::Left => context,
+            Side::Right => Self { trailing: context.padding, ..Self::default() },
+        }
+    }
+}
+
+/// Where a batch is padded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Side {
+    /// In front of the rows: they go on behind, as generation wants it.
+    #[default]
+    Left,
+    /// Behind the rows: for training alone.
+    Right,
 }
 
 /// Ids of rows, padded at the left with `pad` to one tensor `[b, t]` of u32, and their context.
@@ -89,6 +111,8 @@ pub fn pad_ids(rows: &[&[u32]], pad: u32, device: &candle_core::Device) -> Resul
 pub(super) struct Placed {
     /// Padding at the left of each row, in all tokens that the rows have seen.
     pub padding: Vec<usize>,
+    /// Real tokens of each row and the padding before them; empty where no row is padded at the right.
+    pub end: Vec<usize>,
     /// `[b * t]`, or `[streams * b * t]`
     pub positions: Vec<u32>,
     /// What is to be added to the number of tokens that a row has seen for the position of its next one.
@@ -108,6 +132,7 @@ impl Context {
         if let Some(row) = padding.iter().position(|&p| past == 0 && p >= t) {
             bail!("row {row} is all padding; a prompt needs at least one token");
         }
+        let end = self.ends(b, t, past, &padding)?;
         if let Some(modality) = &self.modality
             && modality.len() != b * t
         {
@@ -139,6 +164,40 @@ impl Context {
                 }
             }
         };
-        Ok(Placed { padding, positions, shifts })
+        Ok(Placed { padding, end, positions, shifts })
     }
+
+    /// Where the real tokens of each row end; empty without padding at the right.
+    fn ends(&self, b: usize, t: usize, past: usize, padding: &[usize]) -> Result<Vec<usize>> {
+        if self.trailing.iter().all(|&n| n == 0) {
+            return Ok(Vec::new());
+        }
+        if past > 0 {
+            bail!("rows that go on with a cache have no padding at the right");
+        }
+        if self.trailing.len() != b {
+            bail!("padding at the right of {} rows for a batch of {b}", self.trailing.len());
+        }
+        let rows = self.trailing.iter().zip(padding).enumerate();
+        let end = rows.map(|(row, (trailing, padding))| match t.checked_sub(*trailing) {
+            Some(end) if end > *padding => Ok(end),
+            _ => bail!("row {row} is all padding; a prompt needs at least one token"),
+        });
+        end.collect()
+    }
+}
+
+/// The embeddings of one batch row without its padding, `[1, n, h]`.
+pub(crate) fn real_tokens(tokens: &Tokens, h: usize) -> Result<Tensor> {
+    let (b, n, width) = tokens.embeds.dims3()?;
+    if b != 1 || width != h {
+        bail!("{:?} tokens of shape {:?}, expected [1, n, {h}]", tokens.modality, tokens.embeds.dims());
+    }
+    let Some(mask) = &tokens.mask else { return Ok(tokens.embeds.clone()) };
+    let mask = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if mask.len() != n {
+        bail!("a mask of {} for {n} tokens", mask.len());
+    }
+    let real: Vec<u32> = (0u32..).zip(&mask).filter(|(_, m)| **m != 0.0).map(|(i, _)| i).collect();
+    tokens.embeds.index_select(&Tensor::from_vec(real.clone(), real.len(), tokens.embeds.device())?, 1)
 }

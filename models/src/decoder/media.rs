@@ -32,7 +32,7 @@ fn places<'a>(row: &[Segment<'a>], padding: usize) -> Result<Vec<(usize, usize, 
 
 impl Context {
     /// The context of rows of segments with what their tokens bring along, for a model with `streams` streams of positions
-    /// and tokens of width `h`. Rows are `longest` tokens long with the padding that the context has.
+    /// and tokens of width `h`. Rows are `longest` tokens long with the padding that the context has, and cut behind that.
     pub(super) fn with_media(
         self,
         rows: &[Vec<Segment<'_>>],
@@ -72,14 +72,15 @@ fn positions(rows: &[Places<'_>], longest: usize, streams: usize) -> Result<Vec<
                     None => (0..n as u32).collect(),
                     Some(own) => own.to_dtype(DType::U32)?.flatten_all()?.to_vec1::<u32>()?,
                 };
-                let start = (stream * rows.len() + row) * longest + at;
-                let Some(target) = all.get_mut(start..start + n).filter(|_| relative.len() == n) else {
+                if relative.len() != n {
                     bail!("{} positions for {n} tokens", relative.len());
-                };
-                for (target, relative) in target.iter_mut().zip(relative) {
-                    *target = next.saturating_add(relative);
-                    end = end.max(target.saturating_add(1));
                 }
+                let line = all.iter_mut().skip((stream * rows.len() + row) * longest).take(longest).skip(at);
+                for (target, relative) in line.zip(&relative) {
+                    *target = next.saturating_add(*relative);
+                }
+                let highest = relative.iter().max().map_or(0, |r| r.saturating_add(1));
+                end = end.max(next.saturating_add(highest));
             }
             next = end;
         }
@@ -96,14 +97,15 @@ fn tap(rows: &[Places<'_>], longest: usize, h: usize, j: usize) -> Result<Tensor
     let rows = rows.iter().map(|places| {
         let (mut pieces, mut end) = (Vec::new(), 0);
         for &(at, n, tokens) in places {
-            let Some(tap) = tokens.and_then(|t| t.taps.get(j)) else { continue };
+            let Some(tap) = tokens.and_then(|t| t.taps.get(j)).filter(|_| at < longest) else { continue };
             if tap.dims() != [1, n, h] {
                 bail!("a feature of shape {:?} for {n} tokens of width {h}", tap.dims());
             }
             if end < at {
                 pieces.push(zeros(at - end)?);
             }
-            pieces.push(tap.to_dtype(first.dtype())?);
+            let n = n.min(longest - at);
+            pieces.push(tap.narrow(1, 0, n)?.to_dtype(first.dtype())?);
             end = at + n;
         }
         if end < longest {

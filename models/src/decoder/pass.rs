@@ -10,6 +10,8 @@ pub(super) struct Pass<'a> {
     pub t: usize,
     /// Padding at the left of each row.
     pub padding: &'a [usize],
+    /// Where the real tokens of each row end; empty without padding at the right.
+    pub end: &'a [usize],
     /// Queries in the padding average the values of all keys.
     pub uniform_padding: bool,
     /// Cosines and sines of the tokens; absent without rotary positions.
@@ -22,6 +24,7 @@ impl Pass<'_> {
     pub(super) fn attention(&self, scale: f64, window: Option<usize>) -> CausalAttention {
         CausalAttention {
             start: self.padding.to_vec(),
+            end: self.end.to_vec(),
             window,
             uniform_padding: self.uniform_padding,
             ..CausalAttention::new(scale)
