@@ -22,6 +22,8 @@ mod compare;
 mod decoder;
 #[path = "parity/families.rs"]
 mod families;
+#[path = "parity/pictured.rs"]
+mod pictured;
 #[path = "parity/run.rs"]
 mod run;
 #[path = "parity/speech.rs"]

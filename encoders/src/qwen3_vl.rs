@@ -8,7 +8,7 @@
 //! token = W2 gelu(W1 [norm(x) of four patches])
 //! ```
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
 use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Pointwise, Tokens};
 
@@ -171,7 +171,8 @@ impl Qwen3VlVision {
         })
     }
 
-    /// Tokens of each picture or video, with a tap for each of the first layers of the backbone.
+    /// Tokens of each picture or video, with positions in time, row and column, and a tap for each of the first layers of the
+    /// backbone.
     ///
     /// # Shapes
     /// `patches [n, 3 * frames * side * side]`, cell after cell, those of each of `grids` `(t, rows, columns)` behind each
@@ -236,7 +237,8 @@ impl Qwen3VlVision {
             }
         }
         let tokens = Tokens::new(self.merger.forward(&x)?.unsqueeze(0)?, Modality::Image);
-        Ok(Tokens { taps: taps.into_iter().flatten().collect(), ..tokens })
+        let positions = grid_positions(t, rows / merge, columns / merge, x.device())?;
+        Ok(Tokens { taps: taps.into_iter().flatten().collect(), positions, ..tokens })
     }
 
     /// The stored positions at the places of a grid, bilinear with the corners on the corners.
@@ -257,6 +259,14 @@ impl Qwen3VlVision {
         }
         Tensor::from_vec(weights, (order.len(), side * side), self.positions.device())?.matmul(&self.positions)
     }
+}
+
+/// Time, row and column of each token, `[1, t * rows * columns]` each: three streams of positions (arXiv 2409.12191, section
+/// 2.1).
+fn grid_positions(t: usize, rows: usize, columns: usize, device: &Device) -> Result<Vec<Tensor>> {
+    let n = t * rows * columns;
+    let stream = |of: &dyn Fn(usize) -> usize| Tensor::from_iter((0..n).map(|i| of(i) as u32), device)?.reshape((1, n));
+    Ok(vec![stream(&|i| i / (rows * columns))?, stream(&|i| i / columns % rows)?, stream(&|i| i % columns)?])
 }
 
 /// Rows and columns of a frame's patches, cell after cell.

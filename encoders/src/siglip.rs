@@ -7,6 +7,8 @@
 //! y = norm(x);  a = attention(probe, y);  pooled = a + mlp(norm(a))
 //! ```
 
+mod spread;
+
 use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
@@ -131,7 +133,8 @@ impl SiglipVision {
         Self::bare(config, &p.pp("vision_model"), head)
     }
 
-    /// A tower of tensors `embeddings.*`, `encoder.*` of `p` itself: Aria's (`idefics3_vision`), whose pictures fill its square.
+    /// A tower of tensors `embeddings.*`, `encoder.*` of `p` itself: Aria's (`idefics3_vision`), whose pictures may have any size
+    /// ([`encode_any`](Self::encode_any)).
     pub fn bare(config: SiglipConfig, p: &Params, head: Head) -> Result<Self> {
         let (h, init) = (config.hidden_size, Init::Normal(0.02));
         let side = config::patches(config.image_size, config.patch_size)?;
@@ -165,17 +168,83 @@ impl SiglipVision {
         &self.config
     }
 
-    /// The hidden states `wanted`, from 0 on; only as many layers run as those need.
+    /// The hidden states `wanted`, from 0 on, of pictures that fill the tower's square.
     fn pass(&self, pixels: &Tensor, wanted: &[usize], probe: Option<&Probe>) -> Result<Vec<Tensor>> {
         let side = self.config.image_size / self.config.patch_size;
         let (x, grid) = self.patches.forward(pixels)?;
-        let (b, t, h) = x.dims3()?;
         if grid != (side, side) {
             let n = self.config.image_size;
             bail!("the tower takes pictures of {n} x {n} pixels, got {:?}", pixels.dims());
         }
-        let dtype = x.dtype();
-        let mut x = x.broadcast_add(&self.positions.to_dtype(dtype)?)?.reshape((b * t, h))?; // (b * t, h)
+        let x = x.broadcast_add(&self.positions.to_dtype(x.dtype())?)?; // (b, t, h)
+        self.states(&x, wanted, probe)
+    }
+
+    /// Features of pictures of any size as `idefics3_vision` gives them (Aria; NaViT, arXiv 2307.06304): the stored positions are
+    /// spread over the picture, and patches without a real pixel are neither seen nor given. One batch row of tokens for each
+    /// picture, with a mask where such patches are, which are zeros.
+    ///
+    /// Reference: [`modeling_idefics3.py`](https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/idefics3/modeling_idefics3.py);
+    /// releases 4.x give patches the positions of their neighbours.
+    ///
+    /// # Shapes
+    /// `pixels [b, 3, h, w]`, `mask [b, h, w]` (not zero = real) to `b` times `[1, rows * columns, width]`
+    ///
+    /// # Errors
+    /// A mask of another shape, or one that leaves out the first row or column of patches.
+    pub fn encode_any(
+        &self,
+        pixels: &Tensor,
+        mask: Option<&Tensor>,
+        features: &Features,
+        probe: Option<&Probe>,
+    ) -> Result<Vec<Tokens>> {
+        let wanted = features.states(self.layers.len())?;
+        let (x, grid) = self.patches.forward(pixels)?;
+        let (b, t, _) = x.dims3()?;
+        let real = match mask {
+            None => vec![vec![true; t]; b],
+            Some(mask) => spread::real_patches(mask, pixels.dims(), self.config.patch_size, grid)?,
+        };
+        let side = self.config.image_size / self.config.patch_size;
+        let places = real.iter().map(|real| spread::places(real, grid, side)).collect::<Result<Vec<_>>>()?;
+        let index = |values: &[u32]| Tensor::from_vec(values.to_vec(), values.len(), x.device());
+        // Pictures that miss the same patches go through together.
+        let together = real.windows(2).all(|two| two[0] == two[1]);
+        let groups: Vec<_> = if together { vec![0..b] } else { (0..b).map(|i| i..i + 1).collect() };
+        let mut all = Vec::with_capacity(b);
+        for group in groups {
+            let (Some(real), Some(places)) = (real.get(group.start), places.get(group.start)) else { continue };
+            let shown: Vec<u32> = (0u32..).zip(real).filter(|(_, real)| **real).map(|(i, _)| i).collect();
+            let (n, shown) = (shown.len(), index(&shown)?);
+            let positions = self.positions.index_select(&index(places)?, 0)?.to_dtype(x.dtype())?; // (n, h)
+            let seen = x.narrow(0, group.start, group.len())?.contiguous()?.index_select(&shown, 1)?;
+            let states = self.states(&seen.broadcast_add(&positions)?, &wanted, probe)?;
+            let given = features.join(&states)?.embeds;
+            let width = given.dim(2)?;
+            for i in 0..group.len() {
+                let embeds = given.narrow(0, i, 1)?.contiguous()?;
+                if n == t {
+                    all.push(Tokens::new(embeds, Modality::Image));
+                    continue;
+                }
+                if embeds.dim(1)? != n {
+                    bail!("padded pictures give all their tokens or none");
+                }
+                let zeros = Tensor::zeros((1, t, width), embeds.dtype(), embeds.device())?;
+                let mask: Vec<f32> = real.iter().map(|real| f32::from(u8::from(*real))).collect();
+                let mask = Tensor::from_vec(mask, (1, t), embeds.device())?;
+                let embeds = zeros.index_add(&shown, &embeds, 1)?;
+                all.push(Tokens { mask: Some(mask), ..Tokens::new(embeds, Modality::Image) });
+            }
+        }
+        Ok(all)
+    }
+
+    /// The hidden states `wanted` of embedded patches `x [b, t, h]`; only as many layers run as those need.
+    fn states(&self, x: &Tensor, wanted: &[usize], probe: Option<&Probe>) -> Result<Vec<Tensor>> {
+        let (b, t, h) = x.dims3()?;
+        let mut x = x.reshape((b * t, h))?; // (b * t, h)
         let last = wanted.iter().copied().max().unwrap_or(0);
         let mut states = Vec::new();
         for i in 0..=last {

@@ -219,6 +219,14 @@ impl Params {
         self.stack(&shape, &[(name.to_string(), shape.clone())], init)
     }
 
+    /// A stack `shape = [E, N, K]` of maps that is published with inputs as rows, `[E, K, N]`. In training the published tensor
+    /// is the variable, and what is returned looks at it.
+    pub fn input_major(&self, name: &str, shape: [usize; 3], init: Init) -> Result<Tensor> {
+        let [e, n, k] = shape;
+        let turned = self.tensor(name, [e, k, n], init)?.transpose(1, 2)?;
+        if self.trains() { Ok(turned) } else { turned.contiguous() }
+    }
+
     /// One published tensor in f32, whatever the dtype of the others: routers that must not be rounded.
     pub fn tensor_f32(&self, name: &str, shape: impl Into<Vec<usize>>, init: Init) -> Result<Tensor> {
         let shape = shape.into();
@@ -462,6 +470,29 @@ mod tests {
         assert!(p.blocks(&[4, 64], &[("a".into(), vec![4, 32])]).is_err());
         assert_eq!(p.unused(), ["c"]);
         assert!(Params::frozen(&file, DType::F32, &Device::Cpu).blocks(&[4, 64], &[part("a")])?.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_stack_of_input_rows_is_turned_and_trained_as_published() -> Result<()> {
+        let params = Params::init(5, &Device::Cpu);
+        let turned = params.input_major("w", [2, 4, 3], Init::Normal(1.0))?;
+        let (_, var) = params.variables().remove(0);
+        assert_eq!((turned.dims(), var.dims()), (&[2, 4, 3][..], &[2, 3, 4][..]));
+        // The view follows the variable, and gradients reach it.
+        var.set(&(var.as_tensor() * 2.0)?)?;
+        let same = |a: &Tensor, b: &Tensor| -> Result<bool> {
+            Ok(a.flatten_all()?.to_vec1::<f32>()? == b.flatten_all()?.to_vec1::<f32>()?)
+        };
+        assert!(same(&turned, &var.transpose(1, 2)?)?);
+        let grads = (&turned * &turned)?.sum_all()?.backward()?;
+        assert!(same(grads.get(&var).unwrap(), &(var.as_tensor() * 2.0)?)?);
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("model.safetensors");
+        crate::checkpoint::save(&path, &params.published(|v| Some(v.as_tensor().clone()))?, &[("format", "pt")])?;
+        let loaded = Params::load(&Checkpoint::open(&path)?, DType::F32, &Device::Cpu);
+        let again = loaded.input_major("w", [2, 4, 3], Init::Zeros)?;
+        assert!(again.is_contiguous() && same(&again, &turned)?);
         Ok(())
     }
 

@@ -22,6 +22,8 @@ pub struct Rotary {
     /// Multiplies cosines and sines; 1 but for some ways to stretch the context.
     factor: f64,
     style: RotaryStyle,
+    /// The stream of positions that each frequency turns with; empty for one stream.
+    streams: Vec<usize>,
 }
 
 impl Rotary {
@@ -31,7 +33,7 @@ impl Rotary {
             bail!("rotary embedding over {dims} dimensions; the number must be even and at least 2");
         }
         let inverse_frequencies = (0..dims / 2).map(|j| theta.powf(-2.0 * j as f64 / dims as f64)).collect();
-        Ok(Self { inverse_frequencies, factor: 1.0, style })
+        Ok(Self { inverse_frequencies, factor: 1.0, style, streams: Vec::new() })
     }
 
     /// Given inverse frequencies, one for every two dimensions; `factor` multiplies cosines and sines.
@@ -39,11 +41,20 @@ impl Rotary {
         if inverse_frequencies.is_empty() || !inverse_frequencies.iter().chain([&factor]).all(|f| f.is_finite()) {
             bail!("rotary embedding needs at least one frequency, and finite ones: {inverse_frequencies:?} x {factor}");
         }
-        Ok(Self { inverse_frequencies, factor, style })
+        Ok(Self { inverse_frequencies, factor, style, streams: Vec::new() })
     }
 
-    /// Cosines and sines, `[b, t, d/2]` each in f32, of positions `[b, t]`. Angles are products of f32 values, as the
-    /// references compute them.
+    /// The same with several streams of positions (Wang et al., arXiv 2409.12191, section 2.1): one number for each frequency,
+    /// from 0 on, says which stream it turns with.
+    pub fn with_streams(self, streams: Vec<usize>) -> Result<Self> {
+        if streams.len() != self.inverse_frequencies.len() {
+            bail!("rotary: streams for {} frequencies of {}", streams.len(), self.inverse_frequencies.len());
+        }
+        Ok(Self { streams, ..self })
+    }
+
+    /// Cosines and sines, `[b, t, d/2]` each in f32, of positions `[b, t]`, or of `[s, b, t]`: one for each of `s` streams.
+    /// Angles are products of f32 values, as the references compute them.
     pub fn tables(&self, positions: &[u32], b: usize, t: usize) -> Result<RotaryTables> {
         RotaryTables::make(positions, b, t, |_| self)
     }
@@ -61,7 +72,7 @@ impl RotaryTables {
     /// The tables of a batch whose rows have frequencies of their own, as where these depend on a row's length.
     pub fn by_row(rotaries: &[Rotary], positions: &[u32], b: usize, t: usize) -> Result<Self> {
         let Some(first) = rotaries.first() else { bail!("rotary: a batch without rows") };
-        let like = |r: &Rotary| (r.inverse_frequencies.len(), r.style);
+        let like = |r: &Rotary| (r.inverse_frequencies.len(), r.style, r.streams.clone());
         if rotaries.len() != b || rotaries.iter().any(|r| like(r) != like(first)) {
             bail!("rotary: {} rows of frequencies for {b} rows of tokens, or unlike ones", rotaries.len());
         }
@@ -69,20 +80,33 @@ impl RotaryTables {
     }
 
     fn make<'a>(positions: &[u32], b: usize, t: usize, of: impl Fn(usize) -> &'a Rotary) -> Result<Self> {
-        if positions.len() != b * t || positions.is_empty() {
+        if positions.is_empty() || b * t == 0 || !positions.len().is_multiple_of(b * t) {
             bail!("rotary: {} positions for {b} rows of {t} tokens", positions.len());
         }
-        let Rotary { inverse_frequencies, style, .. } = of(0);
+        let Rotary { inverse_frequencies, style, streams, .. } = of(0);
         let (half, style) = (inverse_frequencies.len(), *style);
+        let given = positions.len() / (b * t);
+        if given > 1 && streams.iter().max().is_none_or(|&s| s >= given) {
+            bail!(
+                "rotary: {given} streams of positions for a model with {}",
+                streams.iter().max().map_or(1, |s| s + 1)
+            );
+        }
         let (mut cos, mut sin) = (Vec::with_capacity(b * t * half), Vec::with_capacity(b * t * half));
-        for (row, positions) in positions.chunks_exact(t).enumerate() {
+        let mut push = |angle: f32, factor: f32| {
+            cos.push(angle.cos() * factor);
+            sin.push(angle.sin() * factor);
+        };
+        for (row, first) in positions[..b * t].chunks_exact(t).enumerate() {
             let rotary = of(row);
             let factor = rotary.factor as f32;
-            for &p in positions {
-                for &f in &rotary.inverse_frequencies {
-                    let angle = p as f32 * f as f32;
-                    cos.push(angle.cos() * factor);
-                    sin.push(angle.sin() * factor);
+            for (i, &p) in first.iter().enumerate() {
+                if given == 1 {
+                    rotary.inverse_frequencies.iter().for_each(|&f| push(p as f32 * f as f32, factor));
+                    continue;
+                }
+                for (&f, &stream) in rotary.inverse_frequencies.iter().zip(&rotary.streams) {
+                    push(positions[(stream * b + row) * t + i] as f32 * f as f32, factor);
                 }
             }
         }

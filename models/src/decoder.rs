@@ -8,7 +8,8 @@
 //!
 //! # Families
 //! Dense: llama (and what shares its layout), mistral, qwen2, stablelm, phi. Sparse: mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2,
-//! deepseek_v3, phimoe, granitemoe, jetmoe. One file each under `decoder/families/`, with links to paper and reference.
+//! deepseek_v3, phimoe, granitemoe, jetmoe. Inside models that see: aria_text, qwen3_vl_text, qwen3_vl_moe_text. One file each
+//! under `decoder/families/`, with links to paper and reference.
 //!
 //! # Precision
 //! The dtype given to [`Decoder::load`] is that of weights and cache. On the CPU activations stay in f32 whatever it is:
@@ -24,6 +25,7 @@ mod gguf;
 mod input;
 mod latent;
 mod loss;
+mod media;
 mod mixture;
 mod names;
 mod norm;
@@ -245,7 +247,7 @@ impl Decoder {
     }
 
     /// Embeddings of rows made of text and of encoded media, padded at the left to one batch, and the context that says
-    /// where what stands.
+    /// where what stands, with the positions and the features for later layers that the tokens have.
     ///
     /// # Shapes
     /// segments with `n` tokens in all, `h` wide, in the longest row to `[rows, n, h]`
@@ -306,6 +308,8 @@ impl Decoder {
             }
         }
         let context = Context { modality: Some(modality), ..Context::padded(&lengths, side) };
+        let streams = self.config.rope.as_ref().map_or(1, RopeConfig::streams);
+        let context = context.with_media(rows, longest, streams, h)?;
         Ok((Tensor::cat(&padded, 0)?, context)) // (rows, longest, h)
     }
 
@@ -334,14 +338,19 @@ impl Decoder {
         if b == 0 || t == 0 || width != h {
             bail!("input of shape {:?}, expected [batch, tokens, {h}] with at least one token", embeds.dims());
         }
+        if context.taps.len() > self.layers.len() || context.taps.iter().any(|tap| tap.dims() != [b, t, h]) {
+            let dims: Vec<_> = context.taps.iter().map(Tensor::dims).collect();
+            bail!("features {dims:?} for {} layers and an input of [{b}, {t}, {h}]", self.layers.len());
+        }
         if cache.is_some() && context.trailing.iter().any(|&n| n > 0) {
             bail!("a cache takes rows that are padded at the left");
         }
         let (past, cached) = cache.as_ref().map_or((0, Vec::new()), |c| (c.tokens(), c.padding().to_vec()));
+        let shifts = cache.as_ref().map_or(Vec::new(), |c| c.shifts().to_vec());
         if let Some(cache) = cache.as_deref_mut() {
             cache.begin(self.layers.len(), b, &context.padding, self.cache_dtype)?;
         }
-        let placed = context.place(b, t, past, &cached)?;
+        let placed = context.place(b, t, past, &cached, &shifts)?;
         let rotary =
             self.rope.as_ref().map(|r| r.tables(&placed.positions, b, t, context.reference_padding)).transpose()?;
         let uniform_padding = context.reference_padding && past == 0;
@@ -378,12 +387,15 @@ impl Decoder {
                 pass.record_routes("", i, &routes, by_weight)?;
                 all_routes.push(routes.with_mask(mask.clone()));
             }
+            if let Some(tap) = context.taps.get(i) {
+                x = (&x + tap.to_dtype(x.dtype())?.reshape((b * t, h))?)?;
+            }
             pass.record(|| format!("hidden.{}", i + 1), &x)?;
         }
         let hidden = self.norm.forward(&x)?;
         pass.record(|| "final_norm".into(), &hidden)?;
         if let Some(cache) = cache {
-            cache.commit(t);
+            cache.commit(t, placed.shifts);
         }
         Ok(Output { hidden: hidden.reshape((b, t, h))?, routes: all_routes, attention_routes })
     }

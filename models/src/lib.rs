@@ -2,9 +2,11 @@
 //!
 //! One model, one file, in the order of its paper. Sparse layers come from [`moesaic_kernels`]; none is written here.
 
+pub mod aria;
 pub mod decoder;
 pub mod generate;
 pub mod lora;
+pub mod qwen3_vl;
 pub mod time_moe;
 pub mod train;
 pub mod upcycle;

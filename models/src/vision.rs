@@ -19,17 +19,21 @@
 //! | `moe_llava_{stablelm, phi, qwen, qwen1_5, mistral, llama}` | MoE-LLaVA, and without `moe_` its dense stage II | `families/moe_llava.rs` |
 //! | `llava_mistral`, `llava_mixtral` | CuMo | `families/cumo.rs` |
 //!
+//! [`Aria`](crate::aria::Aria) and [`Qwen3Vl`](crate::qwen3_vl::Qwen3Vl), whose pictures have sizes of their own, are types of
+//! their own over the same decoder, and share rows and splicing.
+//!
 //! # Where a row depends on its neighbours
 //! Nowhere, but in models whose experts have a bounded capacity: there the rows of a batch, and their order, decide together
 //! which tokens find room ([`Capacity`](moesaic_kernels::routers::Capacity)).
 
 mod assemble;
-mod config;
+pub(crate) mod config;
 mod error;
 mod families;
 mod loss;
+pub(crate) mod parts;
 mod save;
-mod splice;
+pub(crate) mod splice;
 mod towers;
 
 use std::path::Path;

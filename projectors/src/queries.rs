@@ -91,12 +91,12 @@ impl Queries {
         })
     }
 
-    /// `x [b, t, inputs]` to `[b, queries, outputs]`
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x [b, t, inputs]` of pictures with so many patches, seen or not, to `[b, queries, outputs]`
+    fn forward(&self, x: &Tensor, patches: usize) -> Result<Tensor> {
         let (b, t, h) = x.dims3()?;
-        let Some(&n) = self.config.queries.get(&t) else {
+        let Some(&n) = self.config.queries.get(&patches) else {
             let known: Vec<_> = self.config.queries.keys().collect();
-            bail!("the projector has no queries for {t} patches; it has them for {known:?}");
+            bail!("the projector has no queries for {patches} patches; it has them for {known:?}");
         };
         let (heads, d) = (self.config.heads, h / self.config.heads);
         let q =
@@ -121,14 +121,25 @@ impl Projector for Queries {
         self.config.outputs
     }
 
-    /// Takes no padding: the number of real patches chooses the queries.
+    /// All patches of a picture choose the queries; those that a mask leaves out are not looked at.
     fn project(&self, input: &ProjectorInput<'_>, _: Option<&Probe>) -> Result<Projected> {
         let one = |tokens: &Tokens| {
-            checked(self, tokens)?;
-            if tokens.mask.is_some() {
-                bail!("pictures with padding are projected one by one, without it");
+            let (b, t, _) = checked(self, tokens)?;
+            let Some(mask) = &tokens.mask else {
+                return Ok(Tokens::new(self.forward(&tokens.embeds, t)?, tokens.modality));
+            };
+            if mask.dims() != [b, t] {
+                bail!("a mask of shape {:?} for tokens [{b}, {t}]", mask.dims());
             }
-            Ok(Tokens::new(self.forward(&tokens.embeds)?, tokens.modality))
+            let rows = mask.to_dtype(DType::F32)?.to_vec2::<f32>()?.into_iter().enumerate().map(|(row, mask)| {
+                let seen: Vec<u32> = (0u32..).zip(&mask).filter(|(_, m)| **m != 0.0).map(|(i, _)| i).collect();
+                if seen.is_empty() {
+                    bail!("picture {row} has no patch that is not padding");
+                }
+                let seen = Tensor::from_vec(seen.clone(), seen.len(), tokens.embeds.device())?;
+                self.forward(&tokens.embeds.narrow(0, row, 1)?.contiguous()?.index_select(&seen, 1)?, t)
+            });
+            Ok(Tokens::new(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?, tokens.modality))
         };
         Ok(Projected { tokens: input.tokens.iter().map(one).collect::<Result<_>>()?, routes: Vec::new() })
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, decoder, speech, time_moe, vision};
+use crate::{audio_features, decoder, pictured, speech, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -30,7 +30,11 @@ pub fn families() -> &'static [Family] {
     const fn speech_encoder(name: &'static str) -> Family {
         Family { name, run: speech::run, meaningful: speech::meaningful }
     }
+    const fn whole(name: &'static str, run: Runner) -> Family {
+        Family { name, run, meaningful: decoder::meaningful }
+    }
     const FAMILIES: &[Family] = &[
+        whole("aria", pictured::aria),
         plain("aria_vision", vision::aria),
         plain("audio_features", audio_features::run),
         plain("clip_vision", vision::clip),
@@ -55,6 +59,8 @@ pub fn families() -> &'static [Family] {
         language("qwen2"),
         language("qwen2_moe"),
         language("qwen3_moe"),
+        whole("qwen3_vl", pictured::qwen3_vl),
+        whole("qwen3_vl_moe", pictured::qwen3_vl),
         plain("qwen3_vl_vision", vision::qwen3_vl),
         plain("siglip_vision", vision::siglip),
         language("stablelm"),
@@ -73,7 +79,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const MEDIA: &str = "feature extraction from media files is not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
-        ("aria", VISION_CHAT),
         ("av_hubert", SPEECH),
         ("ced", SPEECH),
         ("llama_avsr", SPEECH_CHAT),
@@ -82,7 +87,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("llava", VISION_CHAT),
         ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("qwen3_vl_moe", VISION_CHAT),
         ("smop", PROJECTOR),
         ("usam", USAM),
         ("usam_moe_projector", USAM),

@@ -17,6 +17,8 @@ pub struct Cache {
     tokens: usize,
     /// Padding at the left of each row.
     padding: Vec<usize>,
+    /// What is added to `tokens` for the position of each row's next token.
+    shifts: Vec<i64>,
     room: usize,
     /// Of the buffers; that of what is appended if absent.
     dtype: Option<DType>,
@@ -65,6 +67,12 @@ impl Cache {
         &self.padding
     }
 
+    /// What is added to [`tokens`](Self::tokens) for the rotary position of each row's next token: less the padding, and less
+    /// what pictures save where their tokens share positions.
+    pub fn shifts(&self) -> &[i64] {
+        &self.shifts
+    }
+
     /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
         let parts = self.layers.iter().flat_map(|l| &l.parts);
@@ -73,7 +81,7 @@ impl Cache {
 
     /// Forgets everything and keeps the settings.
     pub fn clear(&mut self) {
-        (self.layers, self.tokens, self.padding) = (Vec::new(), 0, Vec::new());
+        (self.layers, self.tokens, self.padding, self.shifts) = (Vec::new(), 0, Vec::new(), Vec::new());
     }
 
     /// Forgets all but the first `tokens` of each row.
@@ -114,6 +122,7 @@ impl Cache {
             return Ok(());
         }
         self.padding = padding;
+        self.shifts = rows.iter().filter_map(|&r| self.shifts.get(r).copied()).collect();
         for layer in &mut self.layers {
             let used = self.tokens - layer.dropped;
             for part in &mut layer.parts {
@@ -133,7 +142,7 @@ impl Cache {
             Ok(LayerCache { parts, dropped: layer.dropped })
         });
         let layers = layers.collect::<Result<_>>()?;
-        Ok(Self { layers, padding: self.padding.clone(), ..*self })
+        Ok(Self { layers, padding: self.padding.clone(), shifts: self.shifts.clone(), ..*self })
     }
 
     /// Prepares for more tokens in each of `b` rows, the first of which may be padding. Buffers hold `dtype`.
@@ -159,9 +168,10 @@ impl Cache {
         Ok(())
     }
 
-    /// Counts tokens that all layers have appended.
-    pub(super) fn commit(&mut self, t: usize) {
+    /// Counts tokens that all layers have appended, whose rows go on with positions shifted so.
+    pub(super) fn commit(&mut self, t: usize, shifts: Vec<i64>) {
         self.tokens += t;
+        self.shifts = shifts;
     }
 
     /// Appends `parts`, `[b, t, ..]` each, to a layer behind the tokens that count, and shows all of them.
@@ -230,7 +240,7 @@ mod tests {
         let cached = cache.append(0, &[new], window).unwrap();
         let seen = cached.parts[0].narrow(1, 0, cached.keys).unwrap().squeeze(2).unwrap().to_vec2().unwrap();
         let start = cached.start;
-        cache.commit(t);
+        cache.commit(t, padding.iter().map(|&p| -(p as i64)).collect());
         (seen, start)
     }
 

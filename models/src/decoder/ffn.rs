@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 use moesaic_kernels::routers::{
     Capacity, GroupLimit, Router, SecondChoice, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax,
 };
-use moesaic_kernels::{ExpertBank, Init, Linear, MoeLayer, Params, RouteInput, Routes, SharedExpert};
+use moesaic_kernels::{ExpertBank, Init, Linear, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage};
 
 use super::config::{DecoderConfig, DenseConfig, RouterConfig, SparseConfig};
 use super::names::ExpertNames;
@@ -105,6 +105,11 @@ impl Ffn {
                 let (up, down) = (stack(up, [e, 2 * i, h], true)?, stack(down, [e, h, i], false)?);
                 packed(ExpertBank::gated(up, down, activation)?, &p)?
             }
+            ExpertNames::InputMajor([up, down]) => {
+                let stack = |name: &str, shape: [usize; 3]| p.input_major(name, shape, init).map(Storage::Dense);
+                let (up, down) = (stack(up, [e, 2 * i, h])?, stack(down, [e, h, i])?);
+                packed(ExpertBank::gated(up, down, activation)?, &p)?
+            }
         };
         let mut shared_names = [None, None, None];
         let shared = match config.shared {
@@ -117,11 +122,12 @@ impl Ffn {
                     true => Some(p.tensor(cfg.names.shared_gate, [1, h], init)?),
                     false => None,
                 };
+                let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
                 let blend = match shared.blended {
                     true => Some(Linear::load(&p, cfg.names.blend, (2, h), true, init)?),
                     false => None,
                 };
-                let bank = bank(&p, &[names], h, network(shared.intermediate_size), init)?;
+                let bank = bank(&p, &[names], h, network, init)?;
                 Some(SharedExpert { bank, gate, blend })
             }
         };

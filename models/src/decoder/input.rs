@@ -30,8 +30,13 @@ pub struct Context {
     /// Number of padding tokens at the right of each row; empty for none. For passes without a cache, in training: what is
     /// generated stands at the right.
     pub trailing: Vec<usize>,
-    /// Rotary position of every token, `[b * t]`; absent for 0, 1, 2, ... over the real tokens of each row.
+    /// Rotary position of every token, `[b * t]`, or `[streams * b * t]` for a model with several streams of positions
+    /// ([`RopeConfig::sections`](super::RopeConfig::sections)); absent for 0, 1, 2, ... over the real tokens of each row, or,
+    /// where a cache goes on, for what follows the highest position of the row so far.
     pub positions: Option<Vec<u32>>,
+    /// Features `[b, t, h]` that are added to the tokens behind the first layers, from the lowest layer on, zero for tokens
+    /// without any (deep-stack, arXiv 2406.04334); usually empty.
+    pub taps: Vec<Tensor>,
     /// Where every token comes from, `[b * t]`, for routers that look at it; absent for text.
     pub modality: Option<Vec<Modality>>,
     /// Compute a padded batch as `transformers` does, where a row then depends on the batch it is in: frequencies that depend
@@ -108,13 +113,16 @@ pub(super) struct Placed {
     pub padding: Vec<usize>,
     /// Real tokens of each row and the padding before them; empty where no row is padded at the right.
     pub end: Vec<usize>,
-    /// `[b * t]`
+    /// `[b * t]`, or `[streams * b * t]`
     pub positions: Vec<u32>,
+    /// What is to be added to the number of tokens that a row has seen for the position of its next one.
+    pub shifts: Vec<i64>,
 }
 
 impl Context {
-    /// Checks the context against `b` rows of `t` tokens behind `past` cached ones whose padding is `cached`.
-    pub(super) fn place(&self, b: usize, t: usize, past: usize, cached: &[usize]) -> Result<Placed> {
+    /// Checks the context against `b` rows of `t` tokens behind `past` cached ones whose padding is `cached`; the positions of
+    /// those go on by `shifts`.
+    pub(super) fn place(&self, b: usize, t: usize, past: usize, cached: &[usize], shifts: &[i64]) -> Result<Placed> {
         let padding = match (self.padding.len(), past) {
             (0, 0) => vec![0; b],
             (n, 0) if n == b => self.padding.clone(),
@@ -130,19 +138,33 @@ impl Context {
         {
             bail!("{} modalities for {b} rows of {t} tokens", modality.len());
         }
+        let mut shifts = if past == 0 { padding.iter().map(|&p| -(p as i64)).collect() } else { shifts.to_vec() };
         let positions = match &self.positions {
-            Some(positions) if positions.len() == b * t => positions.clone(),
+            Some(positions) if !positions.is_empty() && positions.len().is_multiple_of(b * t) => {
+                for (row, shift) in shifts.iter_mut().enumerate() {
+                    let first = padding.get(row).map_or(0, |&p| p.saturating_sub(past));
+                    let real = positions.chunks(t).skip(row).step_by(b).filter_map(|stream| stream.get(first..));
+                    let highest = real.flatten().max().map_or(0, |&p| i64::from(p) + 1);
+                    *shift = highest - (past + t) as i64;
+                }
+                positions.clone()
+            }
             Some(positions) => bail!("{} positions for {b} rows of {t} tokens", positions.len()),
             None => {
-                if u32::try_from(past + t).is_err() {
-                    bail!("{} tokens in a row are more than positions count", past + t);
-                }
                 // Padding has position 1, as `transformers` gives it; nothing depends on it.
-                let position = |p: usize, i: usize| if past + i < p { 1 } else { (past + i - p) as u32 };
-                padding.iter().flat_map(|&p| (0..t).map(move |i| position(p, i))).collect()
+                let position = |p: usize, shift: i64, i: usize| match past + i < p {
+                    true => Some(1),
+                    false => u32::try_from((past + i) as i64 + shift).ok(),
+                };
+                let rows = padding.iter().zip(&shifts);
+                let all = rows.flat_map(|(&p, &shift)| (0..t).map(move |i| position(p, shift, i)));
+                match all.collect::<Option<Vec<u32>>>() {
+                    Some(positions) => positions,
+                    None => bail!("{} tokens in a row are more than positions count", past + t),
+                }
             }
         };
-        Ok(Placed { padding, end, positions })
+        Ok(Placed { padding, end, positions, shifts })
     }
 
     /// Where the real tokens of each row end; empty without padding at the right.

@@ -52,6 +52,9 @@ pub enum ExpertNames {
     Each([&'static str; 3]),
     /// All experts in two tensors: gate above up `[E, 2I, H]`, down `[E, H, I]`.
     Stacked([&'static str; 2]),
+    /// All experts in two tensors whose rows are inputs: gate beside up `[E, H, 2I]`, down `[E, I, H]` (Aria, Qwen3-VL). Their
+    /// names are whole, with `.weight` where it is published.
+    InputMajor([&'static str; 2]),
 }
 
 impl Names {

@@ -108,7 +108,10 @@ impl DecoderConfig {
             };
             if let Some(shared) = s.shared {
                 let gate = if shared.gated { h } else { 0 };
-                let expert = network(shared.intermediate_size);
+                let maps = if s.gated { 3 } else { 2 };
+                let biases =
+                    if shared.bias { times(&[maps - 1, shared.intermediate_size]).saturating_add(h) } else { 0 };
+                let expert = times(&[maps, h, shared.intermediate_size]).saturating_add(biases);
                 parameters.shared = all(times(&[sparse, expert.saturating_add(gate)]));
             }
         }

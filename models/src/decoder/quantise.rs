@@ -172,6 +172,8 @@ impl DecoderConfig {
         let routed = match &names.experts {
             ExpertNames::Each(_) => part.strip_prefix(names.expert).is_some_and(|part| part.starts_with('.')),
             ExpertNames::Stacked(stacks) => stacks.contains(&part),
+            // Their rows are inputs, along which blocks would not lie.
+            ExpertNames::InputMajor(_) => false,
         };
         (shared || routed).then_some(MatrixKind::Experts)
     }

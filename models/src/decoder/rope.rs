@@ -20,6 +20,9 @@ pub struct RopeConfig {
     pub style: RotaryStyle,
     /// How frequencies change for longer contexts.
     pub scaling: RopeScaling,
+    /// Frequencies that turn with three streams of positions (time, row, column) instead of one: how many of each, taken in
+    /// turn from the highest frequency on until rows and columns have theirs (Qwen3-VL's interleaved M-RoPE).
+    pub sections: Option<[usize; 3]>,
 }
 
 /// How frequencies change for longer contexts.
@@ -147,6 +150,24 @@ impl RopeConfig {
     }
 }
 
+impl RopeConfig {
+    /// Streams of positions that a token has.
+    pub fn streams(&self) -> usize {
+        if self.sections.is_some() { 3 } else { 1 }
+    }
+
+    fn rotary(&self, frequencies: Vec<f64>, factor: f64) -> Result<Rotary> {
+        let rotary = Rotary::from_frequencies(frequencies, factor, self.style)?;
+        let Some([_, rows, columns]) = self.sections else { return Ok(rotary) };
+        let stream = |j: usize| match j % 3 {
+            1 if j < rows.saturating_mul(3) => 1,
+            2 if j < columns.saturating_mul(3) => 2,
+            _ => 0,
+        };
+        rotary.with_streams((0..self.dims / 2).map(stream).collect())
+    }
+}
+
 /// Frequencies of a model.
 #[derive(Clone, Debug)]
 pub(super) struct Rope {
@@ -159,7 +180,7 @@ pub(super) struct Rope {
 
 impl Rope {
     pub(super) fn new(config: &RopeConfig) -> Result<Self> {
-        let make = |frequencies, factor| Rotary::from_frequencies(frequencies, factor, config.style);
+        let make = |frequencies, factor| config.rotary(frequencies, factor);
         let plain = frequencies(config.theta, config.dims);
         let divided = |by: &[f64]| plain.iter().zip(by).map(|(f, by)| f / by).collect::<Vec<_>>();
         let mut long = None;
@@ -178,14 +199,24 @@ impl Rope {
         Ok(Self { config: config.clone(), short, long })
     }
 
-    /// Cosines and sines of `positions [b * t]`. `together`: every row is taken to be as long as the longest.
+    /// Cosines and sines of `positions [b * t]`, or of three streams of them. `together`: every row is taken to be as long as
+    /// the longest.
     pub(super) fn tables(&self, positions: &[u32], b: usize, t: usize, together: bool) -> Result<RotaryTables> {
+        let (given, streams) = (positions.len() / (b * t).max(1), self.config.streams());
+        if given != 1 && given != streams {
+            bail!("{given} streams of positions for a model with {streams}");
+        }
         let threshold = match self.config.scaling {
             RopeScaling::Dynamic { original, .. } | RopeScaling::LongRope { original, .. } => original,
             _ => return self.short.tables(positions, b, t),
         };
-        let mut lengths: Vec<usize> =
-            positions.chunks(t.max(1)).map(|row| row.iter().max().map_or(0, |&p| p as usize + 1)).collect();
+        let mut lengths = vec![0; b];
+        for (i, row) in positions.chunks(t.max(1)).enumerate() {
+            let length = row.iter().max().map_or(0, |&p| p as usize + 1);
+            if let Some(longest) = lengths.get_mut(i % b.max(1)) {
+                *longest = length.max(*longest);
+            }
+        }
         if together {
             let longest = lengths.iter().copied().max().unwrap_or(0);
             lengths.fill(longest);
@@ -194,7 +225,7 @@ impl Rope {
             (RopeScaling::Dynamic { factor, original }, _) if length > threshold => {
                 let (dims, stretch) = (self.config.dims as f64, factor * length as f64 / *original as f64);
                 let theta = self.config.theta * (stretch - (factor - 1.0)).powf(dims / (dims - 2.0));
-                Rotary::from_frequencies(frequencies(theta, self.config.dims), 1.0, self.config.style)
+                self.config.rotary(frequencies(theta, self.config.dims), 1.0)
             }
             (_, Some(long)) if length > threshold => Ok(long.clone()),
             _ => Ok(self.short.clone()),
@@ -245,7 +276,7 @@ mod tests {
     use super::*;
 
     fn config(scaling: RopeScaling) -> RopeConfig {
-        RopeConfig { theta: 10000.0, dims: 4, style: RotaryStyle::Half, scaling }
+        RopeConfig { theta: 10000.0, dims: 4, style: RotaryStyle::Half, scaling, sections: None }
     }
 
     #[test]

@@ -240,6 +240,8 @@ impl Plan {
                     add(format!("{ups}.weight"), dtypes[0], vec![n, 2 * w, h], Make::StackedUps { layer });
                     add(format!("{downs}.weight"), dtypes[2], vec![n, h, w], Make::StackedDowns { layer });
                 }
+                // None of the families that are written.
+                ExpertNames::InputMajor(_) => {}
             }
             if let Some(shared) = self.config.sparse.and_then(|s| s.shared) {
                 for (map, (name, dtype)) in names.dense_maps.iter().zip(dtypes).enumerate() {

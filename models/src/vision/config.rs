@@ -157,7 +157,7 @@ const INSIDE: &str = "model.language_model.";
 const LONGEST_CONFIG: u64 = 1 << 22;
 
 /// A JSON object of a folder.
-pub(super) fn read(path: &Path) -> candle_core::Result<Map<String, Value>> {
+pub(crate) fn read(path: &Path) -> candle_core::Result<Map<String, Value>> {
     let name = |e: &dyn std::fmt::Display| Candle::msg(format!("{}: {e}", path.display()));
     let size = std::fs::metadata(path)
         .map_err(|e| name(&format!("{e}; a model is a folder with config.json and model.safetensors")))?

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use moesaic_kernels::Tokens;
 
 use super::{Error, Result, VisionModel};
-use crate::decoder::{Context, Segment, Side, real_tokens};
+use crate::decoder::{Context, Decoder, Segment, Side, real_tokens};
 
 /// The id that stands for a picture in models whose vocabulary has none for it: MoE-LLaVA's and CuMo's -200.
 pub const PICTURE: u32 = u32::MAX;
@@ -38,7 +38,7 @@ pub struct Spliced {
 }
 
 /// A part of a row.
-enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// From the first id up to the second.
     Text(usize, usize),
     /// A picture, or a part of the row's pictures.
@@ -53,14 +53,26 @@ impl VisionModel {
     /// A row without a token, with more marks than pictures or the reverse, with labels that are not one for each id, with an
     /// id that is not in the vocabulary, or with pictures of another width.
     pub fn splice(&self, rows: &[Row<'_>], side: Side, longest: Option<usize>) -> Result<Spliced> {
-        let longest = longest.map(|n| n.max(1));
         let h = self.decoder().config().hidden_size;
+        Spliced::new(self.decoder(), rows, (side, longest), |i, row| pieces(i, row, self.picture_token(), h))
+    }
+}
+
+impl Spliced {
+    /// The rows whose parts `pieces` gives.
+    pub(crate) fn new<'a>(
+        decoder: &Decoder,
+        rows: &[Row<'a>],
+        (side, longest): (Side, Option<usize>),
+        pieces: impl Fn(usize, &Row<'a>) -> Result<Vec<Piece<'a>>>,
+    ) -> Result<Self> {
+        let longest = longest.map(|n| n.max(1));
         let (mut all, mut labels) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for (i, row) in rows.iter().enumerate() {
             if !row.labels.is_empty() && row.labels.len() != row.ids.len() {
                 return Err(Error::Labels { row: i, labels: row.labels.len(), ids: row.ids.len() });
             }
-            let pieces = pieces(i, row, self.picture_token(), h)?;
+            let pieces = pieces(i, row)?;
             let mut own = Vec::new();
             for piece in &pieces {
                 match piece {
@@ -89,7 +101,7 @@ impl VisionModel {
                 pieces.iter().map(segment).collect()
             })
             .collect();
-        let (embeds, context) = self.decoder().embed_rows_at(&segments, side, longest)?;
+        let (embeds, context) = decoder.embed_rows_at(&segments, side, longest)?;
         let longest = embeds.dim(1)?;
         let labels = labels.into_iter().flat_map(|own| {
             let padding = std::iter::repeat_n(IGNORED, longest.saturating_sub(own.len()));
@@ -98,12 +110,12 @@ impl VisionModel {
                 Side::Right => own.into_iter().chain(padding).collect(),
             }
         });
-        Ok(Spliced { labels: labels.collect(), embeds, context })
+        Ok(Self { labels: labels.collect(), embeds, context })
     }
 }
 
 /// The parts of a row, in order. Pictures come without what their masks leave out.
-fn pieces<'a>(row: usize, of: &Row<'a>, mark: u32, h: usize) -> Result<Vec<Piece<'a>>> {
+pub(crate) fn pieces<'a>(row: usize, of: &Row<'a>, mark: u32, h: usize) -> Result<Vec<Piece<'a>>> {
     let pictures = of.pictures.iter().map(|tokens| match tokens.mask {
         None => Ok(std::borrow::Cow::Borrowed(tokens)),
         Some(_) => Ok(std::borrow::Cow::Owned(Tokens::new(real_tokens(tokens, h)?, tokens.modality))),

@@ -88,6 +88,7 @@ impl Keys {
                         intermediate_size,
                         gated: false,
                         blended: false,
+                        bias: false,
                     }),
                     output_bias: false,
                 })

@@ -208,7 +208,7 @@ impl Common {
             bail!("partial_rotary_factor is {part}, expected a number above 0 and up to 1");
         }
         let dims = (dims as f64 * part) as usize;
-        Ok(RopeConfig { theta, dims, style, scaling: self.scaling()? })
+        Ok(RopeConfig { theta, dims, style, scaling: self.scaling()?, sections: None })
     }
 
     fn scaling(&self) -> Result<RopeScaling> {
@@ -274,6 +274,17 @@ impl Common {
                 )
             }
         })
+    }
+
+    /// `mrope_section`, for models with three streams of positions.
+    pub(super) fn sections(&self, default: [usize; 3]) -> Result<[usize; 3]> {
+        let Some(value) = self.rope_keys().and_then(|keys| keys.get("mrope_section")) else { return Ok(default) };
+        let numbers: Option<Vec<usize>> =
+            value.as_array().and_then(|list| list.iter().map(|n| n.as_u64().map(|n| n as usize)).collect());
+        match numbers.and_then(|n| n.try_into().ok()) {
+            Some(sections) => Ok(sections),
+            None => bail!("mrope_section of rope_scaling is {value}, expected three numbers"),
+        }
     }
 
     /// What yarn multiplies the scale of attention scores with, where `mscale_all_dim` is set.

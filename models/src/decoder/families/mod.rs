@@ -1,5 +1,6 @@
 //! The families: one file each, which translates its `config.json` and says where its tensors stand.
 
+mod aria;
 mod deepseek_v2;
 mod deepseek_v3;
 mod granitemoe;
@@ -16,6 +17,7 @@ mod qwen;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3_moe;
+mod qwen3_vl;
 mod stablelm;
 
 use candle_core::{Error, Result, bail};
@@ -29,7 +31,7 @@ pub(crate) use moe_llava::language_model as moe_llava;
 type Translate = fn(Map<String, Value>) -> Result<DecoderConfig>;
 
 /// Every `model_type`, in the order in which messages list them.
-const FAMILIES: [(&str, Translate); 14] = [
+const FAMILIES: [(&str, Translate); 17] = [
     ("llama", translated::<llama::Config>),
     ("mistral", translated::<mistral::Config>),
     ("qwen2", translated::<qwen2::Config>),
@@ -44,6 +46,9 @@ const FAMILIES: [(&str, Translate); 14] = [
     ("phimoe", translated::<phimoe::Config>),
     ("granitemoe", translated::<granitemoe::Config>),
     ("jetmoe", translated::<jetmoe::Config>),
+    ("aria_text", translated::<aria::Config>),
+    ("qwen3_vl_text", translated::<qwen3_vl::Dense>),
+    ("qwen3_vl_moe_text", translated::<qwen3_vl::Sparse>),
 ];
 
 /// A family's `config.json`.

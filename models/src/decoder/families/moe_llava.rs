@@ -129,6 +129,7 @@ fn sparse(mut config: DecoderConfig, moe: &Moe) -> Result<DecoderConfig> {
             intermediate_size: dense.intermediate_size,
             gated: false,
             blended: true,
+            bias: dense.bias,
         }),
         output_bias: false,
     });

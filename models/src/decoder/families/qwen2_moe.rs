@@ -72,6 +72,7 @@ impl Family for Config {
                     intermediate_size: self.shared_expert_intermediate_size,
                     gated: true,
                     blended: false,
+                    bias: false,
                 }),
                 output_bias: false,
             }),

@@ -26,6 +26,7 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
     Ok(VisionConfig {
         tower: TowerConfig::from_map(&described(&keys, "mm_image_tower", tower)?)?,
         features: keys.features("mm_vision_select_layer", "mm_vision_select_feature")?,
+        compression: None,
         projector: ProjectorConfig::llava(keys.name("image_projector_type")?.unwrap_or("linear"))?,
         decoder,
         picture_token: None,
