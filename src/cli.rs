@@ -3,6 +3,7 @@
 #[cfg(feature = "image")]
 mod ask;
 mod chat;
+mod convert;
 mod eval;
 mod forecast;
 mod generate;
@@ -47,6 +48,7 @@ enum Command {
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
     Quantize(quantise::Args),
+    Convert(convert::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
@@ -103,6 +105,7 @@ pub fn run() -> ExitCode {
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
         Command::Quantize(args) => quantise::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         #[cfg(feature = "image")]

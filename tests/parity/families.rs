@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, decoder, pictured, speech, time_moe, vision};
+use crate::{audio_features, av_hubert, decoder, pictured, speech, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -37,6 +37,7 @@ pub fn families() -> &'static [Family] {
         whole("aria", pictured::aria),
         plain("aria_vision", vision::aria),
         plain("audio_features", audio_features::run),
+        Family { name: "av_hubert", run: av_hubert::run, meaningful: av_hubert::meaningful },
         plain("clip_vision", vision::clip),
         plain("cumo", vision::cumo),
         speech_encoder("hubert"),
@@ -65,6 +66,7 @@ pub fn families() -> &'static [Family] {
         plain("siglip_vision", vision::siglip),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
+        plain("video_preprocess", av_hubert::video),
     ];
     FAMILIES
 }
@@ -76,10 +78,8 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const SPEECH: &str = "this speech encoder is not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
-    const MEDIA: &str = "feature extraction from media files is not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
-        ("av_hubert", SPEECH),
         ("ced", SPEECH),
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
@@ -92,7 +92,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("usam_moe_projector", USAM),
         ("usam_qformer", USAM),
         ("usam_saclm", USAM),
-        ("video_preprocess", MEDIA),
     ]
 }
 

@@ -57,7 +57,7 @@ pub enum Layout {
 macro_rules! each_parser {
     ($then:ident) => {
         $then! {
-            safetensors safetensors_index gguf config model plan train_config table times moments train_csv
+            safetensors safetensors_index gguf pickle config model plan train_config table times moments train_csv
             png jpeg gif bmp webp tiff
         }
     };
@@ -65,7 +65,7 @@ macro_rules! each_parser {
 #[allow(unused_imports)] // fuzz targets name parsers one by one
 pub(crate) use each_parser;
 
-pub use checkpoints::{config, gguf, model, safetensors, safetensors_index};
+pub use checkpoints::{config, gguf, model, pickle, safetensors, safetensors_index};
 pub use pictures::{bmp, gif, jpeg, png, tiff, webp};
 pub use series::{moments, table, times, train_csv};
 pub use settings::{plan, train_config};
