@@ -1,4 +1,10 @@
-//! What convolutions over time need beside a [`Linear`](crate::Linear): their windows as rows, and a norm over time.
+//! What convolutions need: over time, windows as rows for a [`Linear`](crate::Linear) and a norm; over pictures and clips, all.
+
+mod clips;
+#[cfg(test)]
+mod clips_tests;
+
+pub use clips::{ClipConv, Windows, max_pool, unfold_clips};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};

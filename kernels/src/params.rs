@@ -24,6 +24,8 @@ pub enum Init {
     Zeros,
     /// All one: norms.
     Ones,
+    /// All this: slopes.
+    Constant(f64),
     /// Normal with this standard deviation: `initializer_range`.
     Normal(f64),
     /// Uniform between minus this and this.
@@ -307,6 +309,7 @@ impl Params {
                         T::from_f64(match init {
                             Init::Zeros => 0.0,
                             Init::Ones => 1.0,
+                            Init::Constant(value) => value,
                             Init::Normal(std) => std * rng.normal(),
                             Init::Uniform(bound) => rng.range(-bound, bound),
                         })

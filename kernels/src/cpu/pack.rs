@@ -219,7 +219,7 @@ impl<'a, T: Elem> View<'a, T> {
 
 /// Packs `m` rows of `n` lanes into `[n][m]`; `load(row, p)` is lane `p` of a row.
 #[inline(always)]
-fn pack_lanes<'a, T: Elem, L: Copy + Default>(
+pub(crate) fn pack_lanes<'a, T: Elem, L: Copy + Default>(
     m: usize,
     n: usize,
     row: impl Fn(usize) -> &'a [T],

@@ -16,7 +16,8 @@ pub use config::{StemNorm, WaveConfig, WeightNorm};
 use super::blocks::{Norm, all_used, mask, prefix, size, under};
 use super::wavlm::RelativePositions;
 use layer::Layer;
-use stem::{Positions, Projection, Stem};
+pub(super) use stem::Positions;
+use stem::{Projection, Stem};
 
 /// Samples of a clip at most, ten minutes: frames of the first convolution take 400 bytes a sample. Speech recognition cuts at 30 s.
 pub const MOST_SAMPLES: usize = 600 * 16_000;

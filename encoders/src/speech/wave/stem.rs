@@ -93,7 +93,7 @@ impl Projection {
 
 /// Relative positions by a grouped convolution with weight normalisation over each tap (wav2vec 2.0, section 2).
 #[derive(Debug)]
-pub(super) struct Positions {
+pub(in crate::speech) struct Positions {
     weight: Weight,
     groups: usize,
     width: usize,
@@ -111,10 +111,20 @@ enum Weight {
 
 impl Positions {
     pub(super) fn load(cfg: &WaveConfig, activation: Activation, p: &Params) -> Result<Self> {
-        let (h, groups, size) = (cfg.hidden_size, cfg.num_conv_pos_embedding_groups, cfg.num_conv_pos_embeddings);
-        let (p, width) = (p.pp("encoder.pos_conv_embed.conv"), h / groups);
+        let shape = (cfg.hidden_size, cfg.num_conv_pos_embedding_groups, cfg.num_conv_pos_embeddings);
+        Self::at(&p.pp("encoder.pos_conv_embed.conv"), shape, cfg.weight_norm, activation)
+    }
+
+    /// Of width `h`, with so many groups and taps, at a prefix.
+    pub(in crate::speech) fn at(
+        p: &Params,
+        (h, groups, size): (usize, usize, usize),
+        norm: WeightNorm,
+        activation: Activation,
+    ) -> Result<Self> {
+        let width = h / groups;
         let init = Init::Normal(2.0 / ((size * h) as f64).sqrt());
-        let (length, direction) = match cfg.weight_norm {
+        let (length, direction) = match norm {
             WeightNorm::Plain => (Some("weight_g"), "weight_v"),
             WeightNorm::Parametrised => {
                 (Some("parametrizations.weight.original0"), "parametrizations.weight.original1")
@@ -154,7 +164,7 @@ impl Positions {
     }
 
     /// `x [b, t, h]` to the same
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(in crate::speech) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let made;
         let convolutions = match &self.weight {
             Weight::Ready(convolutions) => convolutions,
