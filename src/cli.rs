@@ -51,6 +51,7 @@ enum Command {
 enum TrainCommand {
     Forecast(train::Args),
     Language(train::LanguageArgs),
+    Speech(train::SpeechArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -89,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Quantize(args) => quantise::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
+        Command::Train(TrainCommand::Speech(args)) => train::speech(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
     })

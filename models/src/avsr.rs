@@ -20,6 +20,7 @@
 //! `audiovisual_encoder`, `audio_proj`, `video_proj` or `audiovisual_proj`, `llm`. AV-HuBERT's published weights are for
 //! non-commercial research.
 
+mod assemble;
 mod config;
 mod encoders;
 mod scales;
@@ -36,6 +37,7 @@ use moesaic_projectors::{Matryoshka, Projector, ProjectorInput, Smop};
 use crate::decoder::{Context, Input, Output};
 use crate::generate::{Beam, BeamOptions, Generated, Options, Prompts, beam_search, generate};
 
+pub use assemble::{ADDED_TOKENS, Parts, assemble};
 pub use config::{AudioConfig, AvsrConfig, LaneConfig, ProjectorConfig, Task};
 pub use encoders::{AvEncoder, Encoders, SAMPLES_PER_FRAME, SpeechEncoder, fit_to_video};
 pub use scales::{AtScale, LoraConfig, ScaledDecoder, Scales};

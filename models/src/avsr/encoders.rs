@@ -211,6 +211,12 @@ pub(super) fn ignorable(name: &str) -> bool {
         || name.ends_with(".num_batches_tracked")
 }
 
+/// Whether a tensor of an AV-HuBERT checkpoint belongs to its encoder.
+pub(super) fn belongs(name: &str) -> bool {
+    let parts = ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
+    parts.iter().any(|part| name.starts_with(part)) && !ignorable(name)
+}
+
 /// AV-HuBERT on sound alone.
 #[derive(Debug)]
 pub(super) struct Listening(pub(super) Box<dyn AvEncoder>);

@@ -5,10 +5,12 @@
 //! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
 //! adapters of one.
 
+mod average;
 pub mod data;
 pub mod forecast;
 pub mod language;
 mod optimiser;
+pub mod speech;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use serde::{Deserialize, Serialize};
 
+pub use average::average;
 pub use optimiser::{AdamW, AdamWConfig};
 
 /// The loss of one batch.
@@ -97,6 +100,8 @@ pub struct Plan {
     pub log_every: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Checkpoints that stay, the newest; at least two.
+    pub keep: usize,
     /// Where checkpoints and the finished model go.
     pub out: PathBuf,
 }
@@ -109,6 +114,7 @@ impl Default for Plan {
             workers: 1,
             log_every: 20,
             checkpoint_every: 500,
+            keep: 2,
             out: "runs/train".into(),
         }
     }
@@ -304,7 +310,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         })
     }
 
-    /// Saves a checkpoint, then drops all but the two newest.
+    /// Saves a checkpoint, then drops all but the newest.
     fn save(&self) -> Result<()> {
         let dir = self.plan.out.join(format!("checkpoint-{:08}", self.step));
         let partial = self.plan.out.join("checkpoint.partial");
@@ -322,7 +328,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         // Renamed when complete, so that a checkpoint is never half-written.
         std::fs::rename(&partial, &dir).map_err(|e| at(&dir, e))?;
         let all = checkpoints(&self.plan.out)?;
-        for old in all.iter().rev().skip(2) {
+        for old in all.iter().rev().skip(self.plan.keep.max(2)) {
             std::fs::remove_dir_all(old).map_err(|e| at(old, e))?;
         }
         Ok(())
