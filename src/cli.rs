@@ -1,6 +1,7 @@
 //! The command line: reads arguments, calls the library, prints. No model knowledge lives here.
 
 mod chat;
+mod convert;
 mod eval;
 mod forecast;
 mod generate;
@@ -39,6 +40,7 @@ enum Command {
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
     Quantize(quantise::Args),
+    Convert(convert::Args),
     /// Train a model.
     #[command(subcommand)]
     Train(TrainCommand),
@@ -88,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
         Command::Quantize(args) => quantise::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Train(TrainCommand::Forecast(args)) => train::run(args),
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         Command::Train(TrainCommand::Speech(args)) => train::speech(args),

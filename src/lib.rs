@@ -24,6 +24,7 @@
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
+//! * [`convert`] writes checkpoints of torch as model folders, and executes nothing of them.
 //! * [`eval`] scores forecasts against baselines on series with a known future.
 //! * `hub` (feature `hub`) fetches models from the Hugging Face Hub by their id.
 //! * `plot` (feature `cli`) draws a series and its forecast in a terminal or as SVG.
@@ -35,6 +36,7 @@
 //! * `table`: Parquet files and Arrow record batches.
 
 mod calendar;
+mod convert;
 mod error;
 pub mod eval;
 mod forecaster;
@@ -50,6 +52,7 @@ mod table;
 mod text;
 
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
+pub use convert::{Converted, convert};
 #[doc(hidden)] // for the program, which trains through the models crate
 pub use error::candle_message;
 pub use error::{Error, Place, Result};

@@ -14,6 +14,8 @@
 
 #[path = "parity/audio_features.rs"]
 mod audio_features;
+#[path = "parity/av_hubert.rs"]
+mod av_hubert;
 #[path = "parity/avsr.rs"]
 mod avsr;
 #[path = "parity/case.rs"]

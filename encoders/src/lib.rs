@@ -1,7 +1,7 @@
 //! Encoders: raw media to features to modality tokens.
 //!
 //! Media decoding and feature extraction stand apart from the neural part: [`image`] makes pixels of picture files, `audio`
-//! features of sound files; a tower or a [speech] encoder makes [`Tokens`](moesaic_kernels::Tokens) of them. A projector maps those into
+//! features of sound files, [`video`] pixels of lips; a tower or a [speech] encoder makes [`Tokens`](moesaic_kernels::Tokens) of them. A projector maps those into
 //! a backbone.
 //!
 //! | tower | file | published as |
@@ -25,6 +25,7 @@ mod qwen3_vl;
 mod siglip;
 pub mod speech;
 mod tower;
+pub mod video;
 
 pub use clip::{ClipConfig, ClipOutput, ClipVision, Head};
 pub use cumo::{CumoConfig, CumoOutput, CumoVision};

@@ -14,6 +14,7 @@ mod convert;
 pub mod gguf;
 mod header;
 mod locate;
+pub mod pickle;
 mod quantise;
 mod shards;
 mod source;
@@ -108,6 +109,15 @@ impl Checkpoint {
     /// and what to do.
     pub fn open(path: &Path) -> Result<Self> {
         locate::open(path)
+    }
+
+    /// As [`open`](Self::open), and opens checkpoints of torch: a `.pt`, `.pth` or `.ckpt` file, or a folder whose only weights are
+    /// `checkpoint.pt`. See [`pickle`] for what is read of them.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`pickle::Pickle::open`].
+    pub fn open_any(path: &Path) -> Result<Self> {
+        locate::open_any(path)
     }
 
     /// Opens a checkpoint that is in memory, such as one embedded in the binary; `name` stands for it in messages.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, avsr, decoder, speech, time_moe, vision};
+use crate::{audio_features, av_hubert, avsr, decoder, speech, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -33,6 +33,7 @@ pub fn families() -> &'static [Family] {
     const FAMILIES: &[Family] = &[
         plain("aria_vision", vision::aria),
         plain("audio_features", audio_features::run),
+        Family { name: "av_hubert", run: av_hubert::run, meaningful: av_hubert::meaningful },
         plain("clip_vision", vision::clip),
         plain("cumo", vision::cumo),
         speech_encoder("hubert"),
@@ -63,6 +64,7 @@ pub fn families() -> &'static [Family] {
         plain("smop", avsr::smop),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
+        plain("video_preprocess", av_hubert::video),
     ];
     FAMILIES
 }
@@ -72,11 +74,9 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const VISION_CHAT: &str =
         "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "this speech encoder is not built";
-    const MEDIA: &str = "feature extraction from media files is not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
         ("aria", VISION_CHAT),
-        ("av_hubert", SPEECH),
         ("ced", SPEECH),
         ("llava", VISION_CHAT),
         ("moe_llava", VISION_CHAT),
@@ -86,7 +86,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("usam_moe_projector", USAM),
         ("usam_qformer", USAM),
         ("usam_saclm", USAM),
-        ("video_preprocess", MEDIA),
     ]
 }
 

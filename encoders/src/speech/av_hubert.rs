@@ -106,14 +106,15 @@ pub struct AvHubert {
 }
 
 impl AvHubert {
-    /// Loads a folder with `config.json` and safetensors weights, as `moesaic convert` makes it of a published checkpoint. Heads,
+    /// Loads a folder with `config.json` and safetensors weights, as `moesaic convert` makes it of a published checkpoint, or with
+    /// `checkpoint.pt` itself. Heads,
     /// decoders and what only training needs are left alone; Llama-AVSR's adapters of queries and values, where they are there,
     /// are attached.
     ///
     /// # Errors
     /// `config.json` or the weights cannot be read or do not fit: the message says which.
     pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        Self::from_checkpoint(AvHubertConfig::load(dir)?, &Checkpoint::open(dir)?, dtype, device)
+        Self::from_checkpoint(AvHubertConfig::load(dir)?, &Checkpoint::open_any(dir)?, dtype, device)
     }
 
     /// The same from weights that are open already.

@@ -1,4 +1,5 @@
-//! How the values of a tensor lie in their file, where it is not one after the other: GGUF files turn and cut some tensors.
+//! How the values of a tensor lie in their file, where it is not one after the other: GGUF files turn and cut some
+//! tensors, torch saves views as they are.
 
 /// Where the values of a tensor are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub(crate) enum Arrangement {
     Pairs(usize),
     /// In pieces of one size, each from this byte of the file on.
     Pieces(Vec<u64>),
+    /// The next along each axis so many values on.
+    Strided(Vec<usize>),
 }
 
 impl Arrangement {
@@ -18,6 +21,31 @@ impl Arrangement {
         match self {
             Self::Pieces(offsets) => offsets,
             _ => std::slice::from_ref(offset),
+        }
+    }
+
+    /// Values from the first to the last one in the file, both included, where they lie scattered.
+    pub(super) fn scattered(&self, shape: &[usize]) -> Option<usize> {
+        let Self::Strided(strides) = self else { return None };
+        let reach = shape.iter().zip(strides).map(|(&d, &s)| d.saturating_sub(1) * s).sum::<usize>();
+        Some(if shape.contains(&0) { 0 } else { reach + 1 })
+    }
+
+    /// Copies the values of a tensor out of all that lie between its first and its last one.
+    pub(super) fn gather<T: Copy>(&self, all: &[T], shape: &[usize], dst: &mut [T]) {
+        let Self::Strided(strides) = self else { return };
+        let (mut at, mut place) = (0, vec![0usize; shape.len()]);
+        for dst in dst {
+            *dst = all[at];
+            for ((place, &length), &stride) in place.iter_mut().zip(shape).zip(strides).rev() {
+                *place += 1;
+                at += stride;
+                if *place < length {
+                    break;
+                }
+                at -= stride * length;
+                *place = 0;
+            }
         }
     }
 

@@ -92,6 +92,13 @@ pub(super) fn room<T: bytemuck::Pod>(source: &Source, name: &str, count: usize) 
 
 /// Reads float values into `dst`, which has as many as the tensor.
 pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
+    if let Some(count) = info.arrangement.scattered(&info.shape) {
+        check_room::<T>(source, name, count)?;
+        let mut all = T::zeros(count);
+        piece(source, name, info, info.offset, &mut all)?;
+        info.arrangement.gather(&all, &info.shape, dst);
+        return Ok(());
+    }
     let pieces = info.arrangement.pieces(&info.offset);
     let values = (dst.len() / pieces.len().max(1)).max(1);
     for (&offset, dst) in pieces.iter().zip(dst.chunks_mut(values)) {
@@ -158,6 +165,15 @@ pub(super) fn bytes(source: &Source, name: &str, info: &TensorInfo) -> Result<Ve
 
 /// Reads integer values into `dst`, which has as many as the tensor.
 fn ints<T: Int>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
+    let Some(count) = info.arrangement.scattered(&info.shape) else { return int_run(source, name, info, dst) };
+    let mut all = room::<T>(source, name, count)?;
+    int_run(source, name, info, &mut all)?;
+    info.arrangement.gather(&all, &info.shape, dst);
+    Ok(())
+}
+
+/// Reads integers that stand one after the other into `dst`.
+fn int_run<T: Int>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
     let mut reader = source.reader(info.offset)?;
     if info.dtype == T::DTYPE {
         return source.fill(&mut reader, cast_slice_mut(dst), name);

@@ -98,7 +98,7 @@ fn other_format(first: [u8; 8]) -> Option<&'static str> {
     if &first == b"version " {
         Some("is a Git LFS pointer, not the weights: run `git lfs pull`, or download the file itself")
     } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"\x80\x02") {
-        Some("is a PyTorch pickle, which is not loaded because it can run code: convert it to safetensors")
+        Some("is a PyTorch pickle, which is not loaded because it can run code: convert it with `moesaic convert`")
     } else if first.starts_with(b"<") && first.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
         Some("is a web page, not weights: download the file itself")
     } else {

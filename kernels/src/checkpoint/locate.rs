@@ -12,6 +12,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::gguf::{Gguf, is_gguf};
 use super::header::{self, MAX_HEADER};
+use super::pickle::Pickle;
 use super::source::Source;
 use super::text::{one_line, refuse, shown};
 use super::{Checkpoint, TensorInfo};
@@ -47,12 +48,29 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     nothing_there(path, &label)
 }
 
+/// The checkpoint of torch in a folder that holds no other weights.
+const PICKLE: &str = "checkpoint.pt";
+/// Endings of torch's own files.
+const TORCH: [&str; 3] = [".pt", ".pth", ".ckpt"];
+
+pub(super) fn open_any(path: &Path) -> Result<Checkpoint> {
+    let there = |name: &str| path.join(name).try_exists().unwrap_or(false);
+    let named = path.file_name().is_some_and(|n| TORCH.iter().any(|ending| n.to_string_lossy().ends_with(ending)));
+    if path.is_file() && named {
+        return Ok(Pickle::open(path)?.into_checkpoint());
+    }
+    if !there(SINGLE_FILE) && !there(INDEX_FILE) && there(PICKLE) {
+        return Ok(Pickle::open(&path.join(PICKLE))?.into_checkpoint());
+    }
+    open(path)
+}
+
 fn open_file(path: &Path, label: &str) -> Result<Checkpoint> {
     if label.ends_with(INDEX_ENDING) {
         return open_index(path, label.to_string());
     }
     if PICKLES.iter().any(|ending| label.ends_with(ending)) {
-        refuse!("{label}: is a Python pickle, which is not loaded because it can run code: convert it to safetensors");
+        refuse!("{label}: is a Python pickle, which is not loaded because it can run code: convert it with `moesaic convert`");
     }
     open_single(path, label.to_string())
 }
@@ -85,8 +103,8 @@ fn nothing_there(dir: &Path, label: &str) -> Result<Checkpoint> {
     }
     if let Some(pickle) = names.iter().find(|n| PICKLES.iter().any(|ending| n.ends_with(ending))) {
         refuse!(
-            "{label}: holds only {}, a Python pickle, which is not loaded because it can run code: convert it to \
-             {SINGLE_FILE}",
+            "{label}: holds only {}, a Python pickle, which is not loaded because it can run code: convert it with \
+             `moesaic convert`",
             shown(pickle)
         );
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Error, Result};
@@ -80,6 +80,15 @@ impl Source {
         }
     }
 
+    /// A reader that goes anywhere.
+    pub(super) fn seekable(&self) -> Result<Box<dyn ReadSeek + '_>> {
+        match (&self.place, self.reader(0)?) {
+            (Place::Memory(bytes), _) => Ok(Box::new(Cursor::new(&**bytes))),
+            (_, Reader::Disk(file)) => Ok(Box::new(BufReader::new(file))),
+            (_, Reader::Memory(bytes)) => Ok(Box::new(Cursor::new(bytes))),
+        }
+    }
+
     /// Fills `dst`, or says which tensor (or part of the file) could not be had.
     pub(super) fn fill(&self, reader: &mut Reader<'_>, dst: &mut [u8], what: &str) -> Result<()> {
         match reader.read_exact(dst) {
@@ -93,6 +102,10 @@ impl Source {
         error(format!("{}: became shorter while it was read: download it again", self.label))
     }
 }
+
+/// What reads from any place.
+pub(super) trait ReadSeek: Read + Seek {}
+impl<T: Read + Seek> ReadSeek for T {}
 
 /// Reads forward from one place of a [`Source`].
 pub(super) enum Reader<'a> {

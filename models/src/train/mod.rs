@@ -3,7 +3,7 @@
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
 //! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
-//! adapters of one.
+//! adapters of one, [`speech`] what stands between encoders and a language model.
 
 mod average;
 pub mod data;
