@@ -115,16 +115,34 @@ pub struct Avsr {
 }
 
 impl Avsr {
-    /// Loads a folder: `config.json` ([`AvsrConfig`]) and safetensors weights under the names of the authors' checkpoints. The
-    /// tokenizer is the caller's ([`Vocabulary::new`]).
+    /// Loads a folder: `config.json` ([`AvsrConfig`]) and weights under the names of the authors' checkpoints, as safetensors or
+    /// as `checkpoint.pt`. The tokenizer is the caller's ([`Vocabulary::new`]).
     ///
     /// # Errors
     /// Config or weights cannot be read or do not fit: the message says which.
     pub fn load(dir: &Path, vocabulary: Vocabulary, dtype: DType, device: &Device) -> Result<Self> {
-        let (config, checkpoint) = (AvsrConfig::load(dir)?, Checkpoint::open(dir)?);
-        let params = Params::load(&checkpoint, dtype, device);
-        let model = Self::new(config, vocabulary, Sources::one(&params), Some(&checkpoint))?;
-        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.ignorable(name)).collect();
+        Self::from_checkpoint(AvsrConfig::load(dir)?, &Checkpoint::open_any(dir)?, vocabulary, dtype, device)
+    }
+
+    /// The model of a checkpoint, for inference: also of a `.pth` that the authors' scripts averaged, or of one of Lightning, where
+    /// `model.` stands before all names ([`Checkpoint::open_any`]).
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape than the config says, or the checkpoint has tensors that the model does not
+    /// know.
+    pub fn from_checkpoint(
+        config: AvsrConfig,
+        checkpoint: &Checkpoint,
+        vocabulary: Vocabulary,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let params = Params::load(checkpoint, dtype, device);
+        let before = lightning(checkpoint);
+        let root = if before.is_empty() { params.clone() } else { params.pp("model") };
+        let model = Self::new(config, vocabulary, Sources::one(&root), Some(checkpoint))?;
+        let known = |name: &String| name.strip_prefix(before).is_some_and(|name| model.ignorable(name));
+        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !known(name)).collect();
         match unknown.as_slice() {
             [] => Ok(model),
             [first, ..] => bail!(
@@ -203,7 +221,8 @@ impl Avsr {
             Some(AudioConfig::WavLm(keys)) => {
                 let keys: WaveConfig = serde_json::from_value(keys.clone())
                     .map_err(|e| Error::Msg(format!("config.json, wavlm: {e}")))?;
-                let keys = checkpoint.iter().fold(keys, |k, c| k.named_as(c, "audio_encoder."));
+                let named = |c: &Checkpoint| keys.clone().named_as(c, &format!("{}audio_encoder.", lightning(c)));
+                let keys = checkpoint.map_or_else(|| keys.clone(), named);
                 Some(Box::new(encoders::Waves(WavLm::new(keys, &p)?)))
             }
             Some(AudioConfig::AvHubert) => Some(Box::new(encoders::Listening(av("audio_encoder", false)?))),
@@ -433,6 +452,11 @@ impl Avsr {
         let context = Context::default();
         beam_search(&model, Prompts::Embeds(&embeds, &context), options, &mut |_| std::ops::ControlFlow::Continue(()))
     }
+}
+
+/// What Lightning puts before all names.
+fn lightning(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.names().any(|name| name.starts_with("model.llm.")) { "model." } else { "" }
 }
 
 /// The decorrelation loss of arXiv 2510.22603: the squared cosine between the first token's state and the states of media and
