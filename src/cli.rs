@@ -63,6 +63,7 @@ enum TrainCommand {
     Language(train::LanguageArgs),
     #[cfg(feature = "image")]
     Vision(vision::TrainArgs),
+    Speech(train::SpeechArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +111,7 @@ pub fn run() -> ExitCode {
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         #[cfg(feature = "image")]
         Command::Train(TrainCommand::Vision(args)) => vision::run(args),
+        Command::Train(TrainCommand::Speech(args)) => train::speech(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
         #[cfg(feature = "image")]

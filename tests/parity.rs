@@ -16,6 +16,8 @@
 mod audio_features;
 #[path = "parity/av_hubert.rs"]
 mod av_hubert;
+#[path = "parity/avsr.rs"]
+mod avsr;
 #[path = "parity/case.rs"]
 mod case;
 #[path = "parity/compare.rs"]

@@ -8,7 +8,7 @@
 //! come off again. Merging adds them to plain weights for good. Weights in tiles take nothing in: there adapters are merged
 //! while the weights are read ([`Params::merging`](crate::Params::merging)).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -213,13 +213,36 @@ pub fn with_dropout<T>(pass: u64, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+thread_local! {
+    /// Names of the adapters that this thread computes with, if not all.
+    static CHOSEN: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, in which on this thread only the live adapters of these names take part; the others are as if they were not
+/// there. Models that keep several adapters choose one for a pass so, without being changed.
+pub fn with_only<T>(names: &[&str], f: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Vec<String>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CHOSEN.set(self.0.take());
+        }
+    }
+    let names = names.iter().map(ToString::to_string).collect();
+    let _restore = Restore(CHOSEN.replace(Some(names)));
+    f()
+}
+
+fn chosen(adapter: &LowRank) -> bool {
+    CHOSEN.with_borrow(|names| names.as_ref().is_none_or(|names| names.iter().any(|n| *n == *adapter.adapter)))
+}
+
 /// `y` plus what the adapters make of `x`.
 ///
 /// # Shapes
 /// `x [.., in]`, `y [.., out]` to the same as `y`
 pub(crate) fn add(adapters: &[LowRank], x: &Tensor, mut y: Tensor, routes: Option<&Routes>) -> Result<Tensor> {
     let width = y.dim(D::Minus1)?;
-    for adapter in adapters.iter().filter(|a| a.weight != 0.0) {
+    for adapter in adapters.iter().filter(|a| a.weight != 0.0 && chosen(a)) {
         let mut change = adapter.forward(x, routes)?;
         let out = change.dim(D::Minus1)?;
         if out < width {

@@ -59,11 +59,28 @@ pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
 /// The router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of `logsumexp(logits)^2`. Padding does not
 /// count.
 pub fn router_z(routes: &Routes) -> Result<Tensor> {
-    let Some(logits) = routes.logits() else { bail!("this router has no logits, so no z-loss") };
-    let max = logits.max_keepdim(D::Minus1)?.detach();
-    let lse = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?.squeeze(1)?; // (T)
-    let (weights, n) = token_weights(routes)?;
-    (lse.sqr()? * weights)?.sum_all()? / n.max(1.0)
+    joint_router_z(std::slice::from_ref(routes))
+}
+
+/// [`router_z`] over the tokens of several groups together: the mean over all of them.
+pub fn joint_router_z(groups: &[Routes]) -> Result<Tensor> {
+    let (mut sum, mut count) = (None, 0.0);
+    for routes in groups {
+        let Some(logits) = routes.logits() else { bail!("this router has no logits, so no z-loss") };
+        let max = logits.max_keepdim(D::Minus1)?.detach();
+        let lse = (logits.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?.log()? + max)?.squeeze(1)?; // (T)
+        let (weights, n) = token_weights(routes)?;
+        let part = (lse.sqr()? * weights)?.sum_all()?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+        count += n;
+    }
+    match sum {
+        Some(sum) => sum / f64::max(count, 1.0),
+        None => bail!("the z-loss needs the routes of at least one router"),
+    }
 }
 
 /// The load balance loss of DeepSeek-V2 (arXiv 2405.04434, eqs. 23-25) of one layer, within each of `rows` sequences of
@@ -222,8 +239,17 @@ mod tests {
         let loss = load_balance(&[routes.clone(), routes.clone()])?.to_scalar::<f32>()?;
         assert!((loss - 3.0 * (0.4 + 0.5)).abs() < 1e-6, "{loss}");
         let logits = Tensor::new(&[[0f32, 0., 0.], [1., 1., 1.], [9., 9., 9.]], dev)?;
-        let z = router_z(&routes.with_logits(logits))?.to_scalar::<f32>()?;
+        let z = router_z(&routes.clone().with_logits(logits))?.to_scalar::<f32>()?;
         let want = (3f64.ln().powi(2) + (1.0 + 3f64.ln()).powi(2)) / 2.0;
+        assert!((f64::from(z) - want).abs() < 1e-5, "{z} {want}");
+        // Over two groups every token counts once: three tokens, of which two are alike.
+        let one = Routes::new(3, &[vec![0]], &Tensor::ones(1, DType::F32, dev)?, Tensor::zeros((1, 3), DType::F32, dev)?)?;
+        let groups = [
+            routes.with_logits(Tensor::new(&[[0f32, 0., 0.], [1., 1., 1.], [9., 9., 9.]], dev)?),
+            one.with_logits(Tensor::new(&[[1f32, 1., 1.]], dev)?),
+        ];
+        let z = joint_router_z(&groups)?.to_scalar::<f32>()?;
+        let want = (3f64.ln().powi(2) + 2.0 * (1.0 + 3f64.ln()).powi(2)) / 3.0;
         assert!((f64::from(z) - want).abs() < 1e-5, "{z} {want}");
         Ok(())
     }

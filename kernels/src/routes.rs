@@ -232,13 +232,7 @@ impl Routes {
     /// (padding) hold expert 0 with weight 0; `k` is the largest number of routes of a token.
     pub fn top_k(&self) -> Result<(Tensor, Tensor)> {
         let k = (0..self.tokens()).map(|t| self.plan.of_token(t).len()).max().unwrap_or(0);
-        let expert_of = {
-            let mut of = vec![0u32; self.len()];
-            for e in 0..self.experts() {
-                of[self.plan.offsets[e]..self.plan.offsets[e + 1]].fill(e as u32);
-            }
-            of
-        };
+        let expert_of = self.expert_of();
         let (mut experts, mut weights) = (vec![0u32; self.tokens() * k], vec![0f32; self.tokens() * k]);
         host::with_f32(&self.weight, "top_k", |w| {
             for t in 0..self.tokens() {
@@ -251,6 +245,55 @@ impl Routes {
         })?;
         let shape = (self.tokens(), k);
         Ok((Tensor::from_vec(experts, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, &Device::Cpu)?))
+    }
+
+    /// `[R]`: the expert of each route.
+    fn expert_of(&self) -> Vec<u32> {
+        let mut of = vec![0u32; self.len()];
+        for e in 0..self.experts() {
+            of[self.plan.offsets[e]..self.plan.offsets[e + 1]].fill(e as u32);
+        }
+        of
+    }
+
+    /// The routes of several groups of tokens, which may come from routers of their own, as those of all tokens, group after
+    /// group. With gradients. Logits stay where all groups have them.
+    ///
+    /// # Errors
+    /// There is no group, or they choose from different numbers of experts.
+    pub fn join(groups: &[Self]) -> Result<Self> {
+        let Some(first) = groups.first() else { bail!("there are no routes to join") };
+        if groups.len() == 1 {
+            return Ok(first.clone());
+        }
+        let (mut choices, mut weights) = (Vec::new(), Vec::new());
+        for group in groups {
+            if group.experts() != first.experts() {
+                bail!("routes to {} and to {} experts cannot be joined", first.experts(), group.experts());
+            }
+            let expert_of = group.expert_of();
+            let of_token = |t| group.plan.of_token(t).iter().map(|&r| expert_of[r as usize]).collect::<Vec<u32>>();
+            choices.extend((0..group.tokens()).map(of_token));
+            if !group.is_empty() {
+                let by_token = Tensor::from_slice(&group.plan.by_token, group.len(), group.weight.device())?;
+                weights.push(group.weight.index_select(&by_token, 0)?);
+            }
+        }
+        let weights = if weights.is_empty() { first.weight.clone() } else { Tensor::cat(&weights, 0)? };
+        let all = |of: &dyn Fn(&Self) -> Result<Tensor>| {
+            Tensor::cat(&groups.iter().map(of).collect::<Result<Vec<_>>>()?, 0)
+        };
+        let mut joined = Self::new(first.experts(), &choices, &weights, all(&|g| Ok(g.scores.clone()))?)?;
+        if groups.iter().all(|g| g.logits.is_some()) {
+            joined.logits = Some(all(&|g| Ok(g.logits.clone().unwrap_or_else(|| g.scores.clone())))?);
+        }
+        if groups.iter().any(|g| g.mask.is_some()) {
+            joined.mask = Some(all(&|g| match &g.mask {
+                Some(mask) => Ok(mask.clone()),
+                None => Tensor::ones(g.tokens(), DType::F32, g.scores.device()),
+            })?);
+        }
+        Ok(joined)
     }
 
     /// Routes of every token to the experts with weight `weight`, `[T, E]`: dense mixing.
@@ -286,6 +329,28 @@ mod tests {
         assert!(
             Routes::new(2, &choices, &Tensor::zeros(6, DType::F32, &Device::Cpu)?, routes.scores().clone()).is_err()
         );
+        Ok(())
+    }
+
+    #[test]
+    fn joined_groups_keep_their_routes_in_order() -> Result<()> {
+        let group = |choices: &[Vec<u32>], weights: &[f32], mask: Option<&[f32]>| {
+            let scores = Tensor::full(choices.len() as f32, (choices.len(), 3), &Device::Cpu)?;
+            let weights = Tensor::new(weights, &Device::Cpu)?;
+            let mask = mask.map(|m| Tensor::new(m, &Device::Cpu)).transpose()?;
+            Ok::<_, candle_core::Error>(Routes::new(3, choices, &weights, scores)?.with_mask(mask))
+        };
+        let one = group(&[vec![2, 0], vec![1, 2]], &[0.1, 0.2, 0.3, 0.4], None)?;
+        let two = group(&[vec![], vec![0, 1]], &[0.5, 0.6], Some(&[0., 1.]))?;
+        let joined = Routes::join(&[one.clone(), two])?;
+        let (experts, weights) = joined.top_k()?;
+        assert_eq!(experts.to_vec2::<u32>()?, [[2, 0], [1, 2], [0, 0], [0, 1]]);
+        assert_eq!(weights.to_vec2::<f32>()?, [[0.1, 0.2], [0.3, 0.4], [0., 0.], [0.5, 0.6]]);
+        assert_eq!(joined.mask().map(|m| m.to_vec1::<f32>()).transpose()?, Some(vec![1., 1., 0., 1.]));
+        assert_eq!((joined.scores().dims(), joined.logits().is_none()), (&[4, 3][..], true));
+        assert!(Routes::join(&[]).is_err());
+        let other = Routes::new(2, &[vec![0]], &Tensor::ones(1, DType::F32, &Device::Cpu)?, Tensor::zeros((1, 2), DType::F32, &Device::Cpu)?)?;
+        assert!(Routes::join(&[one, other]).is_err());
         Ok(())
     }
 }

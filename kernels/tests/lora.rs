@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use moesaic_kernels::checkpoint::{Checkpoint, save};
-use moesaic_kernels::lora::{LowRank, with_dropout};
+use moesaic_kernels::lora::{LowRank, with_dropout, with_only};
 use moesaic_kernels::rng::Rng;
 use moesaic_kernels::{Activation, ExpertBank, Half, Init, Linear, Params, Routes};
 
@@ -227,5 +227,32 @@ fn adapters_are_merged_while_weights_are_read() -> Result<()> {
     let error = load("q.weight", &change, DType::F32).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("q.weight") && error.contains("another model"), "{error}");
     assert_eq!(load("k.weight", &change, DType::F32)?.1, ["k.weight"]);
+    Ok(())
+}
+
+#[test]
+fn a_pass_can_choose_among_adapters() -> Result<()> {
+    let mut rng = Rng::new(8);
+    let (w, x) = (normal(&mut rng, &[4, 6]), normal(&mut rng, &[3, 6]));
+    let change = |name: &str, rng: &mut Rng| LowRank::new(name, normal(rng, &[2, 6]), normal(rng, &[4, 2]), 1.0);
+    let (one, two) = (change("one", &mut rng)?, change("two", &mut rng)?);
+    let with = |changes: &[&LowRank]| -> Result<Tensor> {
+        let mut map = Linear::new(w.clone(), None)?;
+        changes.iter().try_for_each(|c| map.attach((*c).clone()))?;
+        map.forward(&x)
+    };
+    let mut both = Linear::new(w.clone(), None)?;
+    both.attach(one.clone())?;
+    both.attach(two.clone())?;
+    assert_eq!(far(&with_only(&["one"], || both.forward(&x))?, &with(&[&one])?), 0.0);
+    assert_eq!(far(&with_only(&["two", "three"], || both.forward(&x))?, &with(&[&two])?), 0.0);
+    assert_eq!(far(&with_only(&[], || both.forward(&x))?, &with(&[])?), 0.0);
+    // Within each other the innermost counts, and afterwards all take part again.
+    let inner = with_only(&["one"], || {
+        let inner = with_only(&["two"], || both.forward(&x))?;
+        Ok::<_, candle_core::Error>((inner, both.forward(&x)?))
+    })?;
+    assert_eq!((far(&inner.0, &with(&[&two])?), far(&inner.1, &with(&[&one])?)), (0.0, 0.0));
+    assert_eq!(far(&both.forward(&x)?, &with(&[&one, &two])?), 0.0);
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! One model, one file, in the order of its paper. Sparse layers come from [`moesaic_kernels`]; none is written here.
 
 pub mod aria;
+pub mod avsr;
 pub mod decoder;
 pub mod generate;
 pub mod lora;

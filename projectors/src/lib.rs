@@ -5,18 +5,27 @@
 //! | [`Mlp`] | `mlp.rs` | a linear map or `mlpNx_gelu`: LLaVA, MoE-LLaVA |
 //! | [`SparseMlp`] | `sparse.rs` | two-layer networks behind a router: CuMo |
 //! | [`Queries`] | `queries.rs` | learned queries that look at the picture: Aria |
+//! | [`TwoLayer`] | `two_layer.rs` | compression and a two-layer network: Llama-AVSR |
+//! | [`Matryoshka`] | `matryoshka.rs` | one such network for each of several rates of compression: Llama-MTSK |
+//! | [`Smop`] | `smop.rs` | sparse mixture of projectors over several modalities: Llama-SMoP |
 //!
 //! [`Compression`] makes fewer tokens of many before a projector.
 
 mod compress;
+mod matryoshka;
 mod mlp;
 mod queries;
+mod smop;
 mod sparse;
+mod two_layer;
 
 pub use compress::Compression;
+pub use matryoshka::Matryoshka;
 pub use mlp::{Mlp, MlpNames};
 pub use queries::{Queries, QueriesConfig};
+pub use smop::{Sharing, Smop, SmopConfig};
 pub use sparse::{SparseMlp, SparseMlpConfig};
+pub use two_layer::{Intake, TwoLayer};
 
 use candle_core::{Result, Tensor, bail};
 use moesaic_kernels::{Modality, Probe, Routes, Tokens};
@@ -65,6 +74,17 @@ pub trait Projector: Send + Sync + std::fmt::Debug {
             Some(projected) => Ok((projected, routes)),
             None => bail!("the projector gave no tokens"),
         }
+    }
+}
+
+/// A modality as tensor names call it.
+fn label(modality: Modality) -> &'static str {
+    match modality {
+        Modality::Text => "text",
+        Modality::Image => "image",
+        Modality::Audio => "audio",
+        Modality::Video => "video",
+        Modality::Series => "series",
     }
 }
 

@@ -1,13 +1,14 @@
-//! `moesaic train forecast` and `moesaic train language`
+//! `moesaic train forecast`, `moesaic train language` and `moesaic train speech`
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow};
+use moesaic_models::avsr::{AvsrConfig, Vocabulary};
 use moesaic_models::train::data::text::Tokenise;
 use moesaic_models::train::forecast::{TrainConfig, run as train};
-use moesaic_models::train::{Ended, Report, language};
+use moesaic_models::train::{Ended, Report, language, speech};
 use tokenizers::Tokenizer;
 
 use super::{INTERRUPTED, note, print};
@@ -52,6 +53,33 @@ enum TrainedPart {
     Router,
     Experts,
     All,
+}
+
+/// Train projectors and adapters of a speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK.
+///
+/// Encoders and language model, which stand in one folder, stay as they are. The result holds what was trained alone. Ctrl-C
+/// finishes the step, saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that an
+/// uninterrupted run would have had.
+#[derive(Debug, clap::Args)]
+pub(super) struct SpeechArgs {
+    /// The run: model, clips, noise, optimiser, length (see examples/speech.toml)
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+    /// Go on from the newest checkpoint of this run
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn speech(args: &SpeechArgs) -> Result<()> {
+    let config: speech::TrainConfig = moesaic::settings::read(&args.config)?;
+    let tokenizer = moesaic::Tokenizer::load(&config.base)?;
+    let encode = |text: &str| tokenizer.encode(text).map_err(candle_core::Error::wrap);
+    let model = AvsrConfig::load(&config.base).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
+    let vocabulary = Vocabulary::new(&model, |token| tokenizer.id(token), encode)
+        .map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
+    follow(&config.plan.out, |stop, report| {
+        speech::run(&config, vocabulary, &encode, args.resume, stop, report)
+    })
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {

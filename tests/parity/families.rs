@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, av_hubert, decoder, pictured, speech, time_moe, vision};
+use crate::{audio_features, av_hubert, avsr, decoder, pictured, speech, time_moe, vision};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -52,6 +52,9 @@ pub fn families() -> &'static [Family] {
         plain("image_preprocess", vision::preprocess),
         language("jetmoe"),
         language("llama"),
+        plain("llama_avsr", avsr::model),
+        plain("llama_mtsk", avsr::matryoshka),
+        plain("llama_smop", avsr::model),
         language("mixtral"),
         language("olmoe"),
         language("phi"),
@@ -64,6 +67,7 @@ pub fn families() -> &'static [Family] {
         whole("qwen3_vl_moe", pictured::qwen3_vl),
         plain("qwen3_vl_vision", vision::qwen3_vl),
         plain("siglip_vision", vision::siglip),
+        plain("smop", avsr::smop),
         language("stablelm"),
         Family { name: "time_moe", run: time_moe::run, meaningful: Case::attended },
         plain("video_preprocess", av_hubert::video),
@@ -76,18 +80,12 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const VISION_CHAT: &str =
         "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "this speech encoder is not built";
-    const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
-    const PROJECTOR: &str = "the projectors are not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
         ("ced", SPEECH),
-        ("llama_avsr", SPEECH_CHAT),
-        ("llama_mtsk", SPEECH_CHAT),
-        ("llama_smop", SPEECH_CHAT),
         ("llava", VISION_CHAT),
         ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("smop", PROJECTOR),
         ("usam", USAM),
         ("usam_moe_projector", USAM),
         ("usam_qformer", USAM),

@@ -25,6 +25,12 @@ impl Decoder {
     /// Negative labels do not count, as those of padding must be.
     pub fn loss(&self, input: Input<'_>, context: &Context, labels: &[i64]) -> Result<(Losses, Output)> {
         let output = self.forward(input, context, None, None)?;
+        let losses = self.loss_of(&output, labels, context.reference_padding)?;
+        Ok((losses, output))
+    }
+
+    /// The loss of a pass that was made; see [`loss`](Self::loss). `padding` is [`Context::reference_padding`] of the pass.
+    pub fn loss_of(&self, output: &Output, labels: &[i64], padding: bool) -> Result<Losses> {
         let (b, t, h) = output.hidden.dims3()?;
         if labels.len() != b * t {
             bail!("{} labels for {b} rows of {t} tokens", labels.len());
@@ -43,12 +49,12 @@ impl Decoder {
         let places = Tensor::from_vec(places, targets.len(), self.device())?;
         let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
         let cross_entropy = cross_entropy(&self.logits(&hidden)?, &targets)?;
-        let aux = self.aux_loss(&output, b, context.reference_padding)?;
+        let aux = self.aux_loss(output, b, padding)?;
         let total = match &aux {
             Some((aux, coefficient)) => (&cross_entropy + (aux * *coefficient)?)?,
             None => cross_entropy.clone(),
         };
-        Ok((Losses { total, cross_entropy, aux: aux.map(|(aux, _)| aux) }, output))
+        Ok(Losses { total, cross_entropy, aux: aux.map(|(aux, _)| aux) })
     }
 
     /// The auxiliary loss of the routes taken by `b` rows, and its coefficient. `padding` counts in those that count it in their

@@ -3,12 +3,15 @@
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
 //! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
-//! adapters of one, `vision` (feature `image`) a model that looks at pictures.
+//! adapters of one, [`speech`] what stands between encoders and a language model, `vision` (feature `image`) a model that
+//! looks at pictures.
 
+mod average;
 pub mod data;
 pub mod forecast;
 pub mod language;
 mod optimiser;
+pub mod speech;
 #[cfg(feature = "image")]
 pub mod vision;
 
@@ -23,6 +26,7 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use serde::{Deserialize, Serialize};
 
+pub use average::average;
 pub use optimiser::{AdamW, AdamWConfig};
 
 /// The loss of one batch.
@@ -99,6 +103,8 @@ pub struct Plan {
     pub log_every: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Checkpoints that stay, the newest; at least two.
+    pub keep: usize,
     /// Where checkpoints and the finished model go.
     pub out: PathBuf,
 }
@@ -111,6 +117,7 @@ impl Default for Plan {
             workers: 1,
             log_every: 20,
             checkpoint_every: 500,
+            keep: 2,
             out: "runs/train".into(),
         }
     }
@@ -306,7 +313,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         })
     }
 
-    /// Saves a checkpoint, then drops all but the two newest.
+    /// Saves a checkpoint, then drops all but the newest.
     fn save(&self) -> Result<()> {
         let dir = self.plan.out.join(format!("checkpoint-{:08}", self.step));
         let partial = self.plan.out.join("checkpoint.partial");
@@ -324,7 +331,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         // Renamed when complete, so that a checkpoint is never half-written.
         std::fs::rename(&partial, &dir).map_err(|e| at(&dir, e))?;
         let all = checkpoints(&self.plan.out)?;
-        for old in all.iter().rev().skip(2) {
+        for old in all.iter().rev().skip(self.plan.keep.max(2)) {
             std::fs::remove_dir_all(old).map_err(|e| at(old, e))?;
         }
         Ok(())
