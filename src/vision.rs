@@ -199,7 +199,7 @@ impl VisionChat {
         let prompts = Prompts::Embeds(&asked.spliced.embeds, &asked.spliced.context);
         let generation = Generation::new(model, prompts, &sampling).map_err(|error| Error::compute(&error))?;
         let rows = std::iter::once((&asked.tail[..], tokens));
-        TextStream::of(&self.tokenizer, generation, rows, &stop, start)
+        TextStream::of(&self.tokenizer, generation, rows, &stop, true, start)
     }
 
     /// Where the tokens of a conversation go: for each sparse layer, the share of picture tokens and of text tokens that each

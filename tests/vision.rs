@@ -122,6 +122,24 @@ fn chat_templates_place_pictures() {
 }
 
 #[test]
+fn a_model_may_name_the_template_of_its_conversations() {
+    let folder = folder();
+    let dir = folder.path().join("looking");
+    let config = fs::read_to_string(dir.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["conversation"] = "plain".into();
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let chat = VisionChat::from_dir(&dir).unwrap();
+    assert_eq!(chat.prompt(1, &[Turn { question: "a", answer: None }]).unwrap(), "<image>\na\n");
+    let text = chat.ask(&[picture(folder.path(), "circle.png")], "a", &options()).unwrap().text;
+    assert_eq!(text, text.trim_start());
+    config["conversation"] = "plane".into();
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let error = VisionChat::from_dir(&dir).unwrap_err();
+    assert!(matches!(error, moesaic::Error::Config { .. }) && error.to_string().contains("'plane'"), "{error}");
+}
+
+#[test]
 fn routes_are_shared_out_by_kind_of_token() {
     let folder = folder();
     let arguments = ["routes", "circle.png", "what is it?", "--model", "looking", "--out", "routes.svg", "--json"];

@@ -39,6 +39,8 @@ struct Row {
     detokenizer: Detokenizer,
     stops: StopStrings,
     answer: Answer,
+    /// White space in front of the answer is left out.
+    trimmed: bool,
     ended: bool,
 }
 
@@ -58,16 +60,18 @@ impl<'g> TextStream<'g> {
             _ => Generation::new(model, Prompts::Ids(&ids), options),
         };
         let rows = ids.iter().map(|prompt| (*prompt, prompt.len()));
-        Self::of(&generator.tokenizer, generation.map_err(|error| Error::compute(&error))?, rows, stop, start)
+        let generation = generation.map_err(|error| Error::compute(&error))?;
+        Self::of(&generator.tokenizer, generation, rows, stop, false, start)
     }
 
     /// The stream of a generation that began at `start`. Each row has the ids that end its prompt, and the tokens of the
-    /// prompt.
+    /// prompt. Of `trimmed` answers, white space in front is left out.
     pub(crate) fn of<'i>(
         tokenizer: &'g Tokenizer,
         generation: Generation<'g, dyn Backbone + Sync>,
         prompts: impl Iterator<Item = (&'i [u32], usize)>,
         stop: &[String],
+        trimmed: bool,
         start: Instant,
     ) -> Result<Self> {
         let rows = prompts.map(|(ids, prompt_tokens)| {
@@ -82,6 +86,7 @@ impl<'g> TextStream<'g> {
                     score: None,
                     log_probs: Vec::new(),
                 },
+                trimmed,
                 ended: false,
             })
         });
@@ -161,6 +166,9 @@ impl<'g> TextStream<'g> {
             if !hit {
                 text.push_str(&row.stops.finish());
             }
+        }
+        if row.trimmed && row.answer.text.is_empty() {
+            text = text.trim_start().to_string();
         }
         let finish = if hit { Some(Finish::Stopped) } else { token.finish };
         if let Some(finish) = finish {

@@ -5,7 +5,7 @@ use std::path::Path;
 use moesaic_models::vision::VisionConfig;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::prompts::{Template, Turn};
 use crate::text::{ChatTemplate, Message, TemplateOptions, Tokenizer};
 
@@ -17,9 +17,9 @@ pub(super) const MARK: &str = "<image>";
 pub(super) enum Prompting {
     /// By its own chat template.
     Chat(ChatTemplate),
-    /// As the code that it was published with does.
+    /// As the code that it was published with does, or as its own configuration says (`conversation`).
     Code(Template),
-    /// `USER: .. ASSISTANT:`, as LLaVA-1.5 for `transformers` and our own models have it.
+    /// `USER: .. ASSISTANT:`, as LLaVA-1.5 for `transformers` has it.
     Roles,
 }
 
@@ -27,7 +27,7 @@ impl Prompting {
     pub fn of(dir: &Path, config: &VisionConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let moe_llava = config.published.contains_key("mm_image_tower");
         let name = match config.model_type.as_str() {
-            "moesaic_vision" => None,
+            "moesaic_vision" => config.published.get("conversation").and_then(Value::as_str),
             "llava" if config.published.contains_key("text_config") => None,
             name if name.ends_with("_stablelm") => Some("stablelm"),
             name if name.ends_with("_phi") => Some("phi"),
@@ -38,8 +38,15 @@ impl Prompting {
         };
         // Models that were published with code may have a template of the language model's beside them, which they were not
         // trained on.
-        if let Some(template) = name.and_then(Template::named) {
-            return Ok(Self::Code(template));
+        if let Some(name) = name {
+            let unknown = || {
+                let known = Template::NAMES.join(", ");
+                Error::config(
+                    &dir.join("config.json"),
+                    format!("the conversation template {} is not known; known are {known}", quoted(name)),
+                )
+            };
+            return Template::named(name).map(Self::Code).ok_or_else(unknown);
         }
         Ok(ChatTemplate::load(dir, tokenizer)?.map_or(Self::Roles, Self::Chat))
     }
