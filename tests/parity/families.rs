@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, decoder, speech, time_moe, vision};
+use crate::{audio_features, decoder, speech, time_moe, vision, vision_models};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -47,7 +47,9 @@ pub fn families() -> &'static [Family] {
         plain("image_preprocess", vision::preprocess),
         language("jetmoe"),
         language("llama"),
+        Family { name: "llava", run: vision_models::llava, meaningful: decoder::meaningful },
         language("mixtral"),
+        Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },
         language("olmoe"),
         language("phi"),
         language("phimoe"),
@@ -79,8 +81,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
         ("llama_smop", SPEECH_CHAT),
-        ("llava", VISION_CHAT),
-        ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
         ("qwen3_vl_moe", VISION_CHAT),
         ("smop", PROJECTOR),
