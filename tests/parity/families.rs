@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, av_hubert, avsr, decoder, pictured, speech, time_moe, vision};
+use crate::{audio_features, av_hubert, avsr, decoder, pictured, speech, time_moe, vision, vision_models};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -55,7 +55,9 @@ pub fn families() -> &'static [Family] {
         plain("llama_avsr", avsr::model),
         plain("llama_mtsk", avsr::matryoshka),
         plain("llama_smop", avsr::model),
+        Family { name: "llava", run: vision_models::llava, meaningful: decoder::meaningful },
         language("mixtral"),
+        Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },
         language("olmoe"),
         language("phi"),
         language("phimoe"),
@@ -77,14 +79,10 @@ pub fn families() -> &'static [Family] {
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const VISION_CHAT: &str =
-        "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "this speech encoder is not built";
     const USAM: &str = "U-SAM's parts are not built";
     &[
         ("ced", SPEECH),
-        ("llava", VISION_CHAT),
-        ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
         ("usam", USAM),
         ("usam_moe_projector", USAM),
