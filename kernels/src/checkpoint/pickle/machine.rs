@@ -121,7 +121,9 @@ impl<'a> Machine<'a> {
             refuse!("{label}: its pickle does not start as one of protocol 2 to 4: save it again with torch.save")
         };
         if !(2..=4).contains(&version) {
-            refuse!("{label}: its pickle is of protocol {version}: save it again with torch.save and pickle_protocol=2");
+            refuse!(
+                "{label}: its pickle is of protocol {version}: save it again with torch.save and pickle_protocol=2"
+            );
         }
         Ok(())
     }
@@ -234,9 +236,7 @@ impl<'a> Machine<'a> {
 
     fn empty(&self) -> candle_core::Error {
         let (label, at) = (self.label, self.at);
-        error(format!(
-            "{label}: its pickle takes a value that is not there, before byte {at}: download it again"
-        ))
+        error(format!("{label}: its pickle takes a value that is not there, before byte {at}: download it again"))
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -348,15 +348,13 @@ impl<'a> Machine<'a> {
                 }
                 self.push(Value::Dict(items))
             }
-            Global::Rebuild(how) => {
-                match rebuild(self, how, args)? {
-                    Made::New(tensor) => {
-                        self.tensors.push(tensor);
-                        self.push(Value::Tensor((self.tensors.len() - 1) as u32))
-                    }
-                    Made::Old(id) => self.push_id(id),
+            Global::Rebuild(how) => match rebuild(self, how, args)? {
+                Made::New(tensor) => {
+                    self.tensors.push(tensor);
+                    self.push(Value::Tensor((self.tensors.len() - 1) as u32))
                 }
-            }
+                Made::Old(id) => self.push_id(id),
+            },
             Global::Plain => self.push(Value::Object(Box::new(Object { args, state: None, items: Vec::new() }))),
             Global::Storage(_) | Global::Dtype(_) => self.wrong("REDUCE or NEWOBJ calls a type of numbers"),
         }

@@ -118,10 +118,16 @@ fn fairseq_keeps_settings_beside_weights() -> Result<()> {
     let pickle = open(file!("fairseq.pt"))?;
     assert_eq!(pickle.key(), Some("model"));
     let config = pickle.config().expect("settings");
-    assert_eq!((&config["model_type"], &config["task"]["_name"]), (&"av_hubert".into(), &"av_hubert_pretraining".into()));
+    assert_eq!(
+        (&config["model_type"], &config["task"]["_name"]),
+        (&"av_hubert".into(), &"av_hubert_pretraining".into())
+    );
     assert_eq!(config["model"]["resnet_planes"], serde_json::json!([8, 8, 8, 8]));
     assert_eq!(config["model"]["masking"], serde_json::json!([0.5, null]));
-    assert_eq!((&config["model"]["layer_norm_first"], &config["task"]["noise"]), (&true.into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&config["model"]["layer_norm_first"], &config["task"]["noise"]),
+        (&true.into(), &serde_json::Value::Null)
+    );
     is_plain(&pickle.into_checkpoint())?;
     let old = open(file!("old_fairseq.pt"))?;
     let config = old.config().expect("settings");
@@ -200,7 +206,8 @@ fn what_is_no_archive_of_torch_is_told_apart() {
         assert!(refusal(&whole[..cut]).contains("download it again"), "{cut}");
     }
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    zip.start_file("a/other.txt", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored)).unwrap();
+    zip.start_file("a/other.txt", SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored))
+        .unwrap();
     assert!(refusal(zip.finish().unwrap().into_inner()).contains("no data.pkl"));
     // The method of compression, in the local header and in the directory.
     let mut packed = archive(&dict(&[]), &[]);
@@ -263,11 +270,30 @@ fn tensors_stay_inside_their_storage() -> Result<()> {
 #[test]
 fn damaged_programs_end_in_an_error() {
     for program in [
-        b"\x80\x02".as_slice(), b"\x80\x02.", b"\x80\x02t.", b"\x80\x02(", b"\x80\x02(N0N.", b"\x80\x02h\x01.", b"\x80\x02X\xff\xff\xff\xffa.",
-        b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", b"\x80\x02\x8b\xff\xff\xff\xff.", b"\x80\x02B\xff\xff\xff\x7f.", b"\x80\x02X\x01\0\0\0\xff.",
-        b"\x80\x02Na.", b"\x80\x02NNNs.", b"\x80\x02}(NNNu.", b"\x80\x02(Nd.", b"\x80\x02NNb.", b"\x80\x02NQ.", b"\x80\x02cos", b"\x80\x02(1.",
-        b"\x80\x02NN\x93.", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", b"\x80\x02ctorch._utils\n_rebuild_parameter\nN\x85R.",
-        b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nNNNtR.", b"\x80\x02]N\x85ccollections\nOrderedDict\n",
+        b"\x80\x02".as_slice(),
+        b"\x80\x02.",
+        b"\x80\x02t.",
+        b"\x80\x02(",
+        b"\x80\x02(N0N.",
+        b"\x80\x02h\x01.",
+        b"\x80\x02X\xff\xff\xff\xffa.",
+        b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.",
+        b"\x80\x02\x8b\xff\xff\xff\xff.",
+        b"\x80\x02B\xff\xff\xff\x7f.",
+        b"\x80\x02X\x01\0\0\0\xff.",
+        b"\x80\x02Na.",
+        b"\x80\x02NNNs.",
+        b"\x80\x02}(NNNu.",
+        b"\x80\x02(Nd.",
+        b"\x80\x02NNb.",
+        b"\x80\x02NQ.",
+        b"\x80\x02cos",
+        b"\x80\x02(1.",
+        b"\x80\x02NN\x93.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\nN\x85R.",
+        b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nNNNtR.",
+        b"\x80\x02]N\x85ccollections\nOrderedDict\n",
     ] {
         let message = refusal(archive(program, &[]));
         assert!(message.contains("pickle") || message.contains("no weights"), "{message}");
