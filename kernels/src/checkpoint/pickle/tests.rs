@@ -319,7 +319,8 @@ fn nesting_sharing_and_cycles_take_no_more_than_their_text() -> Result<()> {
         // The weights are there; settings beyond all measure are none.
         assert_eq!((pickle.checkpoint().names().count(), pickle.config()), (1, None));
     }
-    let (machine, _) = run("x", &[b"\x80\x02".to_vec(), bomb, b".".to_vec()].concat())?;
+    let bomb = [b"\x80\x02".to_vec(), bomb, b".".to_vec()].concat();
+    let (machine, _) = run("x", &bomb)?;
     assert_eq!(machine.values.len(), 30);
     // Values and stacks end.
     let many = [b"\x80\x02".to_vec(), b"N".repeat(MAX_VALUES + 1), b".".to_vec()].concat();
