@@ -233,6 +233,7 @@ fn tensors_stay_inside_their_storage() -> Result<()> {
         ("a larger storage than its entry", tensor(7, 0, &[7], &[1])),
         ("an endless storage", tensor(i64::MAX, 0, &[2], &[1])),
         ("one value over and over", tensor(6, 0, &[1 << 40], &[0])),
+        ("one value more than there are", tensor(6, 0, &[7], &[0])),
         ("too large to exist", tensor(6, 0, &[1 << 40, 1 << 40], &[1 << 40, 1])),
         ("strides that wrap", tensor(6, 0, &[3, 3], &[i64::MAX, 1])),
         ("a start that wraps", tensor(6, i64::MAX, &[1], &[1])),
