@@ -43,7 +43,10 @@ fn a_report_says_what_was_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let done = run(folder.path(), &["convert", &pickle("lightning.ckpt"), "out", "--json"]);
     let report: Value = serde_json::from_str(&done.stdout).unwrap();
-    assert_eq!((&report["key"], &report["tensors"], &report["config"]), (&"state_dict".into(), &11.into(), &true.into()));
+    assert_eq!(
+        (&report["key"], &report["tensors"], &report["config"]),
+        (&"state_dict".into(), &11.into(), &true.into())
+    );
     assert_eq!(json(&folder.path().join("out/config.json"))["hyper_parameters"]["lr"], 1e-3);
     let done = run(folder.path(), &["convert", &pickle("plain.pt"), "plain"]);
     assert!(done.code == Some(0) && done.stderr.contains("write a config.json"), "{}", done.stderr);

@@ -135,7 +135,17 @@ fn pickles_of_many_small_things() {
             ("objects", [b"ctorch\nSize\nq\0".to_vec(), b"h\0)\x81".repeat(75_000)].concat()),
             ("settings", settings(&[b"(".to_vec(), b"N".repeat(300_000), b"l".to_vec()].concat())),
             ("a long text", settings(&[b"X\xe0\x93\x04\0".to_vec(), b"x".repeat(300_000)].concat())),
-            ("names", settings(&[b"}(".to_vec(), each(&|i| [b"X\x04\0\0\0".to_vec(), format!("{i:04x}N").into_bytes()].concat(), 40_000), b"u".to_vec()].concat())),
+            (
+                "names",
+                settings(
+                    &[
+                        b"}(".to_vec(),
+                        each(&|i| [b"X\x04\0\0\0".to_vec(), format!("{i:04x}N").into_bytes()].concat(), 40_000),
+                        b"u".to_vec(),
+                    ]
+                    .concat(),
+                ),
+            ),
         ]
         .map(|(what, program)| (what, archive(&program))),
     );

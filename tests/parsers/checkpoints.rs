@@ -56,7 +56,11 @@ pub fn pickle() -> Parser {
         name: "pickle",
         seeds: || {
             let plain = include_bytes!("../pickles/plain.pt").to_vec();
-            vec![plain, include_bytes!("../pickles/fairseq.pt").to_vec(), include_bytes!("../pickles/lightning.ckpt").to_vec()]
+            vec![
+                plain,
+                include_bytes!("../pickles/fairseq.pt").to_vec(),
+                include_bytes!("../pickles/lightning.ckpt").to_vec(),
+            ]
         },
         parse: |input| {
             let pickle = Pickle::from_bytes("damaged", input.to_vec()).map_err(|error| error.to_string())?;
