@@ -75,7 +75,9 @@ impl LipFrames {
     pub fn pixels(&self, rgb: &[u8], (frames, height, width): (usize, usize, usize)) -> Result<Vec<f32>> {
         let sides = CROP..=MOST;
         if !sides.contains(&height) || !sides.contains(&width) {
-            bail!("frames of {height}x{width} pixels, expected {CROP} to {MOST} a side: crop the mouth to 96x96 pixels");
+            bail!(
+                "frames of {height}x{width} pixels, expected {CROP} to {MOST} a side: crop the mouth to 96x96 pixels"
+            );
         }
         let size = height * width * 3;
         if frames.checked_mul(size) != Some(rgb.len()) {
@@ -140,7 +142,10 @@ mod tests {
         let error = lips.clip(&Tensor::zeros((1, 96, 96, 1), candle_core::DType::U8, &Device::Cpu)?);
         assert!(error.unwrap_err().to_string().contains("expected [frames, rows, columns, 3]"));
         assert!(lips.clip(&Tensor::zeros((1, 96, 96, 3), candle_core::DType::F32, &Device::Cpu)?).is_err());
-        assert_eq!(lips.clip(&Tensor::zeros((2, 96, 97, 3), candle_core::DType::U8, &Device::Cpu)?)?.dims(), [1, 1, 2, 88, 88]);
+        assert_eq!(
+            lips.clip(&Tensor::zeros((2, 96, 97, 3), candle_core::DType::U8, &Device::Cpu)?)?.dims(),
+            [1, 1, 2, 88, 88]
+        );
         Ok(())
     }
 }

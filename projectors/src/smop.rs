@@ -269,8 +269,7 @@ mod tests {
     fn a_modality_has_the_same_bits_alone_and_beside_others() -> Result<()> {
         for sharing in [Sharing::Jejr, Sharing::Jedr, Sharing::Dedr] {
             let smop = Smop::load(config(sharing), &Params::init(1, &Device::Cpu))?;
-            let all =
-                [tokens(Modality::Audio, 2, 7)?, tokens(Modality::Image, 2, 3)?, tokens(Modality::Video, 2, 4)?];
+            let all = [tokens(Modality::Audio, 2, 7)?, tokens(Modality::Image, 2, 3)?, tokens(Modality::Video, 2, 4)?];
             let together = smop.project(&ProjectorInput::new(&all), None)?;
             assert_eq!(together.routes.len(), 3);
             assert_eq!(together.tokens[0].embeds.dims(), [2, 3, 5]);
@@ -288,7 +287,11 @@ mod tests {
             let p = Params::init(1, &Device::Cpu);
             Smop::load(config(sharing), &p)?;
             let all = p.published(|v| Some(v.as_tensor().clone()))?;
-            Ok(all.into_iter().map(|(name, _)| name).filter(|n| n.contains("gate") || n.contains(".0.3.bias")).collect())
+            Ok(all
+                .into_iter()
+                .map(|(name, _)| name)
+                .filter(|n| n.contains("gate") || n.contains(".0.3.bias"))
+                .collect())
         };
         assert_eq!(names(Sharing::Jejr)?, ["audiovisual_proj.experts.0.3.bias", "audiovisual_proj.gate.weight"]);
         let gates = ["audio", "image", "video"].map(|m| format!("audiovisual_proj.{m}_gate.weight"));

@@ -107,6 +107,51 @@ fn gguf_files_of_many_small_things() {
 }
 
 #[test]
+fn pickles_of_many_small_things() {
+    // An archive of one stored entry, a/data.pkl.
+    let archive = |program: &[u8]| {
+        let pickle = [b"\x80\x02", program, b"."].concat();
+        let size = (pickle.len() as u32).to_le_bytes();
+        // Version, flags and method, time and date, checksum (which nobody reads), sizes, lengths of the name and of extras.
+        let common = [&[0; 12][..], &size, &size, &10u16.to_le_bytes(), &[0; 2]].concat();
+        let local = [b"PK\x03\x04\x0a\0", &common[..], b"a/data.pkl", &pickle].concat();
+        let central = [b"PK\x01\x02\x0a\0\x0a\0", &common[..], &[0; 14], b"a/data.pkl"].concat();
+        let place = [(central.len() as u32).to_le_bytes(), (local.len() as u32).to_le_bytes()].concat();
+        [&local[..], &central, b"PK\x05\x06\0\0\0\0\x01\0\x01\0", &place, b"\0\0"].concat()
+    };
+    let each = |item: &dyn Fn(u32) -> Vec<u8>, n: u32| (0..n).flat_map(item).collect::<Vec<u8>>();
+    let settings = |inner: &[u8]| [b"}X\x03\0\0\0cfg}X\x05\0\0\0model", inner, b"ss"].concat();
+    within(
+        parsers::pickle(),
+        &[
+            ("nothing", b"N".repeat(300_000)),
+            ("lists", b"]".repeat(300_000)),
+            ("dicts of one", b"}NNs".repeat(75_000)),
+            ("lists of one", b"]Na".repeat(100_000)),
+            ("marks", b"(".repeat(300_000)),
+            ("kept values", b"N\x94".repeat(150_000)),
+            ("kept values by number", each(&|i| [b"Nr".as_slice(), &i.to_le_bytes()].concat(), 50_000)),
+            ("tuples of three", [b"NNN".to_vec(), b"222\x87".repeat(75_000)].concat()),
+            ("objects", [b"ctorch\nSize\nq\0".to_vec(), b"h\0)\x81".repeat(75_000)].concat()),
+            ("settings", settings(&[b"(".to_vec(), b"N".repeat(300_000), b"l".to_vec()].concat())),
+            ("a long text", settings(&[b"X\xe0\x93\x04\0".to_vec(), b"x".repeat(300_000)].concat())),
+            (
+                "names",
+                settings(
+                    &[
+                        b"}(".to_vec(),
+                        each(&|i| [b"X\x04\0\0\0".to_vec(), format!("{i:04x}N").into_bytes()].concat(), 40_000),
+                        b"u".to_vec(),
+                    ]
+                    .concat(),
+                ),
+            ),
+        ]
+        .map(|(what, program)| (what, archive(&program))),
+    );
+}
+
+#[test]
 fn configs_of_many_small_values() {
     let with = |text: &str| format!("{{\"model_type\":\"time_moe\",{text}}}").into_bytes();
     let inputs = || {

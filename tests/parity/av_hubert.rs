@@ -26,7 +26,8 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
         let config = AvHubertConfig::from_json(pickle.config().context("the pickle holds no config")?)?;
         let model = AvHubert::from_checkpoint(config, &pickle.into_checkpoint(), DType::F32, &case.device)?;
         let half = passes(case, &model)?;
-        for name in case.wanted() {
+        // Behind padding nothing means anything, and the tolerance is for all values of a tensor.
+        for name in case.wanted().filter(|name| !name.starts_with("pad.")) {
             let worst = (half.get(name)? - case.given(name)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
             ensure!(worst <= HALF, "{name} of {PICKLE} is off by {worst}");
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use moesaic_kernels::checkpoint::gguf::{Gguf, Kind, List, Value as GgufValue};
+use moesaic_kernels::checkpoint::pickle::Pickle;
 use moesaic_kernels::checkpoint::{Checkpoint, INDEX_FILE, OPEN_BYTES, OPEN_BYTES_PER_HEADER_BYTE, save};
 use moesaic_kernels::{BlockFormat, Params};
 use moesaic_models::decoder::{Decoder, DecoderConfig};
@@ -45,6 +46,31 @@ pub fn gguf() -> Parser {
         // A tensor of blocks read as f64 takes 14 times its bytes. An expert of one number is a tensor with a name. A changed
         // count in the metadata was seen to hold 91 MB: bounded, but more than it should be.
         bound: Bound { base: 128 << 20, per_byte: 128 },
+        layout: Layout::Plain,
+    }
+}
+
+/// A checkpoint of torch in memory: its tensors, and its settings.
+pub fn pickle() -> Parser {
+    Parser {
+        name: "pickle",
+        seeds: || {
+            let plain = include_bytes!("../pickles/plain.pt").to_vec();
+            vec![
+                plain,
+                include_bytes!("../pickles/fairseq.pt").to_vec(),
+                include_bytes!("../pickles/lightning.ckpt").to_vec(),
+            ]
+        },
+        parse: |input| {
+            let pickle = Pickle::from_bytes("damaged", input.to_vec()).map_err(|error| error.to_string())?;
+            let bytes: usize = pickle.checkpoint().names().map(|n| pickle.checkpoint().info(n).unwrap().bytes).sum();
+            assert!(bytes <= 4 * input.len());
+            let _ = pickle.config().map(ToString::to_string);
+            use_all(Ok(pickle.into_checkpoint()))
+        },
+        // A value of an opcode of one byte, its place on the stack and in the memo; settings as JSON; a thread's first use of a map.
+        bound: Bound { base: 8 << 20, per_byte: 256 },
         layout: Layout::Plain,
     }
 }

@@ -54,14 +54,14 @@ pub enum Layout {
 macro_rules! each_parser {
     ($then:ident) => {
         $then! {
-            safetensors safetensors_index gguf config model plan train_config table times moments train_csv
+            safetensors safetensors_index gguf pickle config model plan train_config table times moments train_csv
         }
     };
 }
 #[allow(unused_imports)] // fuzz targets name parsers one by one
 pub(crate) use each_parser;
 
-pub use checkpoints::{config, gguf, model, safetensors, safetensors_index};
+pub use checkpoints::{config, gguf, model, pickle, safetensors, safetensors_index};
 pub use series::{moments, table, times, train_csv};
 pub use settings::{plan, train_config};
 

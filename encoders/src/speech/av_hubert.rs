@@ -38,7 +38,8 @@ const MOST_PIXELS: usize = 1 << 10;
 /// What Llama-AVSR's adapters of AV-HuBERT are scaled by.
 const LORA_SCALE: f64 = 2.0;
 /// Prefixes that the encoder may have.
-const PREFIXES: [&str; 5] = ["", "encoder.w2v_model.", "video_encoder.", "audiovisual_encoder.", "w2v_encoder.w2v_model."];
+const PREFIXES: [&str; 5] =
+    ["", "encoder.w2v_model.", "video_encoder.", "audiovisual_encoder.", "w2v_encoder.w2v_model."];
 
 /// One transformer layer, with its norms before (`layer_norm_first`) or after its parts.
 #[derive(Debug)]
@@ -134,7 +135,8 @@ impl AvHubert {
         if let Some(&[rank, _]) = checkpoint.info(&down).map(|info| info.shape.as_slice()) {
             model.attach_lora(&under(&params, prefix), rank, LORA_SCALE)?;
         }
-        let parts = ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
+        let parts =
+            ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
         blocks::all_used(checkpoint, &params, "AV-HuBERT", |name| {
             name.strip_prefix(prefix).is_some_and(|name| {
                 parts.iter().any(|part| name.starts_with(part)) && !name.ends_with(".num_batches_tracked")

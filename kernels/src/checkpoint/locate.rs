@@ -70,7 +70,9 @@ fn open_file(path: &Path, label: &str) -> Result<Checkpoint> {
         return open_index(path, label.to_string());
     }
     if PICKLES.iter().any(|ending| label.ends_with(ending)) {
-        refuse!("{label}: is a Python pickle, which is not loaded because it can run code: convert it with `moesaic convert`");
+        refuse!(
+            "{label}: is a Python pickle, which is not loaded because it can run code: convert it with `moesaic convert`"
+        );
     }
     open_single(path, label.to_string())
 }

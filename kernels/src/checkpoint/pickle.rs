@@ -11,9 +11,9 @@ mod archive;
 mod globals;
 mod json;
 mod machine;
+mod tensors;
 #[cfg(test)]
 mod tests;
-mod tensors;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -183,7 +183,9 @@ fn named(
             refuse!("{label}: tensor {} stands twice: download the file again", shown(name));
         }
         if tensors.len() > MAX_TENSORS || bytes > file_len.saturating_mul(MOST_SHARED) {
-            refuse!("{label}: holds over {MAX_TENSORS} tensors, or such as take {MOST_SHARED} times the file: this is no model");
+            refuse!(
+                "{label}: holds over {MAX_TENSORS} tensors, or such as take {MOST_SHARED} times the file: this is no model"
+            );
         }
     }
     Ok((tensors, skipped))
@@ -191,7 +193,8 @@ fn named(
 
 fn info(machine: &Machine<'_>, name: &str, index: u32, archive: &Archive) -> Result<TensorInfo> {
     let label = machine.label;
-    let missing = || super::text::error(format!("{label}: tensor {} has no storage: download the file again", shown(name)));
+    let missing =
+        || super::text::error(format!("{label}: tensor {} has no storage: download the file again", shown(name)));
     let tensor = machine.tensors.get(index as usize).ok_or_else(missing)?;
     let storage = machine.storages.get(tensor.storage as usize).ok_or_else(missing)?;
     let key = machine.text(storage.key).ok_or_else(missing)?;

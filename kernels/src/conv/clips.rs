@@ -99,7 +99,8 @@ impl Grid {
     fn corner(&self, row: usize) -> (usize, [isize; 3]) {
         let [to, ho, wo] = self.out;
         let place = [row / wo / ho % to, row / wo % ho, row % wo];
-        let first = |axis: usize| (place[axis] * self.windows.stride[axis]) as isize - self.windows.pad[axis].0 as isize;
+        let first =
+            |axis: usize| (place[axis] * self.windows.stride[axis]) as isize - self.windows.pad[axis].0 as isize;
         (row / wo / ho / to, [first(0), first(1), first(2)])
     }
 
@@ -189,7 +190,9 @@ impl ClipConv {
         let (out, _) = weight.dims2()?;
         let values = |t: &Tensor| match t.dims() {
             [n] if *n == out => Ok(Arc::from(t.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
-            other => bail!("a convolution with {out} outputs takes a bias and slopes of shape [{out}], found {other:?}"),
+            other => {
+                bail!("a convolution with {out} outputs takes a bias and slopes of shape [{out}], found {other:?}")
+            }
         };
         let weight = Packed::new(&weight.to_dtype(DType::F32)?)?;
         Ok(Self { weight, bias: values(bias)?, slope: slope.map(values).transpose()? })
@@ -212,7 +215,11 @@ impl ClipConv {
     fn run(&self, grid: Grid, x: &[f32], residual: Option<&[f32]>) -> Result<Vec<f32>> {
         let (_, outs, k) = self.weight.dims();
         if grid.runs() * grid.run() != k {
-            bail!("windows of {:?} with {} channels do not fit a weight of {k} inputs", grid.windows.size, grid.channels);
+            bail!(
+                "windows of {:?} with {} channels do not fit a weight of {k} inputs",
+                grid.windows.size,
+                grid.channels
+            );
         }
         let (rows, isa) = (grid.rows(), isa());
         if residual.is_some_and(|r| r.len() != rows * outs) {

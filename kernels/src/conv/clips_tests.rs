@@ -20,11 +20,7 @@ const CASES: [([usize; 5], Windows, usize); 6] = [
     ([3, 1, 8, 8, 20], Windows::square(3, 2, 1), 33),
     ([1, 1, 5, 6, 70], Windows::square(1, 2, 0), 64),
     ([1, 1, 1, 1, 4], Windows::square(3, 1, 1), 2),
-    (
-        [1, 6, 14, 12, 1],
-        Windows { size: [5, 7, 7], stride: [1, 2, 2], pad: [(2, 2), (3, 3), (3, 3)] },
-        8,
-    ),
+    ([1, 6, 14, 12, 1], Windows { size: [5, 7, 7], stride: [1, 2, 2], pad: [(2, 2), (3, 3), (3, 3)] }, 8),
     ([2, 4, 5, 5, 2], Windows { size: [3, 2, 2], stride: [1, 1, 2], pad: [(2, 0), (0, 0), (1, 1)] }, 3),
 ];
 
@@ -33,9 +29,9 @@ fn each(dims: [usize; 5], windows: Windows, mut f: impl FnMut(usize, usize, usiz
     let [n, t, h, w, c] = dims;
     let [to, ho, wo] = windows.count([t, h, w]).expect("windows");
     let mut row = 0;
-    for (clip, ot, oy, ox) in (0..n).flat_map(|n| {
-        (0..to).flat_map(move |t| (0..ho).flat_map(move |y| (0..wo).map(move |x| (n, t, y, x))))
-    }) {
+    for (clip, ot, oy, ox) in
+        (0..n).flat_map(|n| (0..to).flat_map(move |t| (0..ho).flat_map(move |y| (0..wo).map(move |x| (n, t, y, x)))))
+    {
         let mut value = 0;
         for dt in 0..windows.size[0] {
             for dy in 0..windows.size[1] {

@@ -229,9 +229,7 @@ impl AvsrConfig {
             ),
         };
         let audio = match task {
-            Task::Audio | Task::AudioVisual => {
-                Some(audio(all.audio_encoder_name.as_deref(), all.whisper, all.wavlm)?)
-            }
+            Task::Audio | Task::AudioVisual => Some(audio(all.audio_encoder_name.as_deref(), all.whisper, all.wavlm)?),
             _ => None,
         };
         let needs_av = task.sees() || audio == Some(AudioConfig::AvHubert);
@@ -276,9 +274,13 @@ fn audio(name: Option<&str>, whisper: Option<Value>, wavlm: Option<Value>) -> Re
         (None, None, Some(keys)) => Ok(AudioConfig::WavLm(keys)),
         (Some(name), _, _) => {
             let name = shown(name);
-            bail!("audio_encoder_name {name}: expected a Whisper or a WavLM with its keys under whisper or wavlm, or av-hubert")
+            bail!(
+                "audio_encoder_name {name}: expected a Whisper or a WavLM with its keys under whisper or wavlm, or av-hubert"
+            )
         }
-        (None, None, None) => bail!("config.json has neither whisper nor wavlm, the configuration of the audio encoder"),
+        (None, None, None) => {
+            bail!("config.json has neither whisper nor wavlm, the configuration of the audio encoder")
+        }
     }
 }
 
@@ -374,7 +376,9 @@ impl ProjectorConfig {
             let sharing = Sharing::from_name(all.smop_mode.as_deref().unwrap_or("JEJR"))?;
             let (experts, k) = (all.num_experts.unwrap_or(4), all.top_k.unwrap_or(2));
             if experts == 0 || experts > 1 << 12 || k == 0 || k > experts {
-                bail!("num_experts {experts} and top_k {k}: expected 1 to 4096 experts, and 1 to that number for a token");
+                bail!(
+                    "num_experts {experts} and top_k {k}: expected 1 to 4096 experts, and 1 to that number for a token"
+                );
             }
             Some((sharing, experts, k))
         } else {

@@ -141,7 +141,10 @@ impl AvHubertConfig {
             }
         }
         if self.sub_encoder_layers > 0 {
-            bail!("sub_encoder_layers is {}; published models have none, and others are not supported", self.sub_encoder_layers);
+            bail!(
+                "sub_encoder_layers is {}; published models have none, and others are not supported",
+                self.sub_encoder_layers
+            );
         }
         match self.activation_fn.as_str() {
             "gelu" => Ok(Activation::Gelu),

@@ -69,7 +69,9 @@ pub(super) fn read(source: &Source) -> Result<Archive> {
         }
     }
     let Some(pickle) = pickle else {
-        refuse!("{label}: is a zip archive, but not one that torch.save wrote (it has no data.pkl): check what file it is")
+        refuse!(
+            "{label}: is a zip archive, but not one that torch.save wrote (it has no data.pkl): check what file it is"
+        )
     };
     if let Some(order) = order {
         let mut text = [0u8; 6];
@@ -100,7 +102,9 @@ fn entry<R: Read + Seek>(source: &Source, archive: &mut ZipArchive<R>, i: usize)
     }
     let (offset, len) = (file.data_start(), file.size());
     match offset {
-        Some(offset) if offset.checked_add(len).is_some_and(|end| end <= source.len()) => Ok((name, Entry { offset, len })),
+        Some(offset) if offset.checked_add(len).is_some_and(|end| end <= source.len()) => {
+            Ok((name, Entry { offset, len }))
+        }
         _ => refuse!("{label}: entry {} ends beyond the file: download it again", shown(&name)),
     }
 }

@@ -58,7 +58,19 @@ const PLAIN: [(&str, &[&str]); 14] = [
     ("typing", &["Any", "Dict", "List", "Optional", "Tuple", "Union"]),
 ];
 const BUILTINS: &[&str] = &[
-    "bool", "bytearray", "bytes", "complex", "float", "frozenset", "int", "list", "object", "range", "set", "slice", "str",
+    "bool",
+    "bytearray",
+    "bytes",
+    "complex",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "object",
+    "range",
+    "set",
+    "slice",
+    "str",
     "tuple",
 ];
 
@@ -73,8 +85,10 @@ pub(super) fn global(module: &str, name: &str) -> Option<Global> {
         ("torch._tensor", "_rebuild_from_type_v2") => rebuild(Rebuild::Subclass),
         ("torch.storage" | "torch", "UntypedStorage") => Some(Global::Storage(None)),
         ("torch", _) if name.ends_with("Storage") => match name.trim_end_matches("Storage") {
-            kind @ ("BFloat16" | "Bool" | "Byte" | "Char" | "ComplexDouble" | "ComplexFloat" | "Double" | "Float" | "Half"
-            | "Int" | "Long" | "QInt32" | "QInt8" | "QUInt8" | "Short") => Some(Global::Storage(kind_of(kind))),
+            kind @ ("BFloat16" | "Bool" | "Byte" | "Char" | "ComplexDouble" | "ComplexFloat" | "Double" | "Float"
+            | "Half" | "Int" | "Long" | "QInt32" | "QInt8" | "QUInt8" | "Short") => {
+                Some(Global::Storage(kind_of(kind)))
+            }
             _ => None,
         },
         ("torch", _) if dtype(name).is_some() => dtype(name).map(Global::Dtype),

@@ -112,10 +112,13 @@ fn lengths(machine: &Machine<'_>, id: Id) -> Option<Vec<usize>> {
     };
     // No shape has more axes; a longer one is refused by its length.
     let parts = &parts[..parts.len().min(MAX_RANK + 1)];
-    parts.iter().map(|id| match machine.value(*id) {
-        &Value::Int(n) => usize::try_from(n).ok(),
-        _ => None,
-    }).collect()
+    parts
+        .iter()
+        .map(|id| match machine.value(*id) {
+            &Value::Int(n) => usize::try_from(n).ok(),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Where a tensor lies in its storage.
@@ -138,9 +141,10 @@ pub(super) fn extent(label: &str, name: &str, tensor: &RawTensor, dtype: DType, 
     let size = dtype.size_in_bytes() as u64;
     let values = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     // Numbers from the first to the last, both included.
-    let reach = shape.iter().zip(strides).try_fold(1u64, |n, (&d, &s)| {
-        n.checked_add((d.saturating_sub(1) as u64).checked_mul(s as u64)?)
-    });
+    let reach = shape
+        .iter()
+        .zip(strides)
+        .try_fold(1u64, |n, (&d, &s)| n.checked_add((d.saturating_sub(1) as u64).checked_mul(s as u64)?));
     let (Some(values), Some(reach)) = (values, reach) else {
         refuse!("{label}: tensor {}: shape {shape:?} with strides {strides:?} is too large to exist", shown(name));
     };
@@ -155,10 +159,11 @@ pub(super) fn extent(label: &str, name: &str, tensor: &RawTensor, dtype: DType, 
         );
     }
     let mut expected = 1;
-    let plain = values == 0 || shape.iter().zip(strides).rev().all(|(&d, &s)| {
-        let fits = d == 1 || s == expected;
-        expected *= d;
-        fits
-    });
+    let plain = values == 0
+        || shape.iter().zip(strides).rev().all(|(&d, &s)| {
+            let fits = d == 1 || s == expected;
+            expected *= d;
+            fits
+        });
     Ok(Extent { values, start: offset * size, plain })
 }
