@@ -42,7 +42,7 @@ fn the_example_trains_projectors_and_adapters() {
     for (config, word) in [
         (quick.clone(), "--resume"),
         (quick.replace("runs/speech", "other").replace("clips.csv", "none.csv"), "none.csv"),
-        (quick.replace("runs/speech", "other").replace("sink = false", "sink = 3"), "sink"),
+        (quick.replace("runs/speech", "other").replace("sink = false", "sink = 3"), "line 14"),
         (quick.replace("runs/speech", "other").replace("base = ", "base = \"nowhere\" # "), "nowhere"),
     ] {
         let run = train(folder, &config);
