@@ -6,15 +6,6 @@
 //! ```
 //!
 //! `x` is a token after compression. The norm is part of an expert and stands before the weighting.
-//!
-//! | | experts | routers | tensors |
-//! | --- | --- | --- | --- |
-//! | [`Sharing::Jejr`] | one pool for all modalities | one | `audiovisual_proj.gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
-//! | [`Sharing::Jedr`] | one pool | one a modality | `audiovisual_proj.{audio,video}_gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
-//! | [`Sharing::Dedr`] | a pool a modality | one a modality | `{audio,video}_proj.gate.weight`, `{audio,video}_proj.experts.{e}.{0,2,3}` |
-//!
-//! The authors published code for the first; the other two follow the figure of the paper, their names and the sum of their
-//! losses are ours. Every modality's gate and pool carry its name.
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::losses::{joint_router_z, load_balance};
@@ -101,6 +92,15 @@ impl SmopConfig {
 }
 
 /// A sparse mixture of projectors.
+///
+/// | | experts | routers | tensors |
+/// | --- | --- | --- | --- |
+/// | [`Sharing::Jejr`] | one pool for all modalities | one | `audiovisual_proj.gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
+/// | [`Sharing::Jedr`] | one pool | one a modality | `audiovisual_proj.{audio,video}_gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
+/// | [`Sharing::Dedr`] | a pool a modality | one a modality | `{audio,video}_proj.gate.weight`, `{audio,video}_proj.experts.{e}.{0,2,3}` |
+///
+/// The authors published code for the first; the other two follow the figure of the paper, their names and the sum of their
+/// losses are ours. Every modality's gate and pool carry its name.
 #[derive(Debug)]
 pub struct Smop {
     config: SmopConfig,
@@ -111,7 +111,7 @@ pub struct Smop {
 }
 
 impl Smop {
-    /// The tensors under `p`, by the names [above](self).
+    /// The tensors under `p`, by the names [above](Self).
     ///
     /// # Errors
     /// The config makes no sense, or a tensor is missing or has another shape.
