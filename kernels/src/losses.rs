@@ -243,7 +243,8 @@ mod tests {
         let want = (3f64.ln().powi(2) + (1.0 + 3f64.ln()).powi(2)) / 2.0;
         assert!((f64::from(z) - want).abs() < 1e-5, "{z} {want}");
         // Over two groups every token counts once: three tokens, of which two are alike.
-        let one = Routes::new(3, &[vec![0]], &Tensor::ones(1, DType::F32, dev)?, Tensor::zeros((1, 3), DType::F32, dev)?)?;
+        let one =
+            Routes::new(3, &[vec![0]], &Tensor::ones(1, DType::F32, dev)?, Tensor::zeros((1, 3), DType::F32, dev)?)?;
         let groups = [
             routes.with_logits(Tensor::new(&[[0f32, 0., 0.], [1., 1., 1.], [9., 9., 9.]], dev)?),
             one.with_logits(Tensor::new(&[[1f32, 1., 1.]], dev)?),

@@ -280,9 +280,8 @@ impl Routes {
             }
         }
         let weights = if weights.is_empty() { first.weight.clone() } else { Tensor::cat(&weights, 0)? };
-        let all = |of: &dyn Fn(&Self) -> Result<Tensor>| {
-            Tensor::cat(&groups.iter().map(of).collect::<Result<Vec<_>>>()?, 0)
-        };
+        let all =
+            |of: &dyn Fn(&Self) -> Result<Tensor>| Tensor::cat(&groups.iter().map(of).collect::<Result<Vec<_>>>()?, 0);
         let mut joined = Self::new(first.experts(), &choices, &weights, all(&|g| Ok(g.scores.clone()))?)?;
         if groups.iter().all(|g| g.logits.is_some()) {
             joined.logits = Some(all(&|g| Ok(g.logits.clone().unwrap_or_else(|| g.scores.clone())))?);
@@ -349,7 +348,12 @@ mod tests {
         assert_eq!(joined.mask().map(|m| m.to_vec1::<f32>()).transpose()?, Some(vec![1., 1., 0., 1.]));
         assert_eq!((joined.scores().dims(), joined.logits().is_none()), (&[4, 3][..], true));
         assert!(Routes::join(&[]).is_err());
-        let other = Routes::new(2, &[vec![0]], &Tensor::ones(1, DType::F32, &Device::Cpu)?, Tensor::zeros((1, 2), DType::F32, &Device::Cpu)?)?;
+        let other = Routes::new(
+            2,
+            &[vec![0]],
+            &Tensor::ones(1, DType::F32, &Device::Cpu)?,
+            Tensor::zeros((1, 2), DType::F32, &Device::Cpu)?,
+        )?;
         assert!(Routes::join(&[one, other]).is_err());
         Ok(())
     }

@@ -219,8 +219,8 @@ impl Avsr {
             None => None,
             Some(AudioConfig::Whisper(keys)) => Some(Box::new(encoders::Whisper::new(keys.clone(), &p)?)),
             Some(AudioConfig::WavLm(keys)) => {
-                let keys: WaveConfig = serde_json::from_value(keys.clone())
-                    .map_err(|e| Error::Msg(format!("config.json, wavlm: {e}")))?;
+                let keys: WaveConfig =
+                    serde_json::from_value(keys.clone()).map_err(|e| Error::Msg(format!("config.json, wavlm: {e}")))?;
                 let named = |c: &Checkpoint| keys.clone().named_as(c, &format!("{}audio_encoder.", lightning(c)));
                 let keys = checkpoint.map_or_else(|| keys.clone(), named);
                 Some(Box::new(encoders::Waves(WavLm::new(keys, &p)?)))
@@ -326,7 +326,12 @@ impl Avsr {
     ///
     /// # Errors
     /// There is no such scale, or the clips are too short for one token.
-    pub fn project(&self, encoded: &[Tokens], scale: usize, probe: Option<&Probe>) -> Result<(Vec<Tokens>, Vec<Routes>)> {
+    pub fn project(
+        &self,
+        encoded: &[Tokens],
+        scale: usize,
+        probe: Option<&Probe>,
+    ) -> Result<(Vec<Tokens>, Vec<Routes>)> {
         match &self.connector {
             Connector::Sparse(smop) => {
                 let projected = smop.project(&ProjectorInput::new(encoded), probe)?;
@@ -370,7 +375,9 @@ impl Avsr {
             (0..lane.rates().len()).map(|index| lane.project(tokens, index)).collect::<Result<Vec<_>>>()
         };
         let by_rate = match &self.connector {
-            Connector::Dense(lanes) => lanes.iter().zip(&encoded).map(|(l, t)| at_rates(l, t)).collect::<Result<_>>()?,
+            Connector::Dense(lanes) => {
+                lanes.iter().zip(&encoded).map(|(l, t)| at_rates(l, t)).collect::<Result<_>>()?
+            }
             Connector::Sparse(_) => {
                 let (tokens, taken) = self.project(&encoded, 0, None)?;
                 routes = taken;
@@ -426,11 +433,7 @@ impl Avsr {
 
     /// Options of greedy decoding with the config's most new tokens.
     pub fn options(&self) -> Options {
-        Options {
-            max_new_tokens: self.config.max_new_tokens,
-            eos: vec![self.vocabulary.eos],
-            ..Options::default()
-        }
+        Options { max_new_tokens: self.config.max_new_tokens, eos: vec![self.vocabulary.eos], ..Options::default() }
     }
 
     /// Transcribes clips token by token; `transcribe` with [`options`](Self::options) takes the likeliest.

@@ -6,15 +6,6 @@
 //! ```
 //!
 //! `x` is a token after compression. The norm is part of an expert and stands before the weighting.
-//!
-//! | | experts | routers | tensors |
-//! | --- | --- | --- | --- |
-//! | [`Sharing::Jejr`] | one pool for all modalities | one | `audiovisual_proj.gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
-//! | [`Sharing::Jedr`] | one pool | one a modality | `audiovisual_proj.{audio,video}_gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
-//! | [`Sharing::Dedr`] | a pool a modality | one a modality | `{audio,video}_proj.gate.weight`, `{audio,video}_proj.experts.{e}.{0,2,3}` |
-//!
-//! The authors published code for the first; the other two follow the figure of the paper, their names and the sum of their
-//! losses are ours. Every modality's gate and pool carry its name.
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::losses::{joint_router_z, load_balance};
@@ -101,6 +92,15 @@ impl SmopConfig {
 }
 
 /// A sparse mixture of projectors.
+///
+/// | | experts | routers | tensors |
+/// | --- | --- | --- | --- |
+/// | [`Sharing::Jejr`] | one pool for all modalities | one | `audiovisual_proj.gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
+/// | [`Sharing::Jedr`] | one pool | one a modality | `audiovisual_proj.{audio,video}_gate.weight`, `audiovisual_proj.experts.{e}.{0,2,3}` |
+/// | [`Sharing::Dedr`] | a pool a modality | one a modality | `{audio,video}_proj.gate.weight`, `{audio,video}_proj.experts.{e}.{0,2,3}` |
+///
+/// The authors published code for the first; the other two follow the figure of the paper, their names and the sum of their
+/// losses are ours. Every modality's gate and pool carry its name.
 #[derive(Debug)]
 pub struct Smop {
     config: SmopConfig,
@@ -111,7 +111,7 @@ pub struct Smop {
 }
 
 impl Smop {
-    /// The tensors under `p`, by the names [above](self).
+    /// The tensors under `p`, by the names [above](Self).
     ///
     /// # Errors
     /// The config makes no sense, or a tensor is missing or has another shape.
@@ -269,8 +269,7 @@ mod tests {
     fn a_modality_has_the_same_bits_alone_and_beside_others() -> Result<()> {
         for sharing in [Sharing::Jejr, Sharing::Jedr, Sharing::Dedr] {
             let smop = Smop::load(config(sharing), &Params::init(1, &Device::Cpu))?;
-            let all =
-                [tokens(Modality::Audio, 2, 7)?, tokens(Modality::Image, 2, 3)?, tokens(Modality::Video, 2, 4)?];
+            let all = [tokens(Modality::Audio, 2, 7)?, tokens(Modality::Image, 2, 3)?, tokens(Modality::Video, 2, 4)?];
             let together = smop.project(&ProjectorInput::new(&all), None)?;
             assert_eq!(together.routes.len(), 3);
             assert_eq!(together.tokens[0].embeds.dims(), [2, 3, 5]);
@@ -288,7 +287,11 @@ mod tests {
             let p = Params::init(1, &Device::Cpu);
             Smop::load(config(sharing), &p)?;
             let all = p.published(|v| Some(v.as_tensor().clone()))?;
-            Ok(all.into_iter().map(|(name, _)| name).filter(|n| n.contains("gate") || n.contains(".0.3.bias")).collect())
+            Ok(all
+                .into_iter()
+                .map(|(name, _)| name)
+                .filter(|n| n.contains("gate") || n.contains(".0.3.bias"))
+                .collect())
         };
         assert_eq!(names(Sharing::Jejr)?, ["audiovisual_proj.experts.0.3.bias", "audiovisual_proj.gate.weight"]);
         let gates = ["audio", "image", "video"].map(|m| format!("audiovisual_proj.{m}_gate.weight"));

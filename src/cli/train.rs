@@ -77,9 +77,7 @@ pub(super) fn speech(args: &SpeechArgs) -> Result<()> {
     let model = AvsrConfig::load(&config.base).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
     let vocabulary = Vocabulary::new(&model, |token| tokenizer.id(token), encode)
         .map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
-    follow(&config.plan.out, |stop, report| {
-        speech::run(&config, vocabulary, &encode, args.resume, stop, report)
-    })
+    follow(&config.plan.out, |stop, report| speech::run(&config, vocabulary, &encode, args.resume, stop, report))
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {

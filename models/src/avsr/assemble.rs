@@ -86,13 +86,21 @@ pub fn assemble(parts: Parts<'_>, settings: &Map<String, Value>, seed: u64, out:
             Some("wavlm") => ("wavlm", &["wavlm.", ""], "feature_projection.projection.weight"),
             other => bail!("{}: model_type {other:?}, expected whisper or wavlm", dir.display()),
         };
-        add(dir, prefixes, known, "audio_encoder", &|inner| !inner.starts_with("lm_head") && inner != "masked_spec_embed")?;
+        add(dir, prefixes, known, "audio_encoder", &|inner| {
+            !inner.starts_with("lm_head") && inner != "masked_spec_embed"
+        })?;
         config.insert(key.into(), Value::Object(keys));
     }
     if let Some(dir) = parts.av_hubert {
         let joint = config.get("modality").and_then(Value::as_str) == Some("audiovisual_avhubert");
         let alone = config.get("modality").and_then(Value::as_str) == Some("audio");
-        let to = if joint { "audiovisual_encoder" } else if alone { "audio_encoder" } else { "video_encoder" };
+        let to = if joint {
+            "audiovisual_encoder"
+        } else if alone {
+            "audio_encoder"
+        } else {
+            "video_encoder"
+        };
         let prefixes = ["", "encoder.w2v_model.", "w2v_encoder.w2v_model."];
         add(dir, &prefixes, "feature_extractor_audio.proj.weight", to, &|inner| encoders::belongs(inner))?;
         config.insert("av_hubert".into(), Value::Object(read(dir)?));
@@ -154,7 +162,10 @@ fn tokenizer(llm: &Path, size: usize) -> Result<String> {
         let (content, id) = (known.get("content").and_then(Value::as_str), known.get("id").and_then(Value::as_u64));
         if id.is_some_and(|id| id as usize >= size) || content.is_some_and(|c| ADDED_TOKENS.contains(&c)) {
             let content = content.unwrap_or_default();
-            return Err(at(&path, format!("has a token {content} already that would be added; take the tokenizer as published")));
+            return Err(at(
+                &path,
+                format!("has a token {content} already that would be added; take the tokenizer as published"),
+            ));
         }
     }
     for (i, content) in ADDED_TOKENS.iter().enumerate() {

@@ -229,9 +229,7 @@ impl AvsrConfig {
             ),
         };
         let audio = match task {
-            Task::Audio | Task::AudioVisual => {
-                Some(audio(all.audio_encoder_name.as_deref(), all.whisper, all.wavlm)?)
-            }
+            Task::Audio | Task::AudioVisual => Some(audio(all.audio_encoder_name.as_deref(), all.whisper, all.wavlm)?),
             _ => None,
         };
         let needs_av = task.sees() || audio == Some(AudioConfig::AvHubert);
@@ -276,9 +274,13 @@ fn audio(name: Option<&str>, whisper: Option<Value>, wavlm: Option<Value>) -> Re
         (None, None, Some(keys)) => Ok(AudioConfig::WavLm(keys)),
         (Some(name), _, _) => {
             let name = shown(name);
-            bail!("audio_encoder_name {name}: expected a Whisper or a WavLM with its keys under whisper or wavlm, or av-hubert")
+            bail!(
+                "audio_encoder_name {name}: expected a Whisper or a WavLM with its keys under whisper or wavlm, or av-hubert"
+            )
         }
-        (None, None, None) => bail!("config.json has neither whisper nor wavlm, the configuration of the audio encoder"),
+        (None, None, None) => {
+            bail!("config.json has neither whisper nor wavlm, the configuration of the audio encoder")
+        }
     }
 }
 
@@ -330,11 +332,16 @@ impl ProjectorConfig {
     fn new(map: &Map<String, Value>, task: Option<Task>) -> Result<Self> {
         let all: ProjectorKeys = keys(map)?;
         let fused = task == Some(Task::AvHubert { fused: true });
+        let of = |what: &str| [&all.variant, &all.model_type].into_iter().flatten().any(|name| name.contains(what));
+        let mixed = of("smop") || all.smop_mode.is_some();
+        let later = mixed || of("mtsk");
         let stack = match all.compression_mode.as_deref() {
             // One AV-HuBERT for both is always stacked.
             _ if matches!(task, Some(Task::AvHubert { .. })) => true,
-            Some("stack") | None => true,
+            Some("stack") => true,
             Some("avg-pooling") => false,
+            // The code of the later models knows means only.
+            None => !later,
             Some(other) => bail!("compression_mode {}: expected stack or avg-pooling", shown(other)),
         };
         let alone = task.is_none();
@@ -365,12 +372,13 @@ impl ProjectorConfig {
                 lane(Modality::Video, "downsample_ratio_video", all.downsample_ratio_video, 3)?;
             }
         }
-        let of = |name: &Option<String>| name.as_deref().is_some_and(|n| n.contains("smop"));
-        let mixture = if of(&all.variant) || of(&all.model_type) || all.smop_mode.is_some() {
+        let mixture = if mixed {
             let sharing = Sharing::from_name(all.smop_mode.as_deref().unwrap_or("JEJR"))?;
             let (experts, k) = (all.num_experts.unwrap_or(4), all.top_k.unwrap_or(2));
             if experts == 0 || experts > 1 << 12 || k == 0 || k > experts {
-                bail!("num_experts {experts} and top_k {k}: expected 1 to 4096 experts, and 1 to that number for a token");
+                bail!(
+                    "num_experts {experts} and top_k {k}: expected 1 to 4096 experts, and 1 to that number for a token"
+                );
             }
             Some((sharing, experts, k))
         } else {
@@ -389,7 +397,7 @@ impl ProjectorConfig {
             lanes,
             stack,
             inner,
-            norm: all.layernorm_projector.unwrap_or(false),
+            norm: all.layernorm_projector.unwrap_or(later),
             mixture,
             balance,
             z,
@@ -428,9 +436,9 @@ mod tests {
         )?;
         assert_eq!((joint.task, joint.projector.stack), (Task::AvHubert { fused: true }, true));
         let mixed = parse(
-            r#""modality": "audiovisual", "whisper": {}, "av_hubert": {}, "smop_mode": "DEDR", "num_experts": 3,
-               "compression_mode": "avg-pooling""#,
+            r#""modality": "audiovisual", "whisper": {}, "av_hubert": {}, "smop_mode": "DEDR", "num_experts": 3"#,
         )?;
+        assert!(!mixed.projector.stack && mixed.projector.norm && !plain.projector.norm);
         assert_eq!(mixed.projector.mixture, Some((Sharing::Dedr, 3, 2)));
         assert!(mixed.projector.smop().is_err());
         assert_eq!(mixed.projector.smop_of(8, |_| Some(6))?.inputs.len(), 2);

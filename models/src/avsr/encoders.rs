@@ -213,7 +213,8 @@ pub(super) fn ignorable(name: &str) -> bool {
 
 /// Whether a tensor of an AV-HuBERT checkpoint belongs to its encoder.
 pub(super) fn belongs(name: &str) -> bool {
-    let parts = ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
+    let parts =
+        ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
     parts.iter().any(|part| name.starts_with(part)) && !ignorable(name)
 }
 

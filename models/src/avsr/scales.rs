@@ -101,7 +101,10 @@ impl ScaledDecoder {
         match unknown {
             None => Ok(model),
             Some(name) => {
-                bail!("{}: tensor {name} does not belong to a model of this config; check config.json", checkpoint.label())
+                bail!(
+                    "{}: tensor {name} does not belong to a model of this config; check config.json",
+                    checkpoint.label()
+                )
             }
         }
     }

@@ -90,7 +90,11 @@ mod tests {
         assert_eq!(Checkpoint::open(&to)?.read_any("w")?.dtype(), DType::BF16);
         let longer = write("longer", &[2.0, -4.0, 1.0], 4, DType::F32)?;
         assert!(average(&[one.clone(), longer], &to).unwrap_err().to_string().contains('w'));
-        save(&dir.path().join("other.safetensors"), &[("v".to_string(), Tensor::zeros(2, DType::F32, &Device::Cpu)?)], &[])?;
+        save(
+            &dir.path().join("other.safetensors"),
+            &[("v".to_string(), Tensor::zeros(2, DType::F32, &Device::Cpu)?)],
+            &[],
+        )?;
         assert!(average(&[one, dir.path().join("other.safetensors")], &to).is_err());
         assert!(average(&[], &to).is_err());
         Ok(())

@@ -312,8 +312,7 @@ pub fn load(base: &Path, trained: &Path, vocabulary: Vocabulary, dtype: DType, d
     let (base_file, trained_file) = (Checkpoint::open(base)?, Checkpoint::open(trained)?);
     let (base_params, trained_params) =
         (Params::load(&base_file, dtype, device), Params::load(&trained_file, dtype, device));
-    let sources =
-        Sources { audio: &base_params, video: &base_params, llm: &base_params, trained: &trained_params };
+    let sources = Sources { audio: &base_params, video: &base_params, llm: &base_params, trained: &trained_params };
     let model = Avsr::new(AvsrConfig::load(base)?, vocabulary, sources, Some(&base_file))?;
     match trained_params.unused().first() {
         None => Ok(model),
