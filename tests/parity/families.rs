@@ -48,6 +48,7 @@ pub fn families() -> &'static [Family] {
         language("jetmoe"),
         language("llama"),
         Family { name: "llava", run: vision_models::llava, meaningful: decoder::meaningful },
+        language("mistral"),
         language("mixtral"),
         Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },
         language("olmoe"),
