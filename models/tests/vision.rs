@@ -231,7 +231,7 @@ fn configs_that_make_no_model() {
         let mut config = base.clone();
         config[key] = value;
         let error = refused(&config).to_string();
-        assert!(error.contains(words) && !error.contains('\n'), "{key}: {error}");
+        assert!(error.contains(words), "{key}: {error}");
     }
     // A layer that the tower does not have shows when a picture comes.
     let mut config = base;
@@ -376,7 +376,7 @@ fn capacities_that_make_no_model() {
         config["moe"][key] = change;
         config["vision_config"] = value(CLIP);
         let error = refused(&config).to_string();
-        assert!(error.contains(words) && !error.contains('\n'), "{key}: {error}");
+        assert!(error.contains(words), "{key}: {error}");
     }
     let mut config = moe_llava();
     assert!(refused(&config).to_string().contains("vision_config.json"));

@@ -70,11 +70,13 @@ pub(crate) fn language_model(backbone: &str, mut map: Map<String, Value>) -> Res
         }
     };
     map.insert("model_type".into(), json!(family));
-    let config = match family {
+    let mut config = match family {
         "qwen" => translated::<qwen::Config>(map)?,
         "mistral" => translated::<mistral::Config>(map)?,
         _ => translate(Value::Object(map))?,
     };
+    // MoE-LLaVA's classes put a head without bias on every language model, Phi's too.
+    config.head_bias = false;
     match moe {
         Some(moe) if moe.moe_enable => sparse(config, &moe)?.checked(),
         _ => config.checked(),
