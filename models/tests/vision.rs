@@ -61,7 +61,8 @@ fn pictures_stand_where_their_marks_do() -> Result<()> {
         Ok(values(&model.decoder().embed(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?))
     };
     let (first, second) = (values(&both[0].embeds), values(&both[1].embeds));
-    let cases: [(&[u32], &[moesaic_kernels::Tokens], Vec<Vec<f32>>); 5] = [
+    type Case<'a> = (&'a [u32], &'a [moesaic_kernels::Tokens], Vec<Vec<f32>>);
+    let cases: [Case<'_>; 5] = [
         (&[1, 2, 3], &[], vec![words(&[1, 2, 3])?]),
         (&[MARK, 1, 2], &both[..1], vec![first.clone(), words(&[1, 2])?]),
         (&[1, 2, MARK], &both[1..], vec![words(&[1, 2])?, second.clone()]),

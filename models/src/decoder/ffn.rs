@@ -118,7 +118,7 @@ impl Ffn {
                     false => None,
                 };
                 let blend = match shared.blended {
-                    true => Some(Linear::load(&p, cfg.names.blend, (2, h), true, init)?),
+                    true => Some(Box::new(Linear::load(&p, cfg.names.blend, (2, h), true, init)?)),
                     false => None,
                 };
                 let bank = bank(&p, &[names], h, network(shared.intermediate_size), init)?;
