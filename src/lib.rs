@@ -20,7 +20,7 @@
 //! # }
 //! ```
 //!
-//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
+//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of fourteen families
 //! ([`moesaic_models::decoder`]) from a folder or a GGUF file; [`write_gguf`] makes such a file of a folder.
 //!
 //! `VisionChat` (feature `image`) answers questions about pictures with MoE-LLaVA, CuMo, LLaVA-1.5 and models trained by this

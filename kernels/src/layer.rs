@@ -17,7 +17,7 @@ pub struct SharedExpert {
     pub gate: Option<Tensor>,
     /// To two numbers: routed experts and this one are weighted by the softmax of them instead of added (the residual mixture
     /// of DeepSpeed-MoE, arXiv 2201.05596, section 4.1.2).
-    pub blend: Option<Linear>,
+    pub blend: Option<Box<Linear>>,
 }
 
 impl SharedExpert {

