@@ -242,8 +242,8 @@ fn bad_models() {
     let config = fs::read_to_string(dir.join("config.json")).unwrap();
     for (from, to, part) in [
         ("\"vision_config\"", "\"other_config\"", "without a vision tower"),
-        ("moesaic_vision", "seeing", "model_type 'seeing' is not supported"),
-        ("\"sparse_mlp\"", "\"magic\"", "'magic'"),
+        ("moesaic_vision", "seeing", "is not supported; supported are"),
+        ("\"sparse_mlp\"", "\"magic\"", "magic"),
         ("\"patch_size\": 8", "\"patch_size\": 0", "config.json"),
     ] {
         // Written by our own code, with or without a space.
