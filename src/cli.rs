@@ -79,7 +79,7 @@ const INTERRUPTED: i32 = 130;
 
 /// Runs the program.
 pub fn run() -> ExitCode {
-    #[cfg(feature = "table")]
+    #[cfg(any(feature = "table", feature = "image"))]
     keep_quiet_about_damaged_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -119,14 +119,21 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// The Parquet reader panics on some damaged files. The library makes that an error, which is reported in one line.
-#[cfg(feature = "table")]
+/// The Parquet reader and decoders of pictures panic on some damaged files. The library makes that an error, which is reported
+/// in one line.
+#[cfg(any(feature = "table", feature = "image"))]
 fn keep_quiet_about_damaged_files() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !moesaic::reading_parquet() {
-            hook(panic);
+        #[cfg(feature = "table")]
+        if moesaic::reading_parquet() {
+            return;
         }
+        #[cfg(feature = "image")]
+        if moesaic_encoders::image::decoding() {
+            return;
+        }
+        hook(panic);
     }));
 }
 

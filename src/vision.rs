@@ -13,7 +13,7 @@ use moesaic_encoders::image::{ImageError, ImageProcessor, Picture};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::decoder::Side;
 use moesaic_models::generate::{Backbone, Generation, GenerationConfig, Prompts};
-use moesaic_models::vision::{self, Encoded, Row, Spliced, VisionConfig, VisionModel};
+use moesaic_models::vision::{self, Row, Spliced, VisionConfig, VisionModel};
 
 use crate::error::{Error, Result, candle_message};
 use crate::prompts::Turn;
@@ -60,7 +60,6 @@ impl From<ImageError> for Error {
 
 /// A question, its pictures between its words.
 struct Asked {
-    encoded: Option<Encoded>,
     spliced: Spliced,
     /// The ids behind the last picture.
     tail: Vec<u32>,
@@ -216,11 +215,13 @@ impl VisionChat {
         let prompt = self.prompt(pictures.len(), turns)?;
         let ids = prompt::ids(&prompt, self.model.picture_token(), &self.tokenizer)?;
         let compute = |error: candle_core::Error| Error::compute(&error);
-        let encoded = match pictures {
-            [] => None,
-            _ => Some(self.model.encode(&self.processor.process(pictures)?, probe).map_err(compute)?),
+        let tokens = match pictures {
+            [] => Vec::new(),
+            _ => {
+                let encoded = self.model.encode(&self.processor.process(pictures)?, probe);
+                encoded.and_then(|encoded| encoded.pictures()).map_err(compute)?
+            }
         };
-        let tokens = encoded.as_ref().map_or(Ok(Vec::new()), |encoded| encoded.pictures()).map_err(compute)?;
         let row = Row { ids: &ids, labels: &[], pictures: &tokens };
         let spliced = self.model.splice(&[row], Side::Left, None).map_err(|error| match error {
             vision::Error::Model(error) => Error::compute(&error),
@@ -235,7 +236,7 @@ impl VisionChat {
         }
         let mark = self.model.picture_token();
         let tail = ids.rsplit(|id| *id == mark).next().unwrap_or_default().to_vec();
-        Ok(Asked { encoded, spliced, tail })
+        Ok(Asked { spliced, tail })
     }
 }
 

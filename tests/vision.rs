@@ -122,6 +122,18 @@ fn chat_templates_place_pictures() {
 }
 
 #[test]
+fn info_names_the_parts() {
+    let folder = folder();
+    let text = run(folder.path(), &["info", "looking"]);
+    for part in ["moesaic_vision", "clip, 32 x 32 pixels", "sparse_mlp, 16 tokens a picture", "3 (3 of them sparse)"] {
+        assert!(good(&text).contains(part), "{part}: {}", text.stdout);
+    }
+    let json = run(folder.path(), &["info", "looking", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(good(&json)).unwrap();
+    assert_eq!((&json["experts"], &json["picture_tokens"]), (&5.into(), &16.into()));
+}
+
+#[test]
 fn a_model_may_name_the_template_of_its_conversations() {
     let folder = folder();
     let dir = folder.path().join("looking");
@@ -230,8 +242,8 @@ fn bad_models() {
     let config = fs::read_to_string(dir.join("config.json")).unwrap();
     for (from, to, part) in [
         ("\"vision_config\"", "\"other_config\"", "without a vision tower"),
-        ("moesaic_vision", "seeing", "model_type 'seeing' is not supported"),
-        ("\"sparse_mlp\"", "\"magic\"", "'magic'"),
+        ("moesaic_vision", "seeing", "is not supported; supported are"),
+        ("\"sparse_mlp\"", "\"magic\"", "magic"),
         ("\"patch_size\": 8", "\"patch_size\": 0", "config.json"),
     ] {
         // Written by our own code, with or without a space.

@@ -13,7 +13,7 @@ mod resize;
 mod tiles;
 
 #[cfg(feature = "image")]
-pub use decode::DecodeOptions;
+pub use decode::{DecodeOptions, decoding};
 pub use preprocess::{ImageProcessor, Sizing};
 pub use resize::{Filter, Window};
 pub use tiles::{best_grid, tiles};

@@ -95,3 +95,14 @@ fn what_is_no_picture_or_only_half_of_one() {
     let folder = Picture::open(file(""));
     assert!(matches!(folder, Err(ImageError::Read { .. })), "{folder:?}");
 }
+
+#[test]
+fn a_webp_frame_larger_than_its_file_says() {
+    let mut bytes = std::fs::read(file("clear.webp")).unwrap();
+    let at = bytes.windows(4).position(|name| name == b"VP8 ").unwrap() + 8;
+    for side in [at + 6, at + 8] {
+        bytes[side..side + 2].copy_from_slice(&16_000u16.to_le_bytes());
+    }
+    let decoded = Picture::decode(&bytes, &DecodeOptions::default());
+    assert!(matches!(decoded, Err(ImageError::TooLarge { .. })), "{decoded:?}");
+}

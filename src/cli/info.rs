@@ -26,6 +26,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    #[cfg(feature = "image")]
+    if let Some(info) = model::describe_vision(args.model.as_deref(), looks)? {
+        let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_vision(&info) };
+        return Ok(print(&text)?);
+    }
     if let Some(info) = model::describe_text(args.model.as_deref(), writes_text)? {
         let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_text(&info) };
         return Ok(print(&text)?);
@@ -38,17 +43,24 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// Whether this is a GGUF file, or the folder's `config.json` names a model that does not forecast. What cannot be read is left to the forecaster,
 /// whose messages say what is wrong.
 fn writes_text(dir: &Path) -> bool {
-    if is_gguf(dir) {
-        return true;
-    }
+    is_gguf(dir) || model_type(dir).is_some_and(|name| name != "time_moe")
+}
+
+/// Whether the folder's `config.json` names a model that looks at pictures.
+#[cfg(feature = "image")]
+fn looks(dir: &Path) -> bool {
+    !is_gguf(dir)
+        && model_type(dir)
+            .is_some_and(|name| moesaic_models::vision::VisionConfig::supported().any(|known| known == name))
+}
+
+fn model_type(dir: &Path) -> Option<String> {
     let path = dir.join("config.json");
     if std::fs::metadata(&path).is_ok_and(|file| file.len() > LONGEST_CONFIG) {
-        return false;
+        return None;
     }
-    let config = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-    config.is_some_and(|config| {
-        config.get("model_type").and_then(serde_json::Value::as_str).is_some_and(|name| name != "time_moe")
-    })
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+    Some(config.get("model_type")?.as_str()?.to_string())
 }
 
 /// A configuration longer than this is not one.
@@ -95,6 +107,27 @@ fn describe_text(info: &TextModelInfo) -> String {
     let text: String =
         rows.map(|(at, (name, value))| format!("{:<16} {value}\n", format!("{}{name}", indent(at)))).collect();
     text + &files(&info.files)
+}
+
+#[cfg(feature = "image")]
+fn describe_vision(info: &moesaic::VisionModelInfo) -> String {
+    let sparse = match info.experts {
+        0 => "none (dense)".to_string(),
+        n => format!("{n} a layer, {} for each token", info.experts_per_token),
+    };
+    let parameters = &info.language_parameters;
+    let rows = [
+        ("model", info.source.clone()),
+        ("architecture", info.architecture.clone()),
+        ("vision tower", format!("{}, {} x {} pixels", info.tower, info.image_size, info.image_size)),
+        ("projector", format!("{}, {} tokens a picture", info.projector, info.picture_tokens)),
+        ("language model", info.language.clone()),
+        ("  parameters", format!("{} in all, {} active", count(parameters.total), count(parameters.active))),
+        ("  layers", format!("{} ({} of them sparse)", info.layers, info.sparse_layers)),
+        ("  experts", sparse),
+        ("weights", bytes(info.bytes)),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
 }
 
 fn stored(dtypes: &BTreeMap<String, usize>) -> String {

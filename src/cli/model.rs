@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+#[cfg(feature = "image")]
+use moesaic::VisionModelInfo;
 use moesaic::{Forecaster, ModelInfo, TextModelInfo};
 
 /// The option that chooses a model, alike in all commands.
@@ -58,6 +60,22 @@ pub(super) fn describe_text(model: Option<&Path>, writes: impl Fn(&Path) -> bool
         return Ok(Some(info));
     }
     model.filter(|dir| writes(dir)).map(|dir| Ok(TextModelInfo::of_dir(dir)?)).transpose()
+}
+
+/// Describes the model in this folder or of this id, if it looks at pictures.
+#[cfg(feature = "image")]
+pub(super) fn describe_vision(model: Option<&Path>, looks: impl Fn(&Path) -> bool) -> Result<Option<VisionModelInfo>> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = model.and_then(hub::id) {
+        if !looks(&hub::config(id)?) {
+            return Ok(None);
+        }
+        let snapshot = hub::vision(id)?;
+        let mut info = VisionModelInfo::of_dir(&snapshot.folder)?;
+        info.source = snapshot.to_string();
+        return Ok(Some(info));
+    }
+    model.filter(|dir| looks(dir)).map(|dir| Ok(VisionModelInfo::of_dir(dir)?)).transpose()
 }
 
 /// The folder of a language model that is named by it or by its id.

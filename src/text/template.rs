@@ -77,6 +77,7 @@ pub struct ChatTemplate {
     /// Special tokens by name.
     tokens: Vec<(&'static str, String)>,
     /// It wants contents as lists of pieces, such as pictures, rather than as text.
+    #[cfg(feature = "image")]
     pieces: bool,
 }
 
@@ -135,10 +136,17 @@ impl ChatTemplate {
         }
         let broken = |error: minijinja::Error| Error::config(path, describe(&error));
         let text = without_generation_tags(source);
+        #[cfg(feature = "image")]
         let pieces = ["'image'", "\"image\""].iter().any(|kind| source.contains(kind));
         let environment = apart(move || environment(text)).ok_or_else(|| Error::config(path, TOO_LONG))?;
         let environment = Arc::new(environment.map_err(broken)?);
-        Ok(Self { environment, path: path.to_path_buf(), tokens: tokens.to_vec(), pieces })
+        Ok(Self {
+            environment,
+            path: path.to_path_buf(),
+            tokens: tokens.to_vec(),
+            #[cfg(feature = "image")]
+            pieces,
+        })
     }
 
     /// The text of a conversation.

@@ -6,6 +6,8 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::vision::{ProjectorConfig, TowerConfig, VisionConfig};
 use serde::Serialize;
 
+use super::config_error;
+use crate::error::{Error, Result};
 use crate::forecaster::Parameters;
 
 /// What a model that looks at pictures is: its parts and its size.
@@ -20,6 +22,8 @@ pub struct VisionModelInfo {
     pub tower: &'static str,
     /// Pixels of a picture's side, as the tower takes it.
     pub image_size: usize,
+    /// Tokens that a picture has in the language model.
+    pub picture_tokens: usize,
     /// The projector: `mlp` or `sparse_mlp`.
     pub projector: &'static str,
     /// The family of the language model.
@@ -39,6 +43,17 @@ pub struct VisionModelInfo {
 }
 
 impl VisionModelInfo {
+    /// Describes a model folder. Reads its configuration and the headers of its weights, not the weights.
+    ///
+    /// # Errors
+    /// As [`VisionChat::from_dir`](super::VisionChat::from_dir), but for what only shows when tokenizer and weights are read.
+    pub fn of_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config = VisionConfig::load(dir).map_err(|error| config_error(dir, error))?;
+        let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
+        Ok(Self::new(dir, &config, &checkpoint))
+    }
+
     pub(super) fn new(dir: &Path, config: &VisionConfig, checkpoint: &Checkpoint) -> Self {
         let decoder = &config.decoder;
         let parameters = decoder.parameters();
@@ -51,6 +66,7 @@ impl VisionModelInfo {
                 TowerConfig::Cumo(_) => "cumo",
             },
             image_size: config.tower.image_size(),
+            picture_tokens: config.picture_tokens(),
             projector: match config.projector {
                 ProjectorConfig::Sparse { .. } => "sparse_mlp",
                 _ => "mlp",

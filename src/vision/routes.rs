@@ -65,7 +65,6 @@ pub(super) fn map(chat: &VisionChat, pictures: &[Picture], turns: &[Turn<'_>]) -
         return Err(Error::option("the model has no sparse layer: there are no routes to show"));
     }
     let image_tokens = (0..n).filter(|&token| modality(token) == Modality::Image).count();
-    debug_assert!(asked.encoded.is_some() == (image_tokens > 0));
     Ok(RouteMap { image_tokens, text_tokens: n - image_tokens, layers })
 }
 

@@ -5,7 +5,9 @@
 //! - Of 16 bits a value the upper 8 stay. Palettes, grey and CMYK become RGB.
 //! - Of an animation the first frame is taken, and of a file with several pages the first page.
 
+use std::cell::Cell;
 use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use image::error::ImageError as Decoding;
@@ -60,6 +62,19 @@ impl Picture {
             let reason = "the end of the picture is missing".into();
             return Err(ImageError::Damaged { name: name.into(), reason });
         }
+        // Sizes inside, which the decoder of WebP takes memory for before it compares them with that in front.
+        if format == WebP
+            && let Some((w, h)) =
+                frames(bytes.get(12..).unwrap_or_default(), 0).into_iter().find(|&(w, h)| beyond(w, h, &limits))
+        {
+            return Err(too_large(sizes(w, h, &limits)));
+        }
+        guarded(|| Self::decoded(bytes, format, options, name))
+            .unwrap_or_else(|| Err(ImageError::Damaged { name: name.into(), reason: "it contradicts itself".into() }))
+    }
+
+    fn decoded(bytes: &[u8], format: ImageFormat, options: &DecodeOptions, name: &str) -> Result<Self, ImageError> {
+        let limits = options.limits;
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut bounds = image::Limits::default();
         bounds.max_image_width = u32::try_from(limits.side).ok();
@@ -71,9 +86,8 @@ impl Picture {
         let mut decoder = reader.into_decoder().map_err(refused)?;
         let (width, height) = decoder.dimensions();
         let (w, h) = (width as usize, height as usize);
-        if w > limits.side || h > limits.side || w.checked_mul(h).is_none_or(|n| n > limits.pixels) {
-            let Limits { side, pixels, .. } = limits;
-            return Err(too_large(format!("{w} x {h} pixels, where {side} a side and {pixels} in all are admitted")));
+        if beyond(w, h, &limits) {
+            return Err(ImageError::TooLarge { name: name.into(), what: sizes(w, h, &limits) });
         }
         let orientation = decoder.orientation().map_err(refused)?;
         let mut decoded = DynamicImage::from_decoder(decoder).map_err(refused)?;
@@ -81,6 +95,61 @@ impl Picture {
         let (w, h) = (decoded.width() as usize, decoded.height() as usize);
         Self::from_rgb(w, h, rgb(decoded, options.background))
     }
+}
+
+fn beyond(w: usize, h: usize, limits: &Limits) -> bool {
+    w > limits.side || h > limits.side || w.checked_mul(h).is_none_or(|n| n > limits.pixels)
+}
+
+fn sizes(w: usize, h: usize, Limits { side, pixels, .. }: &Limits) -> String {
+    format!("{w} x {h} pixels, where {side} a side and {pixels} in all are admitted")
+}
+
+/// Sizes of the pictures in the chunks of a WebP file, those of an animation included
+/// ([container](https://developers.google.com/speed/webp/docs/riff_container), RFC 6386 and RFC 9649).
+fn frames(mut chunks: &[u8], depth: usize) -> Vec<(usize, usize)> {
+    let mut all = Vec::new();
+    while let Some((&[a, b, c, d, l0, l1, l2, l3], rest)) = chunks.split_first_chunk::<8>() {
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let data = rest.get(..length).unwrap_or(rest);
+        match &[a, b, c, d] {
+            b"VP8 " => {
+                if let Some(&[w0, w1, h0, h1]) = data.get(6..10) {
+                    let side = |low, high| usize::from(u16::from_le_bytes([low, high]) & 0x3fff);
+                    all.push((side(w0, w1), side(h0, h1)));
+                }
+            }
+            b"VP8L" => {
+                if let Some(&[b0, b1, b2, b3]) = data.get(1..5) {
+                    let bits = u32::from_le_bytes([b0, b1, b2, b3]) as usize;
+                    all.push(((bits & 0x3fff) + 1, (bits >> 14 & 0x3fff) + 1));
+                }
+            }
+            b"ANMF" if depth == 0 => all.extend(frames(data.get(16..).unwrap_or_default(), 1)),
+            _ => {}
+        }
+        // Chunks begin at even places.
+        chunks = rest.get(length.saturating_add(length % 2)..).unwrap_or_default();
+    }
+    all
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is decoding a picture. Decoders panic on some damaged files, which becomes an error: a program's panic
+/// hook asks here whether to be quiet.
+pub fn decoding() -> bool {
+    DECODING.get()
+}
+
+/// Runs a decoder; `None` where it panicked. What it leaves behind is dropped unseen.
+fn guarded<T>(run: impl FnOnce() -> T) -> Option<T> {
+    let before = DECODING.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    DECODING.set(before);
+    result.ok()
 }
 
 /// What a decoder refused, as what the user can do about it.

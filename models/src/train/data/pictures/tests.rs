@@ -112,7 +112,7 @@ fn mistakes_are_named_with_their_line() {
         (said(r#"{"from": "human", "value": "a <image>"}"#), "Entry", "no answer"),
         (said(r#"{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}"#), "Marks", "0 <image> marks for 1"),
         (said(r#"{"from": "human", "value": "a"}, {"from": "human", "value": "b"}"#), "Entry", "take turns"),
-        (said(r#"{"from": "dog", "value": "a"}"#), "Entry", "'dog'"),
+        (said(r#"{"from": "dog", "value": "a"}"#), "Entry", "said by"),
         (said(""), "Entry", "no question"),
     ] {
         let error = open("a.jsonl", &format!("{good}\n{line}\n")).unwrap_err();
