@@ -6,13 +6,16 @@
 //! | [`SparseMlp`] | `sparse.rs` | two-layer networks behind a router: CuMo |
 //! | [`Queries`] | `queries.rs` | learned queries that look at the picture: Aria |
 //!
-//! [`Compression`] makes fewer tokens of many before a projector.
+//! [`Compression`] makes fewer tokens of many before a projector; [`spatial_unpad`] makes one sequence of the tokens of a
+//! picture's tiles behind it.
 
+mod anyres;
 mod compress;
 mod mlp;
 mod queries;
 mod sparse;
 
+pub use anyres::spatial_unpad;
 pub use compress::Compression;
 pub use mlp::{Mlp, MlpNames};
 pub use queries::{Queries, QueriesConfig};
