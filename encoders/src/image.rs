@@ -17,9 +17,9 @@ mod preprocess;
 mod resize;
 mod tiles;
 
+pub use aria::{AriaPixels, AriaProcessor};
 #[cfg(feature = "image")]
 pub use decode::DecodeOptions;
-pub use aria::{AriaPixels, AriaProcessor};
 pub use patches::{Grid, PatchProcessor, Patches};
 pub use preprocess::{ImageProcessor, Sizing};
 pub use resize::{Filter, Window};

@@ -266,11 +266,7 @@ impl Qwen3VlVision {
 fn grid_positions(t: usize, rows: usize, columns: usize, device: &Device) -> Result<Vec<Tensor>> {
     let n = t * rows * columns;
     let stream = |of: &dyn Fn(usize) -> usize| Tensor::from_iter((0..n).map(|i| of(i) as u32), device)?.reshape((1, n));
-    Ok(vec![
-        stream(&|i| i / (rows * columns))?,
-        stream(&|i| i / columns % rows)?,
-        stream(&|i| i % columns)?,
-    ])
+    Ok(vec![stream(&|i| i / (rows * columns))?, stream(&|i| i / columns % rows)?, stream(&|i| i % columns)?])
 }
 
 /// Rows and columns of a frame's patches, cell after cell.

@@ -56,7 +56,9 @@ fn aria_scales_pads_and_splits() {
         assert_eq!(sums(&pixels.pixels, processor.side * 49), numbers(&case["sums"]), "{}", case["size"]);
         for (i, (w, h)) in real.into_iter().enumerate() {
             let mask = pixels.mask.get(i).unwrap().to_vec2::<u8>().unwrap();
-            assert!(mask.iter().enumerate().all(|(y, m)| m.iter().enumerate().all(|(x, m)| (*m == 1) == (x < w && y < h))));
+            assert!(
+                mask.iter().enumerate().all(|(y, m)| m.iter().enumerate().all(|(x, m)| (*m == 1) == (x < w && y < h)))
+            );
         }
     }
 }
@@ -103,7 +105,11 @@ fn frames_are_sampled_as_the_reference_does() {
     for case in cases("samples") {
         let frames = processor.sample(case["total"].as_u64().unwrap() as usize, case["fps"].as_f64().unwrap());
         let sum: usize = frames.iter().enumerate().map(|(i, frame)| (i % 251 + 1) * frame).sum();
-        assert_eq!((frames.len() as u64, sum as u64), (case["n"].as_u64().unwrap(), case["sum"].as_u64().unwrap()), "{case}");
+        assert_eq!(
+            (frames.len() as u64, sum as u64),
+            (case["n"].as_u64().unwrap(), case["sum"].as_u64().unwrap()),
+            "{case}"
+        );
     }
 }
 

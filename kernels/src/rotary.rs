@@ -87,7 +87,10 @@ impl RotaryTables {
         let (half, style) = (inverse_frequencies.len(), *style);
         let given = positions.len() / (b * t);
         if given > 1 && streams.iter().max().is_none_or(|&s| s >= given) {
-            bail!("rotary: {given} streams of positions for a model with {}", streams.iter().max().map_or(1, |s| s + 1));
+            bail!(
+                "rotary: {given} streams of positions for a model with {}",
+                streams.iter().max().map_or(1, |s| s + 1)
+            );
         }
         let (mut cos, mut sin) = (Vec::with_capacity(b * t * half), Vec::with_capacity(b * t * half));
         let mut push = |angle: f32, factor: f32| {

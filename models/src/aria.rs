@@ -64,7 +64,8 @@ impl AriaConfig {
         if let (Some(tower), Some(Value::Object(given))) = (tower.as_object_mut(), published.get("vision_config")) {
             tower.extend(given.clone());
         }
-        let tower = SiglipConfig::from_json(&tower.to_string()).map_err(|e| Error::msg(format!("vision_config: {e}")))?;
+        let tower =
+            SiglipConfig::from_json(&tower.to_string()).map_err(|e| Error::msg(format!("vision_config: {e}")))?;
         let text = json!({
             "model_type": "aria_text", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 4096,
             "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048
@@ -107,7 +108,9 @@ fn queries(published: &Map<String, Value>) -> Result<std::collections::BTreeMap<
         let number = queries.as_u64().or_else(|| queries.as_str()?.parse().ok()).map(|n| n as usize);
         match (patches.parse().ok(), number) {
             (Some(patches), Some(queries)) if (1..=MOST).contains(&queries) => Ok((patches, queries)),
-            _ => bail!("projector_patch_to_query_dict has {patches:?}: {queries}, expected numbers of patches and queries"),
+            _ => bail!(
+                "projector_patch_to_query_dict has {patches:?}: {queries}, expected numbers of patches and queries"
+            ),
         }
     };
     map.iter().map(entry).collect()

@@ -71,10 +71,15 @@ impl Qwen3VlConfig {
             _ => bail!("this is not the configuration of a Qwen3-VL model: model_type is not qwen3_vl or qwen3_vl_moe"),
         };
         let tower = published.get("vision_config").filter(|v| v.is_object()).cloned().unwrap_or_else(|| json!({}));
-        let tower = TowerConfig::from_json(&tower.to_string()).map_err(|e| Error::msg(format!("vision_config: {e}")))?;
+        let tower =
+            TowerConfig::from_json(&tower.to_string()).map_err(|e| Error::msg(format!("vision_config: {e}")))?;
         let decoder = parts::language(&published, &defaults)?;
         if tower.out_hidden_size != decoder.hidden_size {
-            bail!("the tower gives tokens of width {}, the language model takes {}", tower.out_hidden_size, decoder.hidden_size);
+            bail!(
+                "the tower gives tokens of width {}, the language model takes {}",
+                tower.out_hidden_size,
+                decoder.hidden_size
+            );
         }
         if tower.taps.len() > decoder.layers.len() {
             bail!("features for {} layers of a language model with {}", tower.taps.len(), decoder.layers.len());

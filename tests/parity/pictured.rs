@@ -95,7 +95,8 @@ fn run(case: &Case, model: &Decoder, rows: &Spliced, got: &mut Got) -> Result<Ve
     got.put("logits", model.logits(&output.hidden)?);
 
     let mut cache = Cache::default();
-    let mut last = model.last_logits(&model.forward(Input::Embeds(&rows.embeds), &context, Some(&mut cache), None)?)?;
+    let mut last =
+        model.last_logits(&model.forward(Input::Embeds(&rows.embeds), &context, Some(&mut cache), None)?)?;
     let shifts = cache.shifts().to_vec();
     let steps = case.json["expected"]["greedy_tokens"]["shape"][1].as_u64().context("greedy_tokens has no length")?;
     let (mut tokens, mut logits) = (Vec::new(), Vec::new());

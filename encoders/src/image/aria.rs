@@ -139,11 +139,29 @@ mod tests {
         let grids = AriaProcessor::from_json("{}").unwrap().grids;
         let rows: Vec<(usize, usize)> = grids.iter().map(|(w, h)| (h / 490, w / 490)).collect();
         let wanted = [
-            (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (2, 4), (2, 3), (2, 2), (2, 1), (3, 1), (3, 2), (4, 1),
-            (4, 2), (5, 1), (6, 1), (7, 1), (8, 1),
+            (1, 2),
+            (1, 3),
+            (1, 4),
+            (1, 5),
+            (1, 6),
+            (1, 7),
+            (1, 8),
+            (2, 4),
+            (2, 3),
+            (2, 2),
+            (2, 1),
+            (3, 1),
+            (3, 2),
+            (4, 1),
+            (4, 2),
+            (5, 1),
+            (6, 1),
+            (7, 1),
+            (8, 1),
         ];
         assert_eq!(rows, wanted);
-        for bad in [r#"{"max_image_size": 500}"#, r#"{"min_image_size": 981}"#, r#"{"split_resolutions": [[1]]}"#, "["] {
+        for bad in [r#"{"max_image_size": 500}"#, r#"{"min_image_size": 981}"#, r#"{"split_resolutions": [[1]]}"#, "["]
+        {
             assert!(AriaProcessor::from_json(bad).is_err(), "{bad}");
         }
     }

@@ -96,7 +96,9 @@ impl PatchProcessor {
         let empty = Map::new();
         let size = match json.get("size") {
             None | Some(Value::Null) => &empty,
-            Some(Value::Object(size)) if size.contains_key("shortest_edge") && size.contains_key("longest_edge") => size,
+            Some(Value::Object(size)) if size.contains_key("shortest_edge") && size.contains_key("longest_edge") => {
+                size
+            }
             Some(_) => {
                 return Err(ImageError::Config("size does not name pixels as shortest_edge and longest_edge".into()));
             }

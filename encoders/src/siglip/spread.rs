@@ -36,7 +36,9 @@ pub(super) fn places(real: &[bool], (rows, columns): (usize, usize), side: usize
     let high = real.iter().step_by(columns.max(1)).filter(|r| **r).count();
     let wide = real.iter().take(columns).filter(|r| **r).count();
     if high == 0 || wide == 0 {
-        bail!("a pixel mask without a real pixel in the first row or column of patches: pictures start at the top left");
+        bail!(
+            "a pixel mask without a real pixel in the first row or column of patches: pictures start at the top left"
+        );
     }
     let down: Vec<usize> = (0..rows).map(|i| bucket(i, high, side)).collect();
     let across: Vec<usize> = (0..columns).map(|i| bucket(i, wide, side)).collect();

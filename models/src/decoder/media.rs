@@ -47,7 +47,8 @@ impl Context {
         } else {
             self.positions
         };
-        let taps = rows.iter().flatten().filter_map(|(.., tokens)| Some(tokens.as_ref()?.taps.len())).max().unwrap_or(0);
+        let taps =
+            rows.iter().flatten().filter_map(|(.., tokens)| Some(tokens.as_ref()?.taps.len())).max().unwrap_or(0);
         let taps = (0..taps).map(|j| tap(&rows, longest, h, j)).collect::<Result<_>>()?;
         Ok(Self { positions, taps, ..self })
     }

@@ -39,7 +39,8 @@ pub fn with_videos(prompt: &str, videos: &[Vec<f64>]) -> Result<String> {
     let mut all = String::new();
     for (i, times) in videos.iter().enumerate() {
         let Some(at) = rest.find(VIDEO) else { bail!("{} videos for {i} marks {VIDEO}", videos.len()) };
-        let (mut before, mut after) = (rest.get(..at).unwrap_or_default(), rest.get(at + VIDEO.len()..).unwrap_or_default());
+        let (mut before, mut after) =
+            (rest.get(..at).unwrap_or_default(), rest.get(at + VIDEO.len()..).unwrap_or_default());
         // The marks around it are those of its frames.
         if let (Some(b), Some(a)) = (before.strip_suffix(START), after.strip_prefix(END)) {
             (before, after) = (b, a);
@@ -72,8 +73,7 @@ mod tests {
         // Halves are rounded to even digits, as Python has it.
         let got = with_videos(&prompt, &[vec![0.25, 1.25], vec![10.0]]).unwrap();
         let frame = format!("{START}{VIDEO}{END}");
-        let wanted =
-            format!("{START}{IMAGE}{END}a<0.2 seconds>{frame}<1.2 seconds>{frame}b<10.0 seconds>{frame}c");
+        let wanted = format!("{START}{IMAGE}{END}a<0.2 seconds>{frame}<1.2 seconds>{frame}b<10.0 seconds>{frame}c");
         assert_eq!(got, wanted);
         assert!(with_videos(&prompt, &[vec![0.0]]).is_err());
         assert!(with_videos(&prompt, &[vec![0.0], vec![0.0], vec![0.0]]).is_err());

@@ -10,9 +10,7 @@ use serde_json::{Map, Value};
 
 use super::Family;
 use super::keys::Common;
-use crate::decoder::config::{
-    AttentionConfig, DecoderConfig, GroupedConfig, RouterConfig, SharedConfig, SparseConfig,
-};
+use crate::decoder::config::{AttentionConfig, DecoderConfig, GroupedConfig, RouterConfig, SharedConfig, SparseConfig};
 use crate::decoder::names::{ExpertNames, Names};
 
 /// Where Aria's checkpoints keep it.

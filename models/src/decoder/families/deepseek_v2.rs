@@ -82,7 +82,11 @@ impl Keys {
                     intermediate_size: self.moe_intermediate_size,
                     activation,
                     router,
-                    shared: shared.map(|intermediate_size| SharedConfig { intermediate_size, gated: false, bias: false }),
+                    shared: shared.map(|intermediate_size| SharedConfig {
+                        intermediate_size,
+                        gated: false,
+                        bias: false,
+                    }),
                     output_bias: false,
                 })
             }
