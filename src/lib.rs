@@ -19,7 +19,7 @@
 //! # }
 //! ```
 //!
-//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of thirteen families
+//! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of fourteen families
 //! ([`moesaic_models::decoder`]) from a folder or a GGUF file; [`write_gguf`] makes such a file of a folder.
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.

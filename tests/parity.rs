@@ -32,6 +32,8 @@ mod speech;
 mod time_moe;
 #[path = "parity/vision.rs"]
 mod vision;
+#[path = "parity/vision_models.rs"]
+mod vision_models;
 
 use std::path::{Path, PathBuf};
 

@@ -37,6 +37,7 @@ CASES = {
         biases=dict(attention_bias=True, mlp_bias=True, head_dim=10, num_key_value_heads=1, rms_norm_eps=1e-3),
         tied_gelu=dict(tie_word_embeddings=True, hidden_act="gelu"),
     ),
+    "mistral": dict(window=dict(sliding_window=5)),
     "qwen2": dict(
         window=dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
         yarn=dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32)),

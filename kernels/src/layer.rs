@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Error, Result, Tensor};
 
-use crate::Probe;
 use crate::experts::{ExpertBank, linear};
+use crate::ops::softmax;
 use crate::routers::Router;
 use crate::routes::{RouteInput, Routes};
+use crate::{Linear, Probe};
 
 /// Experts that see every token, with or without a sigmoid gate (Qwen2-MoE, Time-MoE; DeepSeek has none).
 #[derive(Clone, Debug)]
@@ -14,6 +15,9 @@ pub struct SharedExpert {
     pub bank: ExpertBank,
     /// `[1, H]`: the output is multiplied by `sigmoid(gate · x)`.
     pub gate: Option<Tensor>,
+    /// To two numbers: routed experts and this one are weighted by the softmax of them instead of added (the residual mixture
+    /// of DeepSpeed-MoE, arXiv 2201.05596, section 4.1.2).
+    pub blend: Option<Linear>,
 }
 
 impl SharedExpert {
@@ -59,7 +63,14 @@ impl MoeLayer {
         }
         let mut y = self.experts.forward(input.x, &routes)?;
         if let Some(shared) = &self.shared {
-            y = (y + shared.forward(input.x)?)?;
+            let other = shared.forward(input.x)?;
+            y = match &shared.blend {
+                None => (y + other)?,
+                Some(blend) => {
+                    let weights = softmax(&blend.forward(input.x)?.to_dtype(DType::F32)?)?.to_dtype(y.dtype())?; // (T, 2)
+                    (y.broadcast_mul(&weights.narrow(1, 0, 1)?)? + other.broadcast_mul(&weights.narrow(1, 1, 1)?)?)?
+                }
+            };
         }
         Ok((y, routes))
     }

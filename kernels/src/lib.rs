@@ -48,5 +48,5 @@ pub use params::{Init, Params};
 pub use pointwise::Pointwise;
 pub use probe::Probe;
 pub use routers::Router;
-pub use routes::{RouteInput, Routes};
+pub use routes::{Limit, RouteInput, Routes};
 pub use tokens::{Modality, Tokens};

@@ -112,6 +112,16 @@ pub struct Routes {
     logits: Option<Tensor>,
     /// `[T]` f32: 0 for padding.
     mask: Option<Tensor>,
+    limit: Option<Arc<Limit>>,
+}
+
+/// What a router with a bounded capacity wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Tokens that an expert takes at most.
+    pub capacity: usize,
+    /// The experts of each token before any were dropped, best first, `[T][k]`; none of padding.
+    pub chosen: Vec<Vec<u32>>,
 }
 
 impl Routes {
@@ -137,7 +147,7 @@ impl Routes {
         } else {
             weights.index_select(&Tensor::from_vec(inverse, plan.routes(), weights.device())?, 0)?
         };
-        Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: None })
+        Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: None, limit: None })
     }
 
     /// Adds the logits that the scores were made from.
@@ -150,6 +160,17 @@ impl Routes {
     pub fn with_mask(mut self, mask: Option<Tensor>) -> Self {
         self.mask = mask;
         self
+    }
+
+    /// Adds what was wanted before routes were dropped.
+    pub fn with_limit(mut self, limit: Limit) -> Self {
+        self.limit = Some(Arc::new(limit));
+        self
+    }
+
+    /// What a router with a bounded capacity wanted; absent for others.
+    pub fn limit(&self) -> Option<&Limit> {
+        self.limit.as_deref()
     }
 
     /// Number of routes, R.

@@ -276,6 +276,7 @@ fn a_whole_layer() {
         let shared = SharedExpert {
             bank: ExpertBank::gated(v[4].clone(), v[5].clone(), Activation::Silu)?,
             gate: Some(v[6].clone()),
+            blend: None,
         };
         let experts = ExpertBank::gated(v[2].clone(), v[3].clone(), Activation::GeluTanh)?;
         let layer = MoeLayer { router: Box::new(router), experts, shared: Some(shared) };

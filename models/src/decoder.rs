@@ -7,7 +7,7 @@
 //! ```
 //!
 //! # Families
-//! Dense: llama (and what shares its layout), qwen2, stablelm, phi. Sparse: mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2,
+//! Dense: llama (and what shares its layout), mistral, qwen2, stablelm, phi. Sparse: mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2,
 //! deepseek_v3, phimoe, granitemoe, jetmoe. Inside models that see: aria_text, qwen3_vl_text, qwen3_vl_moe_text. One file each
 //! under `decoder/families/`, with links to paper and reference.
 //!
@@ -46,6 +46,7 @@ pub use config::{
     AttentionConfig, AuxLoss, DecoderConfig, DenseConfig, GroupedConfig, LatentConfig, LayerConfig, MixtureConfig,
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
+pub(crate) use families::moe_llava;
 pub use gguf::save_gguf;
 pub(crate) use input::real_tokens;
 pub use input::{Context, Input, Segment, Side, pad_ids};

@@ -222,6 +222,7 @@ impl Ffn {
         let shared = SharedExpert {
             bank: gated_bank(p, &["shared_expert.".to_string()], h, cfg.intermediate_size, act, init)?,
             gate: Some(p.tensor("shared_expert_gate.weight", [1, h], init)?),
+            blend: None,
         };
         Ok(Self::Sparse(MoeLayer { router: Box::new(router), experts, shared: Some(shared) }))
     }

@@ -15,6 +15,9 @@
 //! | --- | --- | --- |
 //! | `moesaic_vision` | our own trained models: CLIP or SigLIP, an MLP or sparse MLP, any language family | `families/native.rs` |
 //! | `llava` | LLaVA-1.5 in the layout of `transformers` | `families/llava.rs` |
+//! | `llava`, `llava_llama`, `llava_mistral` | LLaVA-1.5 in the layout of its authors | `families/original.rs` |
+//! | `moe_llava_{stablelm, phi, qwen, qwen1_5, mistral, llama}` | MoE-LLaVA, and without `moe_` its dense stage II | `families/moe_llava.rs` |
+//! | `llava_mistral`, `llava_mixtral` | CuMo | `families/cumo.rs` |
 //!
 //! [`Aria`](crate::aria::Aria) and [`Qwen3Vl`](crate::qwen3_vl::Qwen3Vl), whose pictures have sizes of their own, are types of
 //! their own over the same decoder, and share rows and splicing.

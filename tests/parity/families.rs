@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, decoder, pictured, speech, time_moe, vision};
+use crate::{audio_features, decoder, pictured, speech, time_moe, vision, vision_models};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -51,7 +51,10 @@ pub fn families() -> &'static [Family] {
         plain("image_preprocess", vision::preprocess),
         language("jetmoe"),
         language("llama"),
+        Family { name: "llava", run: vision_models::llava, meaningful: decoder::meaningful },
+        language("mistral"),
         language("mixtral"),
+        Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },
         language("olmoe"),
         language("phi"),
         language("phimoe"),
@@ -71,8 +74,6 @@ pub fn families() -> &'static [Family] {
 
 /// The families whose cases cannot run yet, each with what is missing.
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
-    const VISION_CHAT: &str =
-        "the vision models are not built (their towers and decoders are, in encoders/ and models/)";
     const SPEECH: &str = "this speech encoder is not built";
     const SPEECH_CHAT: &str = "speech encoders and projectors are not built (the text decoder is, in models/)";
     const PROJECTOR: &str = "the projectors are not built";
@@ -84,8 +85,6 @@ pub fn not_supported() -> &'static [(&'static str, &'static str)] {
         ("llama_avsr", SPEECH_CHAT),
         ("llama_mtsk", SPEECH_CHAT),
         ("llama_smop", SPEECH_CHAT),
-        ("llava", VISION_CHAT),
-        ("moe_llava", VISION_CHAT),
         ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
         ("smop", PROJECTOR),
         ("usam", USAM),

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Router, finite, logits, top_k};
+use super::{Router, finite, float_mask, logits, top_k};
 use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::rng::Rng;
-use crate::routes::{RouteInput, Routes};
+use crate::routes::{Limit, RouteInput, Routes};
 
 /// How the second expert of a token is chosen among those that are not the first.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +39,8 @@ impl SecondChoice {
 
 /// Softmax over all experts, the best one or two of them, and no more than a capacity of tokens for each expert.
 ///
-/// All tokens of the call count, padding and other rows of the batch too: **this router couples the rows of a batch**. An
-/// expert takes its first choices in token order, then its second choices in token order, until it is full; nothing is
+/// All tokens of the call count, other rows of the batch and padding that no mask names too: **this router couples the rows of
+/// a batch**. Padding in a mask gets no routes, takes no place and makes none. An expert takes its first choices in token order, then its second choices in token order, until it is full; nothing is
 /// sorted by score. With two experts the probabilities of those that had room are divided by their sum, so that one alone
 /// has weight 1; with one expert the probability is the weight. A token without any expert gets none.
 #[derive(Clone, Debug)]
@@ -84,6 +84,11 @@ impl Capacity {
     /// # Errors
     /// `k` is neither 1 nor 2 or there are fewer experts, the shapes differ, or a logit is not finite.
     pub fn assign(&self, logits: &Tensor, noise: Option<&Tensor>) -> Result<Assignment> {
+        self.assign_real(logits, noise, None)
+    }
+
+    /// [`assign`](Self::assign) for the tokens whose `mask [T]` is not 0.
+    fn assign_real(&self, logits: &Tensor, noise: Option<&Tensor>, mask: Option<&[f32]>) -> Result<Assignment> {
         let (tokens, experts) = logits.dims2()?;
         if !(1..=2).contains(&self.k) || self.k > experts {
             bail!("routing with capacity takes 1 or 2 of the experts, not {} of {experts}", self.k);
@@ -96,8 +101,9 @@ impl Capacity {
         }
         let noise = noise.map(|noise| noise.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).transpose()?;
         let p = softmax(&logits.to_dtype(DType::F32)?)?;
-        let chosen = self.choose(logits, noise.as_deref(), experts)?;
-        let capacity = self.capacity(tokens, experts);
+        let chosen = self.choose(logits, noise.as_deref(), mask, experts)?;
+        let real = mask.map_or(tokens, |mask| mask.iter().filter(|m| **m != 0.0).count());
+        let capacity = self.capacity(real, experts);
         let (mut kept, places) = if self.k == 1 {
             first(&chosen, noise.as_deref(), experts, capacity)
         } else {
@@ -124,13 +130,22 @@ impl Capacity {
     }
 
     /// The experts of each token before any are dropped.
-    fn choose(&self, logits: &Tensor, noise: Option<&[f32]>, experts: usize) -> Result<Vec<Vec<u32>>> {
+    fn choose(
+        &self,
+        logits: &Tensor,
+        noise: Option<&[f32]>,
+        mask: Option<&[f32]>,
+        experts: usize,
+    ) -> Result<Vec<Vec<u32>>> {
         with_f32(logits, "router", |logits| {
             let mut noisy = vec![0f32; experts];
             logits
                 .chunks_exact(experts)
                 .enumerate()
                 .map(|(t, row)| {
+                    if mask.is_some_and(|mask| mask.get(t).is_none_or(|m| *m == 0.0)) {
+                        return Ok(Vec::new());
+                    }
                     finite(row, t)?;
                     let mut chosen = top_k(row, 1, |_| true);
                     if self.k == 2 {
@@ -208,7 +223,13 @@ impl Router for Capacity {
             }
             _ => None,
         };
-        Ok(self.assign(&logits, noise.as_ref())?.routes)
+        let mask = float_mask(input)?;
+        let real = mask.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
+        if real.as_ref().is_some_and(|mask| Ok(mask.len()) != logits.dim(0).map_err(drop)) {
+            bail!("a mask of another length than the {:?} scores of tokens for experts", logits.dims());
+        }
+        let Assignment { routes, capacity, chosen, .. } = self.assign_real(&logits, noise.as_ref(), real.as_deref())?;
+        Ok(routes.with_limit(Limit { capacity, chosen }).with_mask(mask))
     }
 }
 
@@ -256,6 +277,26 @@ mod tests {
         assert!(plain.iter().zip(&one).all(|(p, n)| p[0] == n[0]));
         router.second = SecondChoice::gumbel(5);
         assert_eq!(experts(&router)?, one);
+        Ok(())
+    }
+
+    #[test]
+    fn masked_padding_takes_no_place_and_makes_none() -> Result<()> {
+        let router = router(2, 0.75)?;
+        let rows = [[9f32, 8., 0.], [9., 0., 8.], [9., 8., 0.], [9., 8., 0.]];
+        let alone = router.route(&RouteInput::new(&Tensor::new(&rows, &Device::Cpu)?))?;
+        let [a, b, c, d] = rows;
+        let padded = Tensor::new(&[[9f32, 8., 0.], a, b, [f32::NAN, 0., 0.], c, d], &Device::Cpu)?;
+        let mask = Tensor::new(&[0u8, 1, 1, 0, 1, 1], &Device::Cpu)?;
+        let masked = router.route(&RouteInput::new(&padded).with_mask(Some(&mask)))?;
+        let (alone_limit, limit) = (alone.limit().unwrap(), masked.limit().unwrap());
+        assert_eq!((limit.capacity, limit.chosen[0].len()), (alone_limit.capacity, 0));
+        let (experts, weights) = masked.top_k()?;
+        let real = Tensor::new(&[1u32, 2, 4, 5], &Device::Cpu)?;
+        let rows =
+            (experts.index_select(&real, 0)?.to_vec2::<u32>()?, weights.index_select(&real, 0)?.to_vec2::<f32>()?);
+        let (experts, weights) = alone.top_k()?;
+        assert_eq!(rows, (experts.to_vec2()?, weights.to_vec2()?));
         Ok(())
     }
 

@@ -130,6 +130,7 @@ pub(super) struct Grouped {
     norms: Option<QkNorms>,
     eps: f64,
     output: &'static str,
+    qkv: &'static [&'static str],
 }
 
 impl Grouped {
@@ -137,18 +138,23 @@ impl Grouped {
         let (h, init, p) = (cfg.hidden_size, Init::Normal(cfg.initializer_range), p.pp(cfg.names.attention));
         let GroupedConfig { heads, head_dim: d, .. } = config;
         Ok(Self {
-            qkv_proj: Linear::load_joint(&p, &Self::parts(config), h, config.qkv_bias, init)?,
+            qkv_proj: Linear::load_joint(&p, &Self::parts(cfg.names.qkv, config), h, config.qkv_bias, init)?,
             o_proj: Linear::load(&p, cfg.names.output, (h, heads * d), config.output_bias, init)?,
             norms: QkNorms::load(cfg, config, &p)?,
             eps: cfg.norm.eps,
             output: cfg.names.output,
+            qkv: cfg.names.qkv,
             config,
         })
     }
 
-    fn parts(config: GroupedConfig) -> [(&'static str, usize); 3] {
+    /// The published tensors of queries, keys and values: three, or one with all of them.
+    fn parts(names: &'static [&'static str], config: GroupedConfig) -> Vec<(&'static str, usize)> {
         let GroupedConfig { heads, kv_heads, head_dim: d, .. } = config;
-        [("q_proj", heads * d), ("k_proj", kv_heads * d), ("v_proj", kv_heads * d)]
+        match names {
+            [one] => vec![(one, (heads + 2 * kv_heads) * d)],
+            several => several.iter().copied().zip([heads * d, kv_heads * d, kv_heads * d]).collect(),
+        }
     }
 
     fn forward(
@@ -195,8 +201,8 @@ impl Grouped {
     }
 
     fn sites<'a>(&'a mut self, prefix: &str, sites: &mut Vec<Site<'a>>) {
-        let parts = Self::parts(self.config).map(|(name, n)| (format!("{prefix}.{name}"), n));
-        sites.push(Site::linear(parts.into(), &mut self.qkv_proj));
+        let parts = Self::parts(self.qkv, self.config).into_iter().map(|(name, n)| (format!("{prefix}.{name}"), n));
+        sites.push(Site::linear(parts.collect(), &mut self.qkv_proj));
         let parts = vec![(format!("{prefix}.{}", self.output), self.o_proj.output_width())];
         sites.push(Site::linear(parts, &mut self.o_proj));
     }

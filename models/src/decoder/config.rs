@@ -65,6 +65,8 @@ pub struct LayerConfig {
     pub sparse: bool,
     /// Keys that a query sees at most, itself included; absent for all.
     pub window: Option<usize>,
+    /// Routed experts, where the layer has another number of them than [`SparseConfig::experts`].
+    pub experts: Option<usize>,
 }
 
 /// How tokens look at each other.
@@ -181,7 +183,7 @@ pub struct DenseConfig {
     pub bias: bool,
 }
 
-/// Routed experts, all of them gated.
+/// Routed experts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SparseConfig {
     /// Routed experts, E.
@@ -192,6 +194,10 @@ pub struct SparseConfig {
     pub intermediate_size: usize,
     /// The non-linearity.
     pub activation: Activation,
+    /// Experts are `down(act(gate x) * up x)`, else `down(act(up x))`; the shared one too.
+    pub gated: bool,
+    /// All maps of experts have biases.
+    pub bias: bool,
     /// How experts are chosen.
     pub router: RouterConfig,
     /// An expert for every token.
@@ -228,6 +234,18 @@ pub enum RouterConfig {
         /// `router_jitter_noise`
         jitter: f64,
     },
+    /// [`Capacity`](moesaic_kernels::routers::Capacity): experts that take a bounded number of tokens. **Rows of a batch
+    /// depend on each other** where an expert is full.
+    Capacity {
+        /// The capacity factor in evaluation: of models that are not on variables.
+        factor: f64,
+        /// The same in training.
+        train_factor: f64,
+        /// The least capacity.
+        min_capacity: usize,
+        /// Draws second experts with Gumbel noise of this seed, as the reference does in evaluation too; absent for the best.
+        noise: Option<u64>,
+    },
 }
 
 /// The expert that every token goes to.
@@ -239,6 +257,9 @@ pub struct SharedConfig {
     pub gated: bool,
     /// Its maps have biases.
     pub bias: bool,
+    /// Routed experts and this one are weighted by the softmax of a linear map to two numbers (DeepSpeed's residual mixture,
+    /// arXiv 2201.05596, section 4.1.2).
+    pub blended: bool,
 }
 
 /// Constant factors in the forward pass.
@@ -269,6 +290,11 @@ pub enum AuxLoss {
     LayerBalance(f64),
     /// [`sequence_balance`](moesaic_kernels::losses::sequence_balance), summed over layers.
     SequenceBalance(f64),
+    /// [`first_choice_balance`](moesaic_kernels::losses::first_choice_balance) over the whole batch, summed over layers.
+    FirstChoice(f64),
+    /// [`first_choice_balance`](moesaic_kernels::losses::first_choice_balance) within each row and
+    /// [`router_z`](moesaic_kernels::losses::router_z), their means over layers weighted by these two.
+    BalanceAndZ(f64, f64),
 }
 
 /// Sizes above which a config is taken for a mistake.
@@ -327,6 +353,23 @@ impl DecoderConfig {
         families::names()
     }
 
+    /// Routed experts of layer `i`; 0 where it is dense.
+    pub fn experts(&self, i: usize) -> usize {
+        match (self.layers.get(i), self.sparse) {
+            (Some(layer), Some(sparse)) if layer.sparse => layer.experts.unwrap_or(sparse.experts),
+            _ => 0,
+        }
+    }
+
+    /// The same model whose routers with capacity draw second experts with noise of this seed, as their reference does in
+    /// evaluation too; `None` takes the best. Changes nothing in models without such routers.
+    pub fn with_second_choice_noise(mut self, seed: Option<u64>) -> Self {
+        if let Some(SparseConfig { router: RouterConfig::Capacity { noise, .. }, .. }) = &mut self.sparse {
+            *noise = seed;
+        }
+        self
+    }
+
     /// The layers that have routed experts, by index.
     pub fn sparse_layers(&self) -> impl Iterator<Item = usize> {
         self.layers.iter().enumerate().filter(|(_, l)| l.sparse).map(|(i, _)| i)
@@ -345,9 +388,13 @@ impl DecoderConfig {
         positive("embedding_multiplier", self.multipliers.embedding)?;
         positive("residual_multiplier", self.multipliers.residual)?;
         positive("logits_scaling", self.multipliers.logits_divisor)?;
-        if let AuxLoss::Balance(c) | AuxLoss::LayerBalance(c) | AuxLoss::SequenceBalance(c) = self.aux_loss
-            && !(c >= 0.0 && c.is_finite())
-        {
+        let coefficients = match self.aux_loss {
+            AuxLoss::None => [0.0, 0.0],
+            AuxLoss::Balance(c) | AuxLoss::LayerBalance(c) => [c, 0.0],
+            AuxLoss::SequenceBalance(c) | AuxLoss::FirstChoice(c) => [c, 0.0],
+            AuxLoss::BalanceAndZ(balance, z) => [balance, z],
+        };
+        if let Some(c) = coefficients.into_iter().find(|c| !(*c >= 0.0 && c.is_finite())) {
             bail!("the coefficient of the auxiliary loss is {c}, expected 0 or more");
         }
         for (i, layer) in self.layers.iter().enumerate() {
@@ -356,6 +403,9 @@ impl DecoderConfig {
             }
             if layer.sparse && self.sparse.is_none() || !layer.sparse && self.dense.is_none() {
                 bail!("layer {i} has no feed-forward part");
+            }
+            if let (Some(experts), Some(sparse)) = (layer.experts, self.sparse) {
+                top_k(sparse.k, experts).map_err(|e| Error::msg(format!("layer {i}: {e}")))?;
             }
         }
         let rotary = self.attention.validate()?;
@@ -454,6 +504,13 @@ impl SparseConfig {
                 Ok(())
             }
             RouterConfig::TopKSoftmax => Ok(()),
+            RouterConfig::Capacity { factor, train_factor, .. } => {
+                if !(1..=2).contains(&self.k) {
+                    bail!("top_k_experts is {}, expected 1 or 2: no other number is defined", self.k);
+                }
+                positive("eval_capacity_factor", factor)?;
+                positive("capacity_factor", train_factor)
+            }
             RouterConfig::SparseMixer { jitter } => {
                 if self.k != 2 {
                     bail!("SparseMixer routes to 2 experts, num_experts_per_tok is {}", self.k);

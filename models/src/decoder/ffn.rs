@@ -1,8 +1,10 @@
 //! The feed-forward part of a layer: one dense network, or routed experts through the shared sparse layer.
 
 use candle_core::{DType, Result, Tensor};
-use moesaic_kernels::routers::{GroupLimit, Router, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
-use moesaic_kernels::{ExpertBank, Init, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage};
+use moesaic_kernels::routers::{
+    Capacity, GroupLimit, Router, SecondChoice, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax,
+};
+use moesaic_kernels::{ExpertBank, Init, Linear, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage};
 
 use super::config::{DecoderConfig, DenseConfig, RouterConfig, SparseConfig};
 use super::names::ExpertNames;
@@ -69,7 +71,9 @@ impl Ffn {
     pub(super) fn load(cfg: &DecoderConfig, layer: usize, p: &Params) -> Result<Self> {
         let sparse = cfg.layers.get(layer).is_some_and(|l| l.sparse);
         match (sparse, cfg.sparse, cfg.dense) {
-            (true, Some(sparse), _) => Self::sparse(cfg, sparse, p),
+            (true, Some(sparse), _) => {
+                Self::sparse(cfg, SparseConfig { experts: cfg.experts(layer), ..sparse }, layer, p)
+            }
             (false, _, Some(dense)) => {
                 let (prefix, init) = (cfg.names.dense, Init::Normal(cfg.initializer_range));
                 let names = NetworkNames { prefix: String::new(), maps: &cfg.names.dense_maps };
@@ -81,15 +85,16 @@ impl Ffn {
         }
     }
 
-    fn sparse(cfg: &DecoderConfig, config: SparseConfig, p: &Params) -> Result<Self> {
+    fn sparse(cfg: &DecoderConfig, config: SparseConfig, layer: usize, p: &Params) -> Result<Self> {
         let (h, init, p) = (cfg.hidden_size, Init::Normal(cfg.initializer_range), p.pp(cfg.names.sparse));
-        let SparseConfig { experts: e, intermediate_size: i, activation, .. } = config;
-        let network = |width| DenseConfig { intermediate_size: width, activation, gated: true, bias: false };
-        let router = router(cfg.names.router, cfg.names.router_bias, h, config, &p, init)?;
+        let SparseConfig { experts: e, intermediate_size: i, activation, gated, bias, .. } = config;
+        let network = |width| DenseConfig { intermediate_size: width, activation, gated, bias };
+        let router = router(cfg, config, layer, &p)?;
         let mut names = Vec::new();
         let experts = match &cfg.names.experts {
             ExpertNames::Each(maps) => {
-                let networks: Vec<_> = (0..e).map(|e| NetworkNames { prefix: format!("experts.{e}."), maps }).collect();
+                let prefix = |e: usize| format!("{}.{e}.", cfg.names.expert);
+                let networks: Vec<_> = (0..e).map(|e| NetworkNames { prefix: prefix(e), maps }).collect();
                 names = networks.iter().map(NetworkNames::all).collect();
                 bank(&p, &networks, h, network(i), init)?
             }
@@ -117,8 +122,13 @@ impl Ffn {
                     true => Some(p.tensor(cfg.names.shared_gate, [1, h], init)?),
                     false => None,
                 };
+                let blend = match shared.blended {
+                    true => Some(Linear::load(&p, cfg.names.blend, (2, h), true, init)?),
+                    false => None,
+                };
                 let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
-                Some(SharedExpert { bank: bank(&p, &[names], h, network, init)?, gate })
+                let bank = bank(&p, &[names], h, network, init)?;
+                Some(SharedExpert { bank, gate, blend })
             }
         };
         let bias = match config.output_bias {
@@ -163,10 +173,14 @@ impl Ffn {
     }
 }
 
-fn router(name: &str, bias: &str, h: usize, config: SparseConfig, p: &Params, init: Init) -> Result<Box<dyn Router>> {
-    let (e, k) = (config.experts, config.k);
-    // Routers compute in f32 whatever the weights are; they are small.
-    let weight = p.tensor(name, [e, h], init)?.to_dtype(DType::F32)?;
+fn router(cfg: &DecoderConfig, config: SparseConfig, layer: usize, p: &Params) -> Result<Box<dyn Router>> {
+    let (e, k, h, init) = (config.experts, config.k, cfg.hidden_size, Init::Normal(cfg.initializer_range));
+    // Routers compute in f32 whatever the weights are; they are small. Where they are in f32 in the file of a model in half
+    // precision, they stay so.
+    let weight = match config.router {
+        RouterConfig::Capacity { .. } => p.tensor_f32(cfg.names.router, [e, h], init)?,
+        _ => p.tensor(cfg.names.router, [e, h], init)?.to_dtype(DType::F32)?,
+    };
     let limit = |groups: Option<(usize, usize)>| groups.map(|(groups, keep)| GroupLimit { groups, keep });
     Ok(match config.router {
         RouterConfig::SoftmaxTopK { renormalise, scale, groups } => {
@@ -174,9 +188,16 @@ fn router(name: &str, bias: &str, h: usize, config: SparseConfig, p: &Params, in
         }
         RouterConfig::TopKSoftmax => Box::new(TopKSoftmax { weight, k }),
         RouterConfig::SigmoidTopK { renormalise, scale, groups } => {
-            let bias = Some(p.tensor(bias, [e], Init::Zeros)?.to_dtype(DType::F32)?);
+            let bias = Some(p.tensor(cfg.names.router_bias, [e], Init::Zeros)?.to_dtype(DType::F32)?);
             Box::new(SigmoidTopK { weight, bias, k, renormalise, scale, groups: limit(groups) })
         }
         RouterConfig::SparseMixer { jitter } => Box::new(SparseMixer { weight, jitter }),
+        RouterConfig::Capacity { factor, train_factor, min_capacity, noise } => {
+            let factor = if p.trains() { train_factor } else { factor };
+            // Layers draw from streams of their own.
+            let seed = |seed: u64| seed.wrapping_add((layer as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let second = noise.map_or(SecondChoice::Best, |noise| SecondChoice::gumbel(seed(noise)));
+            Box::new(Capacity { weight, k, factor, min_capacity, second })
+        }
     })
 }

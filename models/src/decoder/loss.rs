@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use moesaic_kernels::Routes;
-use moesaic_kernels::losses::{cross_entropy, load_balance, sequence_balance};
+use moesaic_kernels::losses::{cross_entropy, first_choice_balance, load_balance, router_z, sequence_balance};
 
 use super::config::AuxLoss;
 use super::{Context, Decoder, Input, Output};
@@ -43,7 +43,7 @@ impl Decoder {
         let places = Tensor::from_vec(places, targets.len(), self.device())?;
         let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
         let cross_entropy = cross_entropy(&self.logits(&hidden)?, &targets)?;
-        let aux = self.aux_loss(&output, b)?;
+        let aux = self.aux_loss(&output, b, context.reference_padding)?;
         let total = match &aux {
             Some((aux, coefficient)) => (&cross_entropy + (aux * *coefficient)?)?,
             None => cross_entropy.clone(),
@@ -51,8 +51,9 @@ impl Decoder {
         Ok((Losses { total, cross_entropy, aux: aux.map(|(aux, _)| aux) }, output))
     }
 
-    /// The auxiliary loss of the routes taken by `b` rows, and its coefficient.
-    fn aux_loss(&self, output: &Output, b: usize) -> Result<Option<(Tensor, f64)>> {
+    /// The auxiliary loss of the routes taken by `b` rows, and its coefficient. `padding` counts in those that count it in their
+    /// reference.
+    fn aux_loss(&self, output: &Output, b: usize, padding: bool) -> Result<Option<(Tensor, f64)>> {
         if output.routes.is_empty() {
             return Ok(None);
         }
@@ -70,8 +71,24 @@ impl Decoder {
             AuxLoss::SequenceBalance(coefficient) => {
                 Some((summed(&output.routes, |routes| sequence_balance(routes, b))?, coefficient))
             }
+            AuxLoss::FirstChoice(coefficient) => {
+                let each = |routes: &Routes| first_choice_balance(&counted(routes, padding), 1);
+                Some((summed(&output.routes, each)?, coefficient))
+            }
+            AuxLoss::BalanceAndZ(balance, z) => {
+                let each = |routes: &Routes| {
+                    let routes = counted(routes, padding);
+                    (first_choice_balance(&routes, b)? * balance)? + (router_z(&routes)? * z)?
+                };
+                Some(((summed(&output.routes, each)? / output.routes.len() as f64)?, 1.0))
+            }
         })
     }
+}
+
+/// The routes, with or without their padding.
+fn counted(routes: &Routes, padding: bool) -> Routes {
+    if padding { routes.clone().with_mask(None) } else { routes.clone() }
 }
 
 fn summed(layers: &[Routes], loss: impl Fn(&Routes) -> Result<Tensor>) -> Result<Tensor> {

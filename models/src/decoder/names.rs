@@ -19,6 +19,8 @@ pub struct Names {
     pub attention: &'static str,
     /// Its output projection.
     pub output: &'static str,
+    /// Queries, keys and values, or one tensor with all three.
+    pub qkv: &'static [&'static str],
     /// Norms of queries and keys.
     pub qk_norms: (&'static str, &'static str),
     /// The dense feed-forward part of a layer.
@@ -31,18 +33,22 @@ pub struct Names {
     pub router: &'static str,
     /// `[E]`, what steers a sigmoid router's choice.
     pub router_bias: &'static str,
+    /// What experts that have tensors of their own are numbered under.
+    pub expert: &'static str,
     /// The routed experts.
     pub experts: ExpertNames,
     /// The shared expert.
     pub shared: &'static str,
     /// `[1, H]`
     pub shared_gate: &'static str,
+    /// `[2, H]` and a bias: what blends routed and shared experts.
+    pub blend: &'static str,
 }
 
 /// How the weights of a layer's experts are cut into tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertNames {
-    /// One tensor for each expert and map: `experts.{e}.{gate, up, down}.weight`.
+    /// One tensor for each expert and map: `{expert}.{e}.{gate, up, down}.weight`; the gate's name is empty without one.
     Each([&'static str; 3]),
     /// All experts in two tensors: gate above up `[E, 2I, H]`, down `[E, H, I]`.
     Stacked([&'static str; 2]),
@@ -62,14 +68,17 @@ impl Names {
         ffn_norm: "post_attention_layernorm",
         attention: "self_attn",
         output: "o_proj",
+        qkv: &["q_proj", "k_proj", "v_proj"],
         qk_norms: ("q_norm", "k_norm"),
         dense: "mlp",
         dense_maps: ["gate_proj", "up_proj", "down_proj"],
         sparse: "mlp",
         router: "gate.weight",
         router_bias: "gate.e_score_correction_bias",
+        expert: "experts",
         experts: ExpertNames::Each(["gate_proj", "up_proj", "down_proj"]),
         shared: "shared_expert",
         shared_gate: "shared_expert_gate.weight",
+        blend: "coefficient",
     };
 }

@@ -89,17 +89,26 @@ impl DecoderConfig {
         }
         if let Some(s) = self.sparse {
             let bias = if matches!(s.router, RouterConfig::SigmoidTopK { .. }) { s.experts } else { 0 };
-            parameters.routers = all(times(&[sparse, times(&[s.experts, h]).saturating_add(bias)]));
-            let expert = times(&[3, h, s.intermediate_size]);
+            let experts = self.sparse_layers().fold(0usize, |n, i| n.saturating_add(self.experts(i)));
+            let blends = s.shared.is_some_and(|shared| shared.blended);
+            let blend = if blends { 2 * h + 2 } else { 0 };
+            parameters.routers = all(times(&[experts, h])
+                .saturating_add(times(&[sparse, bias]))
+                .saturating_add(times(&[sparse, blend])));
+            let network = |width: usize, bias: bool| {
+                let maps = if s.gated { 3 } else { 2 };
+                let biases = if bias { times(&[maps - 1, width]).saturating_add(h) } else { 0 };
+                times(&[maps, h, width]).saturating_add(biases)
+            };
+            let expert = network(s.intermediate_size, s.bias);
             let once = if s.output_bias { h } else { 0 };
             parameters.experts = Part {
-                total: times(&[sparse, times(&[s.experts, expert]).saturating_add(once)]),
+                total: times(&[experts, expert]).saturating_add(times(&[sparse, once])),
                 active: times(&[sparse, times(&[s.k, expert]).saturating_add(once)]),
             };
             if let Some(shared) = s.shared {
                 let gate = if shared.gated { h } else { 0 };
-                let biases = if shared.bias { times(&[2, shared.intermediate_size]).saturating_add(h) } else { 0 };
-                let expert = times(&[3, h, shared.intermediate_size]).saturating_add(biases);
+                let expert = network(shared.intermediate_size, shared.bias);
                 parameters.shared = all(times(&[sparse, expert.saturating_add(gate)]));
             }
         }

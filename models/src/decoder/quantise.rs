@@ -170,7 +170,7 @@ impl DecoderConfig {
         let part = rest.strip_prefix(names.sparse)?.strip_prefix('.')?;
         let shared = part.strip_prefix(names.shared).is_some_and(|part| part.starts_with('.'));
         let routed = match &names.experts {
-            ExpertNames::Each(_) => part.starts_with("experts."),
+            ExpertNames::Each(_) => part.strip_prefix(names.expert).is_some_and(|part| part.starts_with('.')),
             ExpertNames::Stacked(stacks) => stacks.contains(&part),
             // Their rows are inputs, along which blocks would not lie.
             ExpertNames::InputMajor(_) => false,

@@ -198,6 +198,12 @@ impl VisionConfig {
         families::names()
     }
 
+    /// The same model whose language model draws second experts with noise ([`DecoderConfig::with_second_choice_noise`]).
+    pub fn with_second_choice_noise(mut self, seed: Option<u64>) -> Self {
+        self.decoder = self.decoder.with_second_choice_noise(seed);
+        self
+    }
+
     /// Checks that the parts fit each other.
     pub fn validate(&self) -> candle_core::Result<()> {
         self.decoder.validate()?;
@@ -288,10 +294,10 @@ impl TowerConfig {
         }
     }
 
-    /// The sizes of a tower that is known by its name on the Hub.
-    pub(super) fn named(name: &str) -> Result<Self> {
+    /// The `vision_config` of a tower that is known by its name on the Hub.
+    pub(super) fn named(name: &str) -> Result<Map<String, Value>> {
         match towers::known(name) {
-            Some(map) => Ok(Self::from_map(&map)?),
+            Some(map) => Ok(map),
             None => Err(Error::other(format!(
                 "the sizes of the vision tower {} are not known; put its config.json beside this one as vision_config.json",
                 shown(name)

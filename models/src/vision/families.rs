@@ -1,8 +1,11 @@
 //! The families: one file each, which translates its `config.json` and says where its tensors stand.
 
+mod cumo;
 mod keys;
 mod llava;
+mod moe_llava;
 mod native;
+mod original;
 
 use moesaic_kernels::shown;
 use serde_json::{Map, Value};
@@ -14,7 +17,43 @@ use crate::decoder::DecoderConfig;
 type Translate = fn(Map<String, Value>, Option<Map<String, Value>>) -> Result<VisionConfig>;
 
 /// Every `model_type`, in the order in which messages list them.
-const FAMILIES: [(&str, Translate); 2] = [("moesaic_vision", native::translate), ("llava", llava::translate)];
+const FAMILIES: [(&str, Translate); 16] = [
+    ("moesaic_vision", native::translate),
+    ("llava", llava),
+    ("llava_llama", original::translate),
+    ("llava_mistral", cumo),
+    ("llava_mixtral", cumo),
+    ("moe_llava_stablelm", moe_llava::translate),
+    ("moe_llava_phi", moe_llava::translate),
+    ("moe_llava_qwen", moe_llava::translate),
+    ("moe_llava_qwen1_5", moe_llava::translate),
+    ("moe_llava_mistral", moe_llava::translate),
+    ("moe_llava_llama", moe_llava::translate),
+    ("moe_llava", moe_llava::translate),
+    ("llava_stablelm", moe_llava::translate),
+    ("llava_phi", moe_llava::translate),
+    ("llava_qwen", moe_llava::translate),
+    ("llava_qwen1_5", moe_llava::translate),
+];
+
+/// `llava` is what `transformers` calls it, and the code of LLaVA and that of MoE-LLaVA did so before.
+fn llava(map: Map<String, Value>, tower: Option<Map<String, Value>>) -> Result<VisionConfig> {
+    if map.contains_key("text_config") || map.contains_key("vision_config") && !map.contains_key("mm_hidden_size") {
+        return llava::translate(map, tower);
+    }
+    let translate = if map.contains_key("mm_image_tower") { moe_llava::translate } else { original::translate };
+    translate(map, tower)
+}
+
+/// The code of CuMo, of LLaVA and of MoE-LLaVA share these names.
+fn cumo(map: Map<String, Value>, tower: Option<Map<String, Value>>) -> Result<VisionConfig> {
+    let translate = match () {
+        () if map.contains_key("mm_image_tower") => moe_llava::translate,
+        () if ["clip_smoe", "mlp_smoe", "scales"].iter().any(|key| map.contains_key(*key)) => cumo::translate,
+        () => original::translate,
+    };
+    translate(map, tower)
+}
 
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(name, _)| *name)

@@ -15,7 +15,7 @@ fn every_family_is_here() {
         configs().iter().map(|c| c["model_type"].as_str().unwrap().to_string()).collect();
     let supported: std::collections::BTreeSet<String> = DecoderConfig::supported().map(str::to_string).collect();
     assert_eq!(made, supported);
-    assert_eq!(supported.len(), 16);
+    assert_eq!(supported.len(), 17);
 }
 
 #[test]

@@ -81,11 +81,14 @@ impl Keys {
                     k,
                     intermediate_size: self.moe_intermediate_size,
                     activation,
+                    gated: true,
+                    bias: false,
                     router,
                     shared: shared.map(|intermediate_size| SharedConfig {
                         intermediate_size,
                         gated: false,
                         bias: false,
+                        blended: false,
                     }),
                     output_bias: false,
                 })

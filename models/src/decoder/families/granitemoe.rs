@@ -51,6 +51,8 @@ impl Family for Config {
                 k: self.num_experts_per_tok,
                 intermediate_size: self.intermediate_size,
                 activation: common.activation()?,
+                gated: true,
+                bias: false,
                 router: RouterConfig::TopKSoftmax,
                 shared: None,
                 output_bias: false,

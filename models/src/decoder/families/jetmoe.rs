@@ -52,6 +52,8 @@ impl Family for Config {
                 k,
                 intermediate_size: self.intermediate_size,
                 activation: common.activation()?,
+                gated: true,
+                bias: false,
                 router: RouterConfig::TopKSoftmax,
                 shared: None,
                 output_bias: true,

@@ -87,7 +87,7 @@ impl Common {
             model_type: model_type.to_string(),
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
-            layers: vec![LayerConfig { sparse: false, window: None }; self.num_hidden_layers],
+            layers: vec![LayerConfig { sparse: false, window: None, experts: None }; self.num_hidden_layers],
             attention,
             norm: NormConfig { kind: NormKind::Rms, eps },
             parallel: false,

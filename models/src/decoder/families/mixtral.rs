@@ -35,6 +35,8 @@ impl Family for Config {
                 k: self.num_experts_per_tok,
                 intermediate_size: self.intermediate_size,
                 activation: common.activation()?,
+                gated: true,
+                bias: false,
                 router: RouterConfig::SoftmaxTopK { renormalise: true, scale: 1.0, groups: None },
                 shared: None,
                 output_bias: false,

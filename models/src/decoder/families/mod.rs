@@ -7,10 +7,13 @@ mod granitemoe;
 mod jetmoe;
 mod keys;
 mod llama;
+mod mistral;
 mod mixtral;
+mod moe_llava;
 mod olmoe;
 mod phi;
 mod phimoe;
+mod qwen;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3_moe;
@@ -23,11 +26,14 @@ use serde_json::{Map, Value};
 
 use super::config::DecoderConfig;
 
+pub(crate) use moe_llava::language_model as moe_llava;
+
 type Translate = fn(Map<String, Value>) -> Result<DecoderConfig>;
 
 /// Every `model_type`, in the order in which messages list them.
-const FAMILIES: [(&str, Translate); 16] = [
+const FAMILIES: [(&str, Translate); 17] = [
     ("llama", translated::<llama::Config>),
+    ("mistral", translated::<mistral::Config>),
     ("qwen2", translated::<qwen2::Config>),
     ("stablelm", translated::<stablelm::Config>),
     ("phi", translated::<phi::Config>),

@@ -47,6 +47,8 @@ impl Family for Config {
                 k: self.num_experts_per_tok,
                 intermediate_size: self.intermediate_size,
                 activation: common.activation()?,
+                gated: true,
+                bias: false,
                 router: RouterConfig::SoftmaxTopK { renormalise: self.norm_topk_prob, scale: 1.0, groups: None },
                 shared: None,
                 output_bias: false,

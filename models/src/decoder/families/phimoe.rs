@@ -48,6 +48,8 @@ impl Family for Config {
                 k: self.num_experts_per_tok,
                 intermediate_size: self.intermediate_size,
                 activation: common.activation()?,
+                gated: true,
+                bias: false,
                 router: RouterConfig::SparseMixer { jitter: self.router_jitter_noise.unwrap_or(0.01) },
                 shared: None,
                 output_bias: false,

@@ -108,6 +108,8 @@ impl Family for Sparse {
                 k: self.num_experts_per_tok,
                 intermediate_size: self.moe_intermediate_size,
                 activation,
+                gated: true,
+                bias: false,
                 router: RouterConfig::SoftmaxTopK { renormalise: true, scale: 1.0, groups: None },
                 shared: None,
                 output_bias: false,

@@ -18,7 +18,7 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
     let tower = match (keys.object("vision_config")?, tower) {
         (Some(config), _) => TowerConfig::from_map(config)?,
         (None, Some(config)) => TowerConfig::from_map(&config)?,
-        (None, None) => TowerConfig::named("openai/clip-vit-large-patch14-336")?,
+        (None, None) => TowerConfig::from_map(&TowerConfig::named("openai/clip-vit-large-patch14-336")?)?,
     };
     let text = with_defaults(keys.object("text_config")?.cloned().unwrap_or_default());
     let mut text = text;
