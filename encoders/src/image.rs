@@ -17,7 +17,7 @@ mod preprocess;
 mod resize;
 mod tiles;
 
-pub use aria::{AriaPixels, AriaProcessor};
+pub use aria::{AriaPixels, AriaProcessor, Crop};
 #[cfg(feature = "image")]
 pub use decode::DecodeOptions;
 pub use patches::{Grid, PatchProcessor, Patches};

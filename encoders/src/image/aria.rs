@@ -33,6 +33,9 @@ pub struct AriaProcessor {
     pub limits: Limits,
 }
 
+/// A square picture, and the `(width, height)` of what is real in it.
+pub type Crop = (Picture, (usize, usize));
+
 /// Pixels of pictures, as Aria's tower takes them.
 #[derive(Clone, Debug)]
 pub struct AriaPixels {
@@ -82,7 +85,7 @@ impl AriaProcessor {
 
     /// The bytes before they become numbers: the crops of a picture, `side x side` with black behind what is real, and the
     /// size of that, `(width, height)`.
-    pub fn crops(&self, picture: &Picture) -> Result<Vec<(Picture, (usize, usize))>, ImageError> {
+    pub fn crops(&self, picture: &Picture) -> Result<Vec<Crop>, ImageError> {
         let crops = match self.split {
             false => vec![picture.clone()],
             true => {
