@@ -4,16 +4,23 @@
 //! file ── Picture ──▶ pad to square | tiles ──▶ resize, crop ──▶ / 255, - mean, / std ──▶ [n, 3, S, S]
 //! ```
 //!
+//! [`ImageProcessor`] does so for CLIP, SigLIP, LLaVA and LLaVA-NeXT, [`AriaProcessor`] for Aria, with a mask of real pixels, and
+//! [`PatchProcessor`] for Qwen3-VL, whose pictures and videos become patches.
+//!
 //! Resizing gives the bytes that Pillow gives, since published models were trained and evaluated on those.
 
+mod aria;
 #[cfg(feature = "image")]
 mod decode;
+mod patches;
 mod preprocess;
 mod resize;
 mod tiles;
 
+pub use aria::{AriaPixels, AriaProcessor, Crop};
 #[cfg(feature = "image")]
 pub use decode::{DecodeOptions, decoding};
+pub use patches::{Grid, PatchProcessor, Patches};
 pub use preprocess::{ImageProcessor, Sizing};
 pub use resize::{Filter, Window};
 pub use tiles::{best_grid, tiles};

@@ -211,7 +211,8 @@ impl SiglipVision {
         let index = |values: &[u32]| Tensor::from_vec(values.to_vec(), values.len(), x.device());
         // Pictures that miss the same patches go through together.
         let together = real.windows(2).all(|two| two[0] == two[1]);
-        let groups: Vec<_> = if together { vec![0..b] } else { (0..b).map(|i| i..i + 1).collect() };
+        let step = if together { b } else { 1 };
+        let groups = (0..b).step_by(step.max(1)).map(|i| i..i + step);
         let mut all = Vec::with_capacity(b);
         for group in groups {
             let (Some(real), Some(places)) = (real.get(group.start), places.get(group.start)) else { continue };

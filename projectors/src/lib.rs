@@ -9,8 +9,10 @@
 //! | [`Matryoshka`] | `matryoshka.rs` | one such network for each of several rates of compression: Llama-MTSK |
 //! | [`Smop`] | `smop.rs` | sparse mixture of projectors over several modalities: Llama-SMoP |
 //!
-//! [`Compression`] makes fewer tokens of many before a projector.
+//! [`Compression`] makes fewer tokens of many before a projector; [`spatial_unpad`] makes one sequence of the tokens of a
+//! picture's tiles behind it.
 
+mod anyres;
 mod compress;
 mod matryoshka;
 mod mlp;
@@ -19,6 +21,7 @@ mod smop;
 mod sparse;
 mod two_layer;
 
+pub use anyres::spatial_unpad;
 pub use compress::Compression;
 pub use matryoshka::Matryoshka;
 pub use mlp::{Mlp, MlpNames};

@@ -35,6 +35,9 @@ pub struct ImageProcessor {
     pub normalise: Option<([f64; 3], [f64; 3])>,
     /// Puts the picture on a square of the mean colour first, in its middle.
     pub pad_to_square: bool,
+    /// Grids of tiles, `(width, height)` in pixels, in the order of `image_grid_pinpoints`, which has the height first
+    /// (LLaVA-NeXT); empty for processors without tiles.
+    pub grids: Vec<(usize, usize)>,
     /// What pictures may measure.
     pub limits: Limits,
 }
@@ -42,16 +45,16 @@ pub struct ImageProcessor {
 impl ImageProcessor {
     /// Reads `preprocessor_config.json` of a model's folder, or a file of that kind.
     pub fn load(path: &Path) -> Result<Self, ImageError> {
-        let path = if path.is_dir() { path.join("preprocessor_config.json") } else { path.to_path_buf() };
-        let text = std::fs::read_to_string(&path).map_err(|source| ImageError::Read { path, source })?;
-        Self::from_json(&text)
+        Self::from_map(&read(path, "preprocessor_config.json")?)
     }
 
     /// Reads the text of a `preprocessor_config.json`.
     pub fn from_json(text: &str) -> Result<Self, ImageError> {
-        let json: Value = serde_json::from_str(text).map_err(|e| ImageError::Config(e.to_string()))?;
-        let json = json.as_object().ok_or_else(|| ImageError::Config("is not an object".into()))?;
-        let on = |key: &str, default: bool| json.get(key).and_then(Value::as_bool).unwrap_or(default);
+        Self::from_map(&parse(text)?)
+    }
+
+    fn from_map(json: &Map<String, Value>) -> Result<Self, ImageError> {
+        let on = |key: &str, default: bool| on(json, key, default);
         let clip = ["image_processor_type", "feature_extractor_type"]
             .iter()
             .filter_map(|key| json.get(*key)?.as_str())
@@ -67,34 +70,9 @@ impl ImageProcessor {
             },
             false => None,
         };
-        let number = |key: &str, default: f64| match json.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .filter(|v| v.is_finite())
-                .ok_or_else(|| ImageError::Config(format!("{key} is {value}, expected a number"))),
-        };
-        let rescale = match on("do_rescale", true) {
-            true => Some(number("rescale_factor", 1.0 / 255.0)?),
-            false => None,
-        };
-        let normalise = match on("do_normalize", true) {
-            true => {
-                let std = colours(json, "image_std")?;
-                if std.iter().any(|s| *s <= 0.0) {
-                    return Err(ImageError::Config("image_std has a number that is not positive".into()));
-                }
-                Some((colours(json, "image_mean")?, std))
-            }
-            false => None,
-        };
-        let filter = match json.get("resample") {
-            None | Some(Value::Null) => Filter::Bicubic,
-            Some(value) => Filter::from_number(
-                value.as_u64().ok_or_else(|| ImageError::Config(format!("resample is {value}, expected 0 to 5")))?,
-            )?,
-        };
-        Ok(Self { size, filter, crop, rescale, normalise, pad_to_square: false, limits: Limits::default() })
+        let (filter, rescale, normalise) = values(json, None)?;
+        let grids = grids(json, "image_grid_pinpoints")?;
+        Ok(Self { size, filter, crop, rescale, normalise, pad_to_square: false, grids, limits: Limits::default() })
     }
 
     /// The same with pictures on a square of the mean colour (`image_aspect_ratio: pad`).
@@ -172,21 +150,28 @@ impl ImageProcessor {
     }
 
     /// Pixels of one picture as tiles ("anyres"): the whole picture small, then the tiles of the best of `grids`, row by row.
-    /// Also gives the grid in pixels, `(width, height)`.
+    /// Also gives the grid in pixels, `(width, height)`. [`grids`](Self::grids) has those of the file; LLaVA's own code and CuMo's
+    /// have theirs in the model's `config.json`, with the width first. Their order decides between grids that fit equally.
     ///
     /// # Shapes
     /// `[1 + tiles, 3, S, S]`
     pub fn tiles(&self, picture: &Picture, grids: &[(usize, usize)]) -> Result<(Tensor, (usize, usize)), ImageError> {
-        let side = match (self.crop, self.size) {
-            (Some((w, h)), _) | (None, Some(Sizing::Exact(w, h))) if w == h => w,
-            (None, Some(Sizing::Shortest(side))) => side,
-            _ => return Err(ImageError::Config("tiles need a square crop_size or size".into())),
+        let square = |crop: Option<(usize, usize)>| crop.filter(|(w, h)| w == h).map(|(w, _)| w);
+        let edge = match self.size {
+            Some(Sizing::Exact(w, h)) => Some(w.min(h)),
+            Some(Sizing::Shortest(side)) => Some(side),
+            None => square(self.crop),
+        };
+        let side = if self.crop.is_some() { square(self.crop) } else { edge };
+        let (Some(side), Some(edge)) = (side, edge) else {
+            return Err(ImageError::Config("tiles need a square crop_size or size".into()));
         };
         let grid = best_grid((picture.width, picture.height), grids)
             .ok_or_else(|| ImageError::Config("image_grid_pinpoints is empty".into()))?;
-        let crops = tiles(picture, grid, side, &self.limits)?
-            .iter()
-            .map(|tile| Self { pad_to_square: false, ..self.clone() }.crop(tile))
+        let small = picture.resize((edge, edge), self.filter, None, &self.limits)?;
+        let crops = std::iter::once(small)
+            .chain(tiles(picture, grid, side, self.filter, &self.limits)?)
+            .map(|tile| Self { pad_to_square: false, ..self.clone() }.crop(&tile))
             .collect::<Result<Vec<_>, _>>()?;
         Ok((self.normalised(&crops)?, grid))
     }
@@ -207,29 +192,128 @@ impl ImageProcessor {
                 other.width, other.height
             )));
         }
-        // Every byte has one result: in f64 times the factor, from there on in f32, as the references do.
-        let table = |colour: usize| -> Vec<f32> {
-            (0..256)
-                .map(|byte| {
-                    let value = self.rescale.map_or(byte as f32, |factor| (f64::from(byte) * factor) as f32);
-                    match self.normalise {
-                        Some((mean, std)) => (value - mean[colour] as f32) / std[colour] as f32,
-                        None => value,
-                    }
-                })
-                .collect()
-        };
-        let tables = [table(0), table(1), table(2)];
-        let area = w * h;
-        let mut values = vec![0f32; crops.len() * 3 * area];
-        chunks(&mut values, area, area > 1 << 14, |i, plane| {
-            let (table, picture, colour) = (&tables[i % 3], &crops[i / 3], i % 3);
-            for (value, pixel) in plane.iter_mut().zip(picture.rgb.chunks_exact(3)) {
-                *value = table[usize::from(pixel[colour])];
-            }
-        });
-        Ok(Tensor::from_vec(values, (crops.len(), 3, h, w), &Device::Cpu)?)
+        Ok(planes(crops, &tables(self.rescale, self.normalise))?)
     }
+}
+
+/// What each byte becomes, by colour: in f64 times the factor, from there on in f32, as the references do.
+pub(super) fn tables(rescale: Option<f64>, normalise: Option<([f64; 3], [f64; 3])>) -> [Vec<f32>; 3] {
+    [0, 1, 2].map(|colour: usize| {
+        (0..256)
+            .map(|byte| {
+                let value = rescale.map_or(byte as f32, |factor| (f64::from(byte) * factor) as f32);
+                match normalise {
+                    Some((mean, std)) => (value - mean[colour] as f32) / std[colour] as f32,
+                    None => value,
+                }
+            })
+            .collect()
+    })
+}
+
+/// Bytes to numbers, colour by colour: pictures of one size to `[n, 3, h, w]`.
+pub(super) fn planes(pictures: &[Picture], tables: &[Vec<f32>; 3]) -> candle_core::Result<Tensor> {
+    let (w, h) = pictures.first().map_or((0, 0), |p| (p.width, p.height));
+    let area = w * h;
+    let mut values = vec![0f32; pictures.len() * 3 * area];
+    chunks(&mut values, area.max(1), area > 1 << 14, |i, plane| {
+        let (table, picture, colour) = (&tables[i % 3], &pictures[i / 3], i % 3);
+        for (value, pixel) in plane.iter_mut().zip(picture.rgb.chunks_exact(3)) {
+            *value = table[usize::from(pixel[colour])];
+        }
+    });
+    Tensor::from_vec(values, (pictures.len(), 3, h, w), &Device::Cpu)
+}
+
+/// A number of a configuration.
+pub(super) fn number(json: &Map<String, Value>, key: &str, default: f64) -> Result<f64, ImageError> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_f64()
+            .filter(|v| v.is_finite())
+            .ok_or_else(|| ImageError::Config(format!("{key} is {value}, expected a number"))),
+    }
+}
+
+/// A size of a configuration.
+pub(super) fn whole(json: &Map<String, Value>, key: &str, default: usize) -> Result<usize, ImageError> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .and_then(|v| usize::try_from(v).ok())
+            .filter(|v| (1..=1 << 40).contains(v))
+            .ok_or_else(|| ImageError::Config(format!("{key} is {value}, expected a positive number"))),
+    }
+}
+
+/// A switch of a configuration.
+pub(super) fn on(json: &Map<String, Value>, key: &str, default: bool) -> bool {
+    json.get(key).and_then(Value::as_bool).unwrap_or(default)
+}
+
+/// The object that a file of a folder, or a file, holds.
+pub(super) fn read(path: &Path, name: &str) -> Result<Map<String, Value>, ImageError> {
+    let path = if path.is_dir() { path.join(name) } else { path.to_path_buf() };
+    let text = std::fs::read_to_string(&path).map_err(|source| ImageError::Read { path, source })?;
+    parse(&text)
+}
+
+/// The object in a text.
+pub(super) fn parse(text: &str) -> Result<Map<String, Value>, ImageError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(json)) => Ok(json),
+        Ok(_) => Err(ImageError::Config("is not an object".into())),
+        Err(e) => Err(ImageError::Config(e.to_string())),
+    }
+}
+
+/// The filter, the factor, and the mean and standard deviation, where they are used.
+pub(super) type Values = (Filter, Option<f64>, Option<([f64; 3], [f64; 3])>);
+
+/// How pixels are weighed and what becomes of their values. `usual` are mean and standard deviation where the file has none.
+pub(super) fn values(json: &Map<String, Value>, usual: Option<([f64; 3], [f64; 3])>) -> Result<Values, ImageError> {
+    let rescale = match on(json, "do_rescale", true) {
+        true => Some(number(json, "rescale_factor", 1.0 / 255.0)?),
+        false => None,
+    };
+    let given = |key: &str, usual: Option<[f64; 3]>| match (json.get(key), usual) {
+        (None | Some(Value::Null), Some(usual)) => Ok(usual),
+        _ => colours(json, key),
+    };
+    let normalise = match on(json, "do_normalize", true) {
+        true => {
+            let std = given("image_std", usual.map(|u| u.1))?;
+            if std.iter().any(|s| *s <= 0.0) {
+                return Err(ImageError::Config("image_std has a number that is not positive".into()));
+            }
+            Some((given("image_mean", usual.map(|u| u.0))?, std))
+        }
+        false => None,
+    };
+    let filter = match json.get("resample") {
+        None | Some(Value::Null) => Filter::Bicubic,
+        Some(value) => Filter::from_number(
+            value.as_u64().ok_or_else(|| ImageError::Config(format!("resample is {value}, expected 0 to 5")))?,
+        )?,
+    };
+    Ok((filter, rescale, normalise))
+}
+
+/// Grids of tiles as `(width, height)`, from pairs of height and width.
+pub(super) fn grids(json: &Map<String, Value>, key: &str) -> Result<Vec<(usize, usize)>, ImageError> {
+    let Some(list) = json.get(key).filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
+    let pair = |pair: &Value| match pair.as_array().map(Vec::as_slice) {
+        Some([h, w]) => {
+            let side = |v: &Value| v.as_u64().filter(|v| (1..=1 << 20).contains(v)).map(|v| v as usize);
+            Some((side(w)?, side(h)?))
+        }
+        _ => None,
+    };
+    list.as_array()
+        .and_then(|list| list.iter().map(pair).collect())
+        .ok_or_else(|| ImageError::Config(format!("{key} is not a list of pairs of height and width")))
 }
 
 /// `size` or `crop_size`: a number, `shortest_edge`, or `height` and `width`.

@@ -18,22 +18,17 @@ pub fn best_grid((width, height): (usize, usize), grids: &[(usize, usize)]) -> O
     best.map(|(grid, _)| grid)
 }
 
-/// The whole picture at `side x side`, then the tiles of `side x side` that the picture makes, row by row, after it was
-/// fitted into `grid` and padded with black around. All by the bicubic filter.
+/// The picture fitted into `grid` and padded with black around.
 ///
 /// # Errors
-/// The grid is no multiple of the side, or has more pixels than `limits` admit.
-pub fn tiles(
+/// The grid is empty or has more pixels than `limits` admit.
+pub(super) fn fitted(
     picture: &Picture,
-    grid: (usize, usize),
-    side: usize,
+    (w, h): (usize, usize),
+    filter: Filter,
     limits: &Limits,
-) -> Result<Vec<Picture>, ImageError> {
-    let (w, h) = grid;
-    if side == 0 || w == 0 || h == 0 || w % side != 0 || h % side != 0 {
-        return Err(ImageError::Config(format!("a grid of {w} x {h} pixels does not hold tiles of {side} x {side}")));
-    }
-    if w.checked_mul(h).is_none_or(|n| n > limits.pixels) {
+) -> Result<Picture, ImageError> {
+    if w == 0 || h == 0 || w.checked_mul(h).is_none_or(|n| n > limits.pixels) {
         let what = format!("a grid of {w} x {h} exceeds {} pixels", limits.pixels);
         return Err(ImageError::TooLarge { name: "the picture".into(), what });
     }
@@ -43,14 +38,35 @@ pub fn tiles(
         true => (w, along(picture.height, scale_w, h)),
         false => (along(picture.width, scale_h, w), h),
     };
-    let fitted = picture.resize(size, Filter::Bicubic, None, limits)?;
+    let fitted = picture.resize(size, filter, None, limits)?;
     let mut padded = Picture::filled(w, h, [0; 3]);
     padded.paste(&fitted, ((w - size.0) / 2, (h - size.1) / 2));
-    let mut all = vec![picture.resize((side, side), Filter::Bicubic, None, limits)?];
-    for y in (0..h).step_by(side) {
-        all.extend((0..w).step_by(side).map(|x| padded.cut((x, y), (side, side))));
+    Ok(padded)
+}
+
+/// The tiles of `side x side` that the picture makes, row by row, after it was fitted into `grid` and padded with black around.
+///
+/// # Errors
+/// The grid is no multiple of the side, or has more pixels than `limits` admit.
+pub fn tiles(
+    picture: &Picture,
+    grid: (usize, usize),
+    side: usize,
+    filter: Filter,
+    limits: &Limits,
+) -> Result<Vec<Picture>, ImageError> {
+    let (w, h) = grid;
+    if side == 0 || w == 0 || h == 0 || w % side != 0 || h % side != 0 {
+        return Err(ImageError::Config(format!("a grid of {w} x {h} pixels does not hold tiles of {side} x {side}")));
     }
-    Ok(all)
+    Ok(cut(&fitted(picture, grid, filter, limits)?, side))
+}
+
+/// A picture in tiles of `side x side`, row by row; smaller ones at the right and at the bottom where it is no multiple.
+pub(super) fn cut(picture: &Picture, side: usize) -> Vec<Picture> {
+    let (w, h) = (picture.width, picture.height);
+    let at = (0..h).step_by(side.max(1)).flat_map(|y| (0..w).step_by(side.max(1)).map(move |x| (x, y)));
+    at.map(|(x, y)| picture.cut((x, y), (side.min(w - x), side.min(h - y)))).collect()
 }
 
 #[cfg(test)]
@@ -72,14 +88,13 @@ mod tests {
     #[test]
     fn a_wide_picture_has_black_above_and_below() {
         let picture = Picture::filled(40, 10, [9, 8, 7]);
-        let all = tiles(&picture, (16, 16), 8, &Limits::default()).unwrap();
-        assert_eq!(all.len(), 5);
+        let all = tiles(&picture, (16, 16), 8, Filter::Bicubic, &Limits::default()).unwrap();
+        assert_eq!(all.len(), 4);
         assert!(all.iter().all(|t| (t.width, t.height) == (8, 8)));
         // 16 x 4 pixels from row 6 on.
-        assert_eq!(all[0].rgb, [9, 8, 7].repeat(64));
-        assert_eq!(all[1].rgb[..3 * 8 * 6], [0; 3 * 8 * 6]);
-        assert_eq!(all[1].rgb[3 * 8 * 6..], [9, 8, 7].repeat(16));
-        assert_eq!(all[3].rgb[..3 * 16], [9, 8, 7].repeat(16));
-        assert!(tiles(&picture, (16, 12), 8, &Limits::default()).is_err());
+        assert_eq!(all[0].rgb[..3 * 8 * 6], [0; 3 * 8 * 6]);
+        assert_eq!(all[0].rgb[3 * 8 * 6..], [9, 8, 7].repeat(16));
+        assert_eq!(all[2].rgb[..3 * 16], [9, 8, 7].repeat(16));
+        assert!(tiles(&picture, (16, 12), 8, Filter::Bicubic, &Limits::default()).is_err());
     }
 }

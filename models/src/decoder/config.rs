@@ -255,11 +255,11 @@ pub struct SharedConfig {
     pub intermediate_size: usize,
     /// Its output is multiplied by the sigmoid of a gate.
     pub gated: bool,
+    /// Its maps have biases.
+    pub bias: bool,
     /// Routed experts and this one are weighted by the softmax of a linear map to two numbers (DeepSpeed's residual mixture,
     /// arXiv 2201.05596, section 4.1.2).
     pub blended: bool,
-    /// Its maps have biases.
-    pub bias: bool,
 }
 
 /// Constant factors in the forward pass.

@@ -122,11 +122,11 @@ impl Ffn {
                     true => Some(p.tensor(cfg.names.shared_gate, [1, h], init)?),
                     false => None,
                 };
-                let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
                 let blend = match shared.blended {
                     true => Some(Box::new(Linear::load(&p, cfg.names.blend, (2, h), true, init)?)),
                     false => None,
                 };
+                let network = DenseConfig { bias: shared.bias, ..network(shared.intermediate_size) };
                 let bank = bank(&p, &[names], h, network, init)?;
                 Some(SharedExpert { bank, gate, blend })
             }

@@ -95,12 +95,12 @@ impl DecoderConfig {
             parameters.routers = all(times(&[experts, h])
                 .saturating_add(times(&[sparse, bias]))
                 .saturating_add(times(&[sparse, blend])));
-            let network = |width: usize| {
+            let network = |width: usize, bias: bool| {
                 let maps = if s.gated { 3 } else { 2 };
-                let biases = if s.bias { times(&[maps - 1, width]).saturating_add(h) } else { 0 };
+                let biases = if bias { times(&[maps - 1, width]).saturating_add(h) } else { 0 };
                 times(&[maps, h, width]).saturating_add(biases)
             };
-            let expert = network(s.intermediate_size);
+            let expert = network(s.intermediate_size, s.bias);
             let once = if s.output_bias { h } else { 0 };
             parameters.experts = Part {
                 total: times(&[experts, expert]).saturating_add(times(&[sparse, once])),
@@ -108,10 +108,7 @@ impl DecoderConfig {
             };
             if let Some(shared) = s.shared {
                 let gate = if shared.gated { h } else { 0 };
-                let maps = if s.gated { 3 } else { 2 };
-                let biases =
-                    if shared.bias { times(&[maps - 1, shared.intermediate_size]).saturating_add(h) } else { 0 };
-                let expert = times(&[maps, h, shared.intermediate_size]).saturating_add(biases);
+                let expert = network(shared.intermediate_size, shared.bias);
                 parameters.shared = all(times(&[sparse, expert.saturating_add(gate)]));
             }
         }

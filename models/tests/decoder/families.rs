@@ -74,6 +74,22 @@ pub fn configs() -> Vec<Value> {
             &[],
             json!({ "model_type": "llama", "rope_scaling": { "type": "dynamic", "factor": 3.0 }, "max_position_embeddings": 8 }),
         ),
+        with(&[], json!({ "model_type": "mistral", "sliding_window": 4 })),
+        with(
+            &[],
+            json!({ "model_type": "aria_text", "moe_num_experts": 5, "moe_topk": 2, "moe_num_shared_experts": 2,
+            "mlp_bias": true }),
+        ),
+        with(
+            &[],
+            json!({ "model_type": "qwen3_vl_text", "head_dim": 12, "tie_word_embeddings": true,
+            "rope_scaling": { "mrope_section": [2, 2, 2], "rope_type": "default" } }),
+        ),
+        with(
+            &[&experts],
+            json!({ "model_type": "qwen3_vl_moe_text", "head_dim": 12, "mlp_only_layers": [0],
+            "rope_scaling": { "mrope_section": [4, 1, 1], "rope_type": "default" } }),
+        ),
     ]
 }
 

@@ -131,6 +131,8 @@ fn sites_carry_published_names() {
                     assert_eq!(bank.experts(), 5);
                     let stacked = ["weight", "input_linear.weight", "output_linear.weight"];
                     named.extend(stacked.map(|name| format!("{prefix}.{name}")));
+                    let input_major = ["fc1.weight", "fc2.weight", "gate_up_proj", "down_proj"];
+                    named.extend(input_major.map(|name| format!("{prefix}.experts.{name}")));
                 }
                 Site::Experts { names, bank, .. } => {
                     assert_eq!(names.len(), bank.experts());

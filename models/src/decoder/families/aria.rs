@@ -64,6 +64,7 @@ impl Family for Config {
                     gated: false,
                     blended: false,
                     bias: self.mlp_bias,
+                    blended: false,
                 }),
                 output_bias: false,
             }),

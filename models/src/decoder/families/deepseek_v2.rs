@@ -87,6 +87,7 @@ impl Keys {
                     shared: shared.map(|intermediate_size| SharedConfig {
                         intermediate_size,
                         gated: false,
+                        bias: false,
                         blended: false,
                         bias: false,
                     }),

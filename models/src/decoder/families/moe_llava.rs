@@ -129,6 +129,7 @@ fn sparse(mut config: DecoderConfig, moe: &Moe) -> Result<DecoderConfig> {
         shared: moe.use_residual.then_some(SharedConfig {
             intermediate_size: dense.intermediate_size,
             gated: false,
+            bias: dense.bias,
             blended: true,
             bias: dense.bias,
         }),

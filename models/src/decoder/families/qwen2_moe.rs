@@ -71,8 +71,8 @@ impl Family for Config {
                 shared: Some(SharedConfig {
                     intermediate_size: self.shared_expert_intermediate_size,
                     gated: true,
-                    blended: false,
                     bias: false,
+                    blended: false,
                 }),
                 output_bias: false,
             }),
