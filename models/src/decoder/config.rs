@@ -291,13 +291,13 @@ impl DecoderConfig {
             return Err(name(&format!("has {size} bytes, which no configuration has")));
         }
         let json = std::fs::read_to_string(&path).map_err(|e| name(&e))?;
-        Self::from_json(&json).map_err(|e| name(&e))
+        Self::from_json(&json).map_err(|e| name(&bare(&e)))
     }
 
     /// The configuration of a GGUF file.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let config = Self::from_value(Value::Object(file.config().clone()));
-        config.map_err(|e| Error::msg(format!("{}: {e}", file.checkpoint().label())))
+        config.map_err(|e| Error::msg(format!("{}: {}", file.checkpoint().label(), bare(&e))))
     }
 
     /// Translates and checks a `config.json`.
@@ -312,7 +312,7 @@ impl DecoderConfig {
 
     fn from_value(value: Value) -> Result<Self> {
         let config = families::translate(value)?;
-        config.validate().map_err(|e| Error::msg(format!("{}: {e}", config.model_type)))?;
+        config.validate().map_err(|e| Error::msg(format!("{}: {}", config.model_type, bare(&e))))?;
         Ok(config)
     }
 
@@ -363,6 +363,16 @@ impl DecoderConfig {
             size("intermediate_size", dense.intermediate_size, WIDEST)?;
         }
         self.sparse.map_or(Ok(()), |sparse| sparse.validate())
+    }
+}
+
+/// The message of an error without its stack trace. Where one was asked for (`RUST_BACKTRACE`), its text takes tens of
+/// megabytes to make, as the program's debug information is read for it; what is wrong with a configuration is no matter of who
+/// called whom.
+pub(super) fn bare(error: &Error) -> String {
+    match error {
+        Error::WithBacktrace { inner, .. } => bare(inner),
+        other => other.to_string(),
     }
 }
 
