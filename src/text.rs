@@ -17,7 +17,7 @@ mod tokenizer;
 
 pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
-pub use gguf::write_gguf;
+pub use gguf::{gguf_tokenizer, write_gguf};
 pub use info::{LayerParameters, TextModelInfo};
 pub use moesaic_models::generate::{Finish, Memory};
 pub use options::{Dtype, TextOptions};

@@ -470,3 +470,19 @@ impl SparseConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_no_stack_trace() {
+        let traced = |inner: Error| Error::WithBacktrace {
+            inner: Box::new(inner),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        assert_eq!(bare(&traced(traced(Error::Msg("0 layers".into())))), "0 layers");
+        let message = DecoderConfig::from_json(r#"{"model_type": "gemma9"}"#).unwrap_err();
+        assert!(!bare(&message).contains('\n'), "{message}");
+    }
+}
