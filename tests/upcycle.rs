@@ -196,7 +196,8 @@ fn a_gguf_file_whose_tokenizer_is_unknown() {
     let base = ["upcycle", "m.gguf", "--experts", "4", "--top-k", "2", "--output"];
     let made = run(path, &[&base[..], &["out"]].concat());
     good(&made);
-    for part in ["written without a tokenizer: m.gguf: ", "\"gpt-9\"", "known: default, ", "put one beside the weights"] {
+    for part in ["written without a tokenizer: m.gguf: ", "\"gpt-9\"", "known: default, ", "put one beside the weights"]
+    {
         assert!(made.stderr.contains(part), "{part}: {}", made.stderr);
     }
     assert_eq!(names(&path.join("out")), ["config.json", "model.safetensors"]);

@@ -192,7 +192,9 @@ pub(super) fn alike(models: &[Dense], width: usize) -> Result<()> {
             // One of a file is a list and one of a folder is not: they do not compare.
             && a.is_array() == b.is_array()
         {
-            return differs(format!("its tokenizer has another vocabulary than that of {of}: their ids mean other text"));
+            return differs(format!(
+                "its tokenizer has another vocabulary than that of {of}: their ids mean other text"
+            ));
         }
     }
     Ok(())

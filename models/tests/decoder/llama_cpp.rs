@@ -104,7 +104,8 @@ fn attention_factors_of_yarn_come_back() {
             "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": attention},
         }));
         save_gguf(saved.dir.path(), &path, |_, _| Kind::Float(DType::F32)).unwrap();
-        let RopeScaling::Yarn { attention: read, .. } = DecoderConfig::load(&path).unwrap().rope.unwrap().scaling else {
+        let RopeScaling::Yarn { attention: read, .. } = DecoderConfig::load(&path).unwrap().rope.unwrap().scaling
+        else {
             panic!("no yarn")
         };
         assert!((read / attention - 1.0).abs() < 1e-7, "{attention}: {read}");

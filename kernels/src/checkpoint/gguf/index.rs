@@ -8,8 +8,8 @@ use candle_core::{DType, Result};
 use super::kind::Kind;
 use super::parse::Stored;
 use super::parts::{Family, Heads, Place, ROUTER_BIAS};
-use crate::checkpoint::text::{refuse, shape_text, shown};
 use crate::checkpoint::arrangement::{Part, Woven};
+use crate::checkpoint::text::{refuse, shape_text, shown};
 use crate::checkpoint::{Arrangement, TensorInfo};
 
 /// Most slices of a tensor: more experts than any model has.
