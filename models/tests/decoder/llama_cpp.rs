@@ -97,7 +97,7 @@ fn files_come_back() {
 fn attention_factors_of_yarn_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    for attention in [1.0, 1.3, 0.8, 1.1386294361119891, 1.2345678912345] {
+    for attention in [1.0, 1.3, 0.8, 1.138_629_436_111_989, 1.2345678912345] {
         let saved = Saved::new(&serde_json::json!({
             "model_type": "llama", "vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "intermediate_size": 16, "max_position_embeddings": 64,
