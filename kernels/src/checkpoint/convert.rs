@@ -114,12 +114,13 @@ pub(super) fn floats<T: Float>(sources: &[Source], name: &str, info: &TensorInfo
 
 /// Reads the values of a tensor that stands in two.
 fn weave<T: Float>(sources: &[Source], name: &str, woven: &Woven, dst: &mut [T]) -> Result<()> {
-    let slice = (dst.len() / woven.slices.max(1)).max(1);
+    let slices = woven.slices.max(1);
+    let slice = (dst.len() / slices).max(1);
     for (i, mut dst) in dst.chunks_mut(slice).enumerate() {
         for Part { info, rows, turned } in &woven.parts {
             let source = source_of(sources, info)?;
-            let offset = info.offset + (i * (info.bytes / woven.slices)) as u64;
-            let Some((part, rest)) = dst.split_at_mut_checked(info.values() / woven.slices) else {
+            let offset = info.offset + (i * (info.bytes / slices)) as u64;
+            let Some((part, rest)) = dst.split_at_mut_checked(info.values() / slices) else {
                 refuse!("tensor {}: its parts are longer than it is", shown(name));
             };
             dst = rest;
@@ -132,7 +133,7 @@ fn weave<T: Float>(sources: &[Source], name: &str, woven: &Woven, dst: &mut [T])
             piece(source, name, info, offset, &mut columns)?;
             let width = (part.len() / (*rows).max(1)).max(1);
             for (i, row) in part.chunks_mut(width).enumerate() {
-                row.iter_mut().zip(columns.iter().skip(i).step_by(*rows)).for_each(|(to, value)| *to = *value);
+                row.iter_mut().zip(columns.iter().skip(i).step_by((*rows).max(1))).for_each(|(to, value)| *to = *value);
             }
         }
     }
