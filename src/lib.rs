@@ -76,8 +76,8 @@ pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
 pub use text::{
     Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Memory, Message, Perplexity, Piece, Speed,
-    TemplateOptions, TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer, quantise,
-    write_gguf,
+    TemplateOptions, TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer,
+    gguf_tokenizer, quantise, write_gguf,
 };
 
 #[cfg(feature = "image")]

@@ -20,7 +20,7 @@ pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
 #[cfg(feature = "image")]
 pub(crate) use generator::{generation_config, stored_dtype};
-pub use gguf::write_gguf;
+pub use gguf::{gguf_tokenizer, write_gguf};
 pub use info::{LayerParameters, TextModelInfo};
 pub use moesaic_models::generate::{Finish, Memory};
 pub use options::{Dtype, TextOptions};

@@ -8,11 +8,12 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 
+use candle_core::{DType, Device};
 use moesaic_kernels::BlockFormat;
 use moesaic_kernels::checkpoint::Checkpoint;
 use serde_json::Value;
-use support::{Run, names, run};
-use tiny::language_model;
+use support::{Run, names, program, run};
+use tiny::{language_model, sparse_model};
 
 const TEXT: &str = "in the end the other one is there, and a few more of them come in the morning, so that the text is long \
                     enough for several windows of the tiny model: the rest of it says nothing at all.";
@@ -52,6 +53,8 @@ fn a_quantised_model_predicts_like_the_model() {
             let (name, error) = (tensor["name"].as_str().unwrap(), tensor["error"].as_f64().unwrap());
             let stored = written.info(name).unwrap().blocks;
             assert_eq!(tensor["format"].as_str(), stored.map(BlockFormat::name), "{name}");
+            // Errors of the head reach the result undamped.
+            assert!(tensor["kind"] != "head" || stored == Some(BlockFormat::Q8_0), "{name}: {stored:?}");
             // 112 values in a row of `down_proj` fill no block of 32.
             assert_eq!(stored.is_none(), name.ends_with("down_proj.weight"), "{name}");
             assert_eq!(tensor["fallback"], stored.is_none());
@@ -68,6 +71,80 @@ fn a_quantised_model_predicts_like_the_model() {
     assert!(path.join("model-q4_k/tokenizer.json").is_file());
     let info = run(path, &["info", "model-q4_k"]);
     assert!(info.stdout.contains("q8_0 ("), "{}{}", info.stdout, info.stderr);
+}
+
+#[test]
+fn experts_only_leaves_all_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    sparse_model(path);
+    fs::write(path.join("text.txt"), TEXT).unwrap();
+    let plain = Checkpoint::open(&path.join("model")).unwrap();
+    for (output, text) in [("q", true), ("q.gguf", false)] {
+        let command = ["quantize", "model", "--format", "q4_1", "--experts-only", "--output", output, "--json"];
+        let report = json(&run(path, &[&command[..], if text { &["--text", "text.txt"] } else { &[] }].concat()));
+        let written = Checkpoint::open(&path.join(output)).unwrap();
+        let (mut experts, mut others) = (0, 0);
+        for name in plain.names() {
+            let info = written.info(name).unwrap();
+            // Layer 1 is dense.
+            let expert = name.contains(".mlp.experts.") || name.contains(".mlp.shared_expert.");
+            assert_eq!(info.blocks, expert.then_some(BlockFormat::Q4_1), "{output}: {name}");
+            let read = |file: &Checkpoint| {
+                let values = file.read(name, &info.shape, DType::F32, &Device::Cpu).unwrap();
+                values.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            assert_eq!(read(&written) == read(&plain), !expert, "{output}: {name}");
+            *if expert { &mut experts } else { &mut others } += 1;
+        }
+        assert_eq!((experts, others), (6 * 3 + 3, plain.names().count() - 21));
+        let tensors = report["tensors"].as_array().unwrap();
+        for tensor in tensors {
+            let expert = tensor["kind"] == "experts";
+            assert_eq!((tensor["format"] == "q4_1", tensor["error"] != 0.0), (expert, expert), "{tensor}");
+            assert_eq!(tensor["fallback"], false, "{tensor}");
+        }
+        // Experts, three maps and four of attention in each layer, the head; no router and no gate.
+        assert_eq!(tensors.len(), 21 + 3 + 2 * 4 + 1);
+    }
+    let (before, after) = (nll(path, "model", &[]), nll(path, "q", &[]));
+    assert!(before != after && (before - after).abs() < 0.05, "{before} {after}");
+    assert!((nll(path, "q.gguf", &[]) - after).abs() < 1e-3);
+    let table = run(path, &["quantize", "model", "--format", "q8_0", "--experts-only"]);
+    for line in ["experts    q8_0            21", "attention  as it was        8", "dense      as it was        3"] {
+        assert!(table.stdout.contains(line), "{line}: {}{}", table.stdout, table.stderr);
+    }
+}
+
+/// Ctrl-C while the new model is there and is not finished: it is being measured.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing() {
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    let folder = folder();
+    let path = folder.path();
+    fs::write(path.join("long.txt"), TEXT.repeat(300)).unwrap();
+    for output in ["out", "out.gguf"] {
+        let before = names(path);
+        let mut command = program(path);
+        command.args(["quantize", "model", "--format", "q8_0", "--output", output, "--text", "long.txt"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let unfinished = || {
+            let hidden = names(path).into_iter().find(|name| name.starts_with(".moesaic-"));
+            hidden.is_some_and(|name| fs::read_dir(path.join(name)).is_ok_and(|mut all| all.next().is_some()))
+        };
+        while !unfinished() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let run: Run = child.wait_with_output().unwrap().into();
+        assert_eq!((run.code, run.stdout.as_str()), (Some(130), ""), "{}", run.stderr);
+        assert_eq!(names(path), before);
+    }
 }
 
 #[test]

@@ -210,7 +210,7 @@ impl Checkpoint {
             let (name, len) = (shown(name), dst.len());
             refuse!("tensor {name}: the place to read it into holds {len} values, the tensor has {count}");
         }
-        convert::floats(self.source(info)?, name, info, dst)
+        convert::floats(&self.inner.sources, name, info, dst)
     }
 
     /// The blocks of a tensor of exactly this shape; `None` where it is not stored in blocks.
@@ -233,8 +233,7 @@ impl Checkpoint {
     }
 
     fn source(&self, info: &TensorInfo) -> Result<&Source> {
-        // `file` was set where the header was read; an index that does not fit would be a fault of this module.
-        self.inner.sources.get(info.file).ok_or_else(|| error("tensor without a file"))
+        convert::source_of(&self.inner.sources, info)
     }
 
     /// The entry of a tensor whose shape the caller knows.
@@ -264,12 +263,12 @@ impl Checkpoint {
     }
 
     fn tensor(&self, name: &str, info: &TensorInfo, dtype: DType) -> Result<Tensor> {
-        let source = self.source(info)?;
+        let (source, sources) = (self.source(info)?, &self.inner.sources);
         match dtype {
-            DType::F32 => convert::float_tensor::<f32>(source, name, info),
-            DType::F64 => convert::float_tensor::<f64>(source, name, info),
-            DType::F16 => convert::float_tensor::<f16>(source, name, info),
-            DType::BF16 => convert::float_tensor::<bf16>(source, name, info),
+            DType::F32 => convert::float_tensor::<f32>(sources, name, info),
+            DType::F64 => convert::float_tensor::<f64>(sources, name, info),
+            DType::F16 => convert::float_tensor::<f16>(sources, name, info),
+            DType::BF16 => convert::float_tensor::<bf16>(sources, name, info),
             DType::U8 => convert::int_tensor::<u8>(source, name, info),
             DType::U32 => convert::int_tensor::<u32>(source, name, info),
             DType::I16 => convert::int_tensor::<i16>(source, name, info),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use candle_core::DType;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moesaic::Dtype;
+use moesaic_kernels::checkpoint::gguf::is_gguf;
 use moesaic_models::upcycle::{Error, Options, Plan, Start};
 
 use super::{INTERRUPTED, bytes, count, model, note};
@@ -20,7 +21,7 @@ use super::{INTERRUPTED, bytes, count, model, note};
 /// granitemoe or qwen2_moe, whichever computes the rest of the dense model exactly.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The dense model (llama or qwen2): a folder with config.json and weights
+    /// The dense model (llama or qwen2): a folder with config.json and weights, or a GGUF file
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(feature = "hub", doc = "Also the id of a model on the Hub, which is downloaded first.")]
     #[arg(value_name = "DENSE")]
@@ -166,12 +167,18 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Init::Split => Start::Split,
     };
     let options = Options { experts: args.experts, shared: args.shared, start, ..args.common.options() };
-    make(&args.common, || Plan::upcycle(&model::text_folder(&args.dense)?, options).map_err(told))
+    make(&args.common, || {
+        let dense = model::text_folder(&args.dense)?;
+        Ok((Plan::upcycle(&dense, options).map_err(told)?, dense))
+    })
 }
 
 pub(super) fn mix(args: &MixArgs) -> Result<()> {
     let siblings = args.siblings.iter().map(|sibling| model::text_folder(sibling)).collect::<Result<Vec<_>>>()?;
-    make(&args.common, || Plan::mix(&siblings, args.common.options()).map_err(told))
+    make(&args.common, || {
+        let plan = Plan::mix(&siblings, args.common.options()).map_err(told)?;
+        Ok((plan, siblings.into_iter().next().unwrap_or_default()))
+    })
 }
 
 /// One line.
@@ -182,13 +189,20 @@ fn told(error: Error) -> anyhow::Error {
     }
 }
 
-fn make(common: &Common, plan: impl FnOnce() -> Result<Plan>) -> Result<()> {
+/// `plan` gives what is to be made, and the path of the model whose tokenizer it gets.
+fn make(common: &Common, plan: impl FnOnce() -> Result<(Plan, PathBuf)>) -> Result<()> {
     // Asked first: it is found out before a model is downloaded.
     if common.output.symlink_metadata().is_ok() {
         return Err(anyhow!("{}: exists already: choose a new folder", common.output.display()));
     }
-    let plan = plan()?;
+    let (mut plan, dense) = plan()?;
     describe(&plan);
+    if is_gguf(&dense) {
+        match moesaic::gguf_tokenizer(&dense) {
+            Ok(files) => files.into_iter().for_each(|(name, text)| plan.add_file(name, text)),
+            Err(error) => note(&format!("the model is written without a tokenizer: {error}")),
+        }
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed)).context("cannot take over Ctrl-C")?;

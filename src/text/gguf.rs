@@ -12,9 +12,11 @@ pub use export::write_gguf;
 
 use std::path::Path;
 
-use moesaic_kernels::checkpoint::gguf::Metadata;
+use moesaic_kernels::checkpoint::gguf::{Gguf, Metadata};
 use serde_json::{Map, Value, json};
 
+use super::read_text;
+use super::tokenizer::LONGEST_TOKENIZER;
 use crate::error::{Error, Result, candle_message};
 
 /// A tokenizer in the form in which folders hold it.
@@ -65,6 +67,41 @@ pub(super) fn convert(path: &Path, metadata: &Metadata) -> std::result::Result<C
     };
     let config = source.config(adds_first).map_err(Problem::Error)?;
     Ok(Converted { tokenizer, config })
+}
+
+/// The tokenizer of a GGUF file as the files of a folder: `tokenizer.json` and `tokenizer_config.json`, which has the chat
+/// template, with their texts. A folder with them reads and writes text as the file does. Where the file's tokenizer is of an
+/// unknown kind these are the files beside it, as for [`Tokenizer::load`](super::Tokenizer::load).
+///
+/// # Errors
+/// The file cannot be read, its vocabulary contradicts itself, or its tokenizer is of an unknown kind and there is no
+/// `tokenizer.json` beside it.
+pub fn gguf_tokenizer(path: impl AsRef<Path>) -> Result<Vec<(&'static str, String)>> {
+    let path = path.as_ref();
+    let file = Gguf::open(path).map_err(|error| Error::weights(path, &error))?;
+    let problem = match convert(path, file.metadata()) {
+        Ok(Converted { tokenizer, config }) => {
+            let config = Value::Object(config).to_string();
+            return Ok(vec![("tokenizer.json", tokenizer.to_string()), ("tokenizer_config.json", config)]);
+        }
+        Err(Problem::Error(error)) => return Err(error),
+        Err(Problem::Unknown(problem)) => problem,
+    };
+    let mut files = Vec::new();
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        match read_text(&path.with_file_name(name), LONGEST_TOKENIZER)? {
+            Some(text) => files.push((name, text)),
+            None if files.is_empty() => return Err(alone(path, &problem)),
+            None => {}
+        }
+    }
+    Ok(files)
+}
+
+/// A file cannot do without a `tokenizer.json` beside it.
+pub(super) fn alone(path: &Path, problem: &str) -> Error {
+    let help = "copy tokenizer.json from the repository that the model comes from beside it";
+    Error::config(path, format!("{problem}: {help}"))
 }
 
 impl<'a> Source<'a> {

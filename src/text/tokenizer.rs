@@ -63,10 +63,7 @@ impl Tokenizer {
         };
         match path.parent() {
             Some(folder) if folder.join("tokenizer.json").is_file() => Self::load(folder),
-            _ => {
-                let help = "copy tokenizer.json from the repository that the model comes from beside it";
-                Err(Error::config(path, format!("{problem}: {help}")))
-            }
+            _ => Err(gguf::alone(path, &problem)),
         }
     }
 

@@ -31,6 +31,7 @@ fn usual(tower: &TowerConfig) -> ImageProcessor {
         rescale: Some(1.0 / 255.0),
         normalise: Some(CLIP),
         pad_to_square: false,
+        grids: Vec::new(),
         limits: Limits::default(),
     };
     match tower {

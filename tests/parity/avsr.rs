@@ -118,7 +118,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
         let mut put = |name: &str, value: Tensor| got.put(format!("{prefix}{name}"), value);
         put("logits", decoder.logits(&output.hidden)?);
         if !prefix.is_empty() {
-            put("loss", decoder.loss_of(&output, &sequence.labels)?.cross_entropy);
+            put("loss", decoder.loss_of(&output, &sequence.labels, false)?.cross_entropy);
         }
         put("inputs_embeds", sequence.embeds);
         assert!(sequence.labels.contains(&IGNORED));

@@ -43,9 +43,8 @@ pub fn gguf() -> Parser {
             use_all(Ok(file.into_checkpoint()))?;
             config.map(drop)
         },
-        // A tensor of blocks read as f64 takes 14 times its bytes. An expert of one number is a tensor with a name. A changed
-        // count in the metadata was seen to hold 91 MB: bounded, but more than it should be.
-        bound: Bound { base: 128 << 20, per_byte: 128 },
+        // A tensor of blocks read as f64 takes 14 times its bytes. An expert of one number is a tensor with a name.
+        bound: Bound { base: 4 << 20, per_byte: 128 },
         layout: Layout::Plain,
     }
 }

@@ -93,6 +93,7 @@ fn parse(input: &[u8]) -> Result<(), String> {
         rescale: Some(1.0 / 255.0),
         normalise: None,
         pad_to_square: false,
+        grids: Vec::new(),
         limits: LIMITS,
     };
     // A strip within the limits may exceed them where it is scaled up.

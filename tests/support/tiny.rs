@@ -5,6 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+use moesaic_kernels::Params;
+use moesaic_kernels::checkpoint::save;
+use moesaic_models::decoder::{Decoder, DecoderConfig};
 use serde_json::{Value, json};
 
 /// `model_type` llama, 211 tokens, 128 positions; eos is 2.
@@ -74,6 +78,28 @@ pub fn tokenizer_config() -> Value {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>",
         "eos_token": {"content": "<|im_end|>", "lstrip": false, "special": true}, "chat_template": TEMPLATE,
     })
+}
+
+/// Writes a sparse model of random weights into `folder`, with the same tokenizer: qwen2_moe, whose router and shared expert's
+/// gate stand beside its experts. Every row fills blocks of 32.
+pub fn sparse_model(folder: &Path) -> PathBuf {
+    let config = json!({
+        "model_type": "qwen2_moe", "vocab_size": 211, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 6,
+        "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64, "mlp_only_layers": [1], "initializer_range": 0.1,
+        "max_position_embeddings": 128, "eos_token_id": 2,
+    });
+    let config = DecoderConfig::from_json(&config.to_string()).unwrap();
+    let params = Params::init(1, &Device::Cpu);
+    Decoder::new(config.clone(), &params).unwrap();
+    let tensors = params.published(|var| Some(var.as_tensor().clone())).unwrap();
+    let dir = folder.join("model");
+    fs::create_dir_all(&dir).unwrap();
+    save(&dir.join("model.safetensors"), &tensors, &[]).unwrap();
+    fs::write(dir.join("config.json"), Value::Object(config.published).to_string()).unwrap();
+    fs::write(dir.join("tokenizer.json"), tokenizer().to_string()).unwrap();
+    fs::write(dir.join("tokenizer_config.json"), tokenizer_config().to_string()).unwrap();
+    dir
 }
 
 /// Writes the model into `folder`.

@@ -1,6 +1,8 @@
 //! How the values of a tensor lie in their file, where it is not one after the other: GGUF files turn and cut some
 //! tensors, torch saves views as they are.
 
+use super::TensorInfo;
+
 /// Where the values of a tensor are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Arrangement {
@@ -13,6 +15,27 @@ pub(crate) enum Arrangement {
     Pieces(Vec<u64>),
     /// The next along each axis so many values on.
     Strided(Vec<usize>),
+    /// In two tensors.
+    Woven(Box<Woven>),
+}
+
+/// A tensor that is made of two stored ones, whatever their types and files: in each slice along the first axis stand the rows
+/// of the one, then those of the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Woven {
+    pub slices: usize,
+    pub parts: [Part; 2],
+}
+
+/// One of the two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The stored tensor, which lies plainly.
+    pub info: TensorInfo,
+    /// Rows of a slice.
+    pub rows: usize,
+    /// Rows and columns of a slice are exchanged where it is stored.
+    pub turned: bool,
 }
 
 impl Arrangement {

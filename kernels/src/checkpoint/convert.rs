@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 
+use super::arrangement::{Arrangement, Part, Woven};
 use super::source::Source;
 use super::text::{error, refuse, shape_text, shown};
 use super::{CHUNK, TensorInfo};
@@ -59,11 +60,11 @@ impl Int for i16 {}
 impl Int for i32 {}
 impl Int for i64 {}
 
-/// A new float tensor on the CPU with the values of `info`.
-pub(super) fn float_tensor<T: Float>(source: &Source, name: &str, info: &TensorInfo) -> Result<Tensor> {
-    check_room::<T>(source, name, info.values())?;
+/// A new float tensor on the CPU with the values of `info`, which lie in `sources`.
+pub(super) fn float_tensor<T: Float>(sources: &[Source], name: &str, info: &TensorInfo) -> Result<Tensor> {
+    check_room::<T>(source_of(sources, info)?, name, info.values())?;
     let mut values = T::zeros(info.values());
-    floats(source, name, info, &mut values)?;
+    floats(sources, name, info, &mut values)?;
     Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)
 }
 
@@ -90,8 +91,18 @@ pub(super) fn room<T: bytemuck::Pod>(source: &Source, name: &str, count: usize) 
     Ok(vec![T::zeroed(); count])
 }
 
+/// The file that holds a tensor.
+pub(super) fn source_of<'a>(sources: &'a [Source], info: &TensorInfo) -> Result<&'a Source> {
+    // `file` was set where the header was read; an index that does not fit would be a fault of this module.
+    sources.get(info.file).ok_or_else(|| error("tensor without a file"))
+}
+
 /// Reads float values into `dst`, which has as many as the tensor.
-pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
+pub(super) fn floats<T: Float>(sources: &[Source], name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
+    if let Arrangement::Woven(woven) = &info.arrangement {
+        return weave(sources, name, woven, dst);
+    }
+    let source = source_of(sources, info)?;
     if let Some(count) = info.arrangement.scattered(&info.shape) {
         check_room::<T>(source, name, count)?;
         let mut all = T::zeros(count);
@@ -105,6 +116,34 @@ pub(super) fn floats<T: Float>(source: &Source, name: &str, info: &TensorInfo, d
         piece(source, name, info, offset, dst)?;
     }
     info.arrangement.restore(dst, info.shape.first().copied().unwrap_or(1));
+    Ok(())
+}
+
+/// Reads the values of a tensor that stands in two.
+fn weave<T: Float>(sources: &[Source], name: &str, woven: &Woven, dst: &mut [T]) -> Result<()> {
+    let slices = woven.slices.max(1);
+    let slice = (dst.len() / slices).max(1);
+    for (i, mut dst) in dst.chunks_mut(slice).enumerate() {
+        for Part { info, rows, turned } in &woven.parts {
+            let source = source_of(sources, info)?;
+            let offset = info.offset + (i * (info.bytes / slices)) as u64;
+            let Some((part, rest)) = dst.split_at_mut_checked(info.values() / slices) else {
+                refuse!("tensor {}: its parts are longer than it is", shown(name));
+            };
+            dst = rest;
+            if !turned {
+                piece(source, name, info, offset, part)?;
+                continue;
+            }
+            check_room::<T>(source, name, part.len())?;
+            let mut columns = T::zeros(part.len());
+            piece(source, name, info, offset, &mut columns)?;
+            let width = (part.len() / (*rows).max(1)).max(1);
+            for (i, row) in part.chunks_mut(width).enumerate() {
+                row.iter_mut().zip(columns.iter().skip(i).step_by((*rows).max(1))).for_each(|(to, value)| *to = *value);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A file is read as if it were a folder in the Hugging Face layout: its metadata amount to a `config.json`, and its tensors
 //! answer to the names that the family publishes. What llama.cpp changes in a model is changed back while it is read: the rows
-//! of query and key projections that it puts in pairs, stacks of experts, parts that it joins. Blocks stay blocks.
+//! of query and key projections that it puts in pairs, stacks of experts, parts that it joins or takes apart. Blocks stay blocks, except where two
+//! tensors of the file make one that blocks cannot make up.
 //!
 //! Nothing in a file is trusted: counts, lengths and offsets are held against its size before memory is taken. Opening
 //! allocates at most [`OPEN_BYTES_PER_BYTE`] times the bytes before the tensors' data, plus [`OPEN_BYTES_PER_SLICE`] for each
@@ -144,13 +145,12 @@ pub fn is_gguf(path: &Path) -> bool {
 /// The values of a small tensor.
 fn small(sources: &[Source], name: &str, tensor: Option<&Stored>) -> Result<Option<Vec<f32>>> {
     let Some(tensor) = tensor else { return Ok(None) };
-    let Some(source) = sources.get(tensor.file) else { return Ok(None) };
     let info = tensor.info();
     if info.values() > MOST_FREQUENCIES {
         refuse!("tensor {} has {} values, more than {MOST_FREQUENCIES}", shown(name), info.values());
     }
     let mut values = vec![0f32; info.values()];
-    convert::floats(source, name, &info, &mut values)?;
+    convert::floats(sources, name, &info, &mut values)?;
     if values.iter().any(|v| !(v.is_finite() && *v > 0.0)) {
         refuse!("tensor {}: a factor of frequencies is not a positive number", shown(name));
     }

@@ -319,13 +319,13 @@ impl DecoderConfig {
             return Err(name(&format!("has {size} bytes, which no configuration has")));
         }
         let json = std::fs::read_to_string(&path).map_err(|e| name(&e))?;
-        Self::from_json(&json).map_err(|e| name(&e))
+        Self::from_json(&json).map_err(|e| name(&bare(&e)))
     }
 
     /// The configuration of a GGUF file.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let config = Self::from_value(Value::Object(file.config().clone()));
-        config.map_err(|e| Error::msg(format!("{}: {e}", file.checkpoint().label())))
+        config.map_err(|e| Error::msg(format!("{}: {}", file.checkpoint().label(), bare(&e))))
     }
 
     /// Translates and checks a `config.json`.
@@ -344,7 +344,7 @@ impl DecoderConfig {
     }
 
     pub(crate) fn checked(self) -> Result<Self> {
-        self.validate().map_err(|e| Error::msg(format!("{}: {e}", self.model_type)))?;
+        self.validate().map_err(|e| Error::msg(format!("{}: {}", self.model_type, bare(&e))))?;
         Ok(self)
     }
 
@@ -419,6 +419,16 @@ impl DecoderConfig {
             size("intermediate_size", dense.intermediate_size, WIDEST)?;
         }
         self.sparse.map_or(Ok(()), |sparse| sparse.validate())
+    }
+}
+
+/// The message of an error without its stack trace. Where one was asked for (`RUST_BACKTRACE`), its text takes tens of
+/// megabytes to make, as the program's debug information is read for it; what is wrong with a configuration is no matter of who
+/// called whom.
+pub(super) fn bare(error: &Error) -> String {
+    match error {
+        Error::WithBacktrace { inner, .. } => bare(inner),
+        other => other.to_string(),
     }
 }
 
@@ -521,5 +531,21 @@ impl SparseConfig {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_no_stack_trace() {
+        let traced = |inner: Error| Error::WithBacktrace {
+            inner: Box::new(inner),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        assert_eq!(bare(&traced(traced(Error::Msg("0 layers".into())))), "0 layers");
+        let message = DecoderConfig::from_json(r#"{"model_type": "gemma9"}"#).unwrap_err();
+        assert!(!bare(&message).contains('\n'), "{message}");
     }
 }

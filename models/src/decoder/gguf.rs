@@ -77,6 +77,14 @@ fn same_rope(a: Option<&RopeConfig>, b: Option<&RopeConfig>) -> bool {
                 && same(*long_scale, *ls)
                 && original == o
         }
+        // The file has a 32-bit number that is multiplied by another.
+        (RopeScaling::Yarn { attention: ours, .. }, RopeScaling::Yarn { attention, .. }) => {
+            let mut near = a.clone();
+            if let RopeScaling::Yarn { attention: to, .. } = &mut near.scaling {
+                *to = *attention;
+            }
+            near == *b && (ours / attention - 1.0).abs() < 1e-6
+        }
         _ => a == b,
     }
 }

@@ -36,11 +36,13 @@ pub struct Plan {
     deal: Deal,
     /// Width of the dense network.
     width: usize,
+    /// Names and contents of files to be written beside the weights.
+    beside: Vec<(String, Vec<u8>)>,
 }
 
 impl Plan {
-    /// Upcycles the dense model at `dense`: a folder in the Hugging Face layout, or whatever else
-    /// [`DecoderConfig::load`] and [`Checkpoint::open`](moesaic_kernels::checkpoint::Checkpoint::open) take.
+    /// Upcycles the dense model at `dense`: a folder in the Hugging Face layout, or a GGUF file. Blocks of a file become floats;
+    /// its tokenizer is for [`add_file`](Self::add_file).
     ///
     /// # Errors
     /// The model cannot be read, no family fits it ([`Error::Unsupported`]), or the options do not ([`Error::Options`]).
@@ -95,7 +97,13 @@ impl Plan {
         for model in &models {
             model.check(width)?;
         }
-        Ok(Self { config, deal, width, models, options })
+        Ok(Self { config, deal, width, models, options, beside: Vec::new() })
+    }
+
+    /// Has a file written beside the weights too, such as a tokenizer that is no file of the dense model. It takes the place of
+    /// one of that name.
+    pub fn add_file(&mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) {
+        self.beside.push((name.into(), content.into()));
     }
 
     /// The config of the sparse model.
@@ -200,6 +208,10 @@ impl Plan {
             if from.is_file() {
                 std::fs::copy(&from, folder.join(name)).map_err(|e| file(from, e))?;
             }
+        }
+        for (name, content) in &self.beside {
+            let path = folder.join(name);
+            std::fs::write(&path, content).map_err(|e| file(path, e))?;
         }
         let path = folder.join("config.json");
         let json = serde_json::to_string_pretty(&self.config.published).map_err(|e| file(path.clone(), e.into()))?;

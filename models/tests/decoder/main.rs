@@ -4,5 +4,7 @@
 mod batches;
 mod families;
 mod gguf;
+mod llama_cpp;
+mod quantise;
 mod refusals;
 mod weights;

@@ -55,8 +55,9 @@ fn split(name: &str) -> Option<Split> {
 }
 
 /// Names that [`split`] knows, for messages.
-pub(super) const KNOWN: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, codeshell, command-r, llama-bpe, dbrx, \
-                     smaug-bpe, qwen2, deepseek-r1-qwen, stablelm2, deepseek-llm, deepseek-coder, deepseek-v3";
+pub(super) const KNOWN: &str = "default, gpt-2, phi-2, mpt, olmo, smollm, starcoder, refact, codeshell, command-r, llama-bpe, \
+                                llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, stablelm2, deepseek-llm, \
+                                deepseek-coder, deepseek-v3";
 
 /// `tokenizer.json`, and whether texts begin with the first token where the file does not say.
 pub(super) fn tokenizer(source: &Source<'_>) -> Result<(Value, bool), Problem> {

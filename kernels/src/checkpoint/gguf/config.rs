@@ -228,48 +228,60 @@ impl File<'_> {
             config.insert("rope_scaling".into(), scaling);
             return Ok(config);
         }
-        let factor = self.number("rope.scaling.factor")?;
-        let factor = || match factor {
-            Some(factor) => Ok(factor),
-            None => Err(error("lacks the key rope.scaling.factor: convert the model anew")),
+        let scaling = self.scaling(family, latent, attention.unwrap_or(1.0), original.unwrap_or(context))?;
+        config.extend(scaling.map(|scaling| ("rope_scaling".to_string(), scaling)));
+        Ok(config)
+    }
+
+    /// `rope_scaling` with one factor for all frequencies. `attention` multiplies cosines and sines.
+    fn scaling(&self, family: &Family, latent: bool, attention: f64, original: usize) -> Result<Option<Value>> {
+        // As llama.cpp reads it: a factor without a type is linear, and 0 stands for 1.
+        let factor = match self.number("rope.scaling.factor")? {
+            Some(factor) => factor,
+            None => self.number("rope.scale_linear")?.unwrap_or(1.0),
         };
-        let scaling = match self.metadata.text(&self.key("rope.scaling.type"))? {
-            None | Some("none") => match self.number("rope.scale_linear")? {
-                Some(factor) if factor != 1.0 => json!({ "rope_type": "linear", "factor": factor }),
-                _ => return Ok(config),
-            },
-            Some("linear") => json!({ "rope_type": "linear", "factor": factor()? }),
-            Some("yarn") => {
+        let factor = if factor == 0.0 { 1.0 } else { factor };
+        let kind = self.metadata.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
+        if attention != 1.0 && (latent || kind != "yarn") {
+            let model = family.model_type;
+            refuse!("rope.scaling.attn_factor is {attention}, which is only supported with yarn, and not for {model}");
+        }
+        match kind {
+            "none" => Ok(None),
+            "linear" if factor == 1.0 => Ok(None),
+            "linear" => Ok(Some(json!({ "rope_type": "linear", "factor": factor }))),
+            "yarn" => {
                 let mut scaling = object(json!({
-                    "rope_type": "yarn", "factor": factor()?,
-                    "original_max_position_embeddings": original.unwrap_or(context),
+                    "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
                 }));
                 for (key, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
                     if let Some(value) = self.number(&format!("rope.scaling.{key}"))? {
                         scaling.insert(name.into(), value.into());
                     }
                 }
-                // DeepSeek's published mscale and mscale_all_dim are one number, so that positions are not scaled.
-                if let (Some(multiplier), true) = (self.number("rope.scaling.yarn_log_multiplier")?, latent) {
-                    // The file has a tenth of it.
+                let multiplier = self.number("rope.scaling.yarn_log_multiplier")?.filter(|m| latent && *m != 0.0);
+                if let Some(multiplier) = multiplier {
+                    // DeepSeek's published mscale and mscale_all_dim are one number, so that positions are not scaled. The
+                    // file has a tenth of it.
                     let scale = (1e7 * multiplier).round() / 1e6;
                     scaling.insert("mscale".into(), scale.into());
                     scaling.insert("mscale_all_dim".into(), scale.into());
-                } else if let Some(attention) = attention {
-                    scaling.insert("attention_factor".into(), attention.into());
+                } else if latent {
+                    // Neither positions nor scores are scaled.
+                    scaling.insert("attention_factor".into(), 1.0.into());
+                } else if attention != 1.0 {
+                    scaling.insert("attention_factor".into(), product(attention, yarn_attention(factor)).into());
                 }
-                Value::Object(scaling)
+                Ok(Some(Value::Object(scaling)))
             }
-            Some(other) => {
+            other => {
                 let model = family.model_type;
                 refuse!(
                     "rope scaling of type {} is not supported for {model}: supported are linear and yarn",
                     shown(other)
                 )
             }
-        };
-        config.insert("rope_scaling".into(), scaling);
-        Ok(config)
+        }
     }
 
     /// Layers without a router, where others have one.
@@ -291,9 +303,15 @@ impl File<'_> {
         };
         let experts = || Ok::<_, candle_core::Error>((self.needed("expert_count")?, self.needed("expert_used_count")?));
         Ok(object(match family.model_type {
-            "llama" => json!({
-                "intermediate_size": dense()?, "attention_bias": bias("attn_q"), "mlp_bias": bias("ffn_up"),
-            }),
+            "llama" => {
+                // In these files each is there or not; published models have both or none.
+                let (queries, output) = (bias("attn_q"), bias("attn_output"));
+                let apart = |has: bool| (queries != output).then_some(has);
+                json!({
+                    "intermediate_size": dense()?, "mlp_bias": bias("ffn_up"), "attention_bias": queries || output,
+                    "qkv_bias": apart(queries), "output_bias": apart(output),
+                })
+            }
             "mixtral" => {
                 let (experts, k) = experts()?;
                 json!({ "intermediate_size": expert()?, "num_local_experts": experts, "num_experts_per_tok": k })
@@ -349,13 +367,15 @@ impl File<'_> {
                     Some(scale) => scale,
                     None => 1.0 / (self.head_dim()? as f64).sqrt(),
                 };
+                // What says elsewhere whether a longer context was trained says here whether there are positions.
+                let positions = self.flag("rope.scaling.finetuned")?.unwrap_or(true);
                 json!({
                     "intermediate_size": expert()?, "num_local_experts": experts, "num_experts_per_tok": k,
                     "attention_bias": bias("attn_q"), "attention_multiplier": scale,
                     "embedding_multiplier": self.number("embedding_scale")?.unwrap_or(1.0),
                     "residual_multiplier": self.number("residual_scale")?.unwrap_or(1.0),
                     "logits_scaling": self.number("logit_scale")?.unwrap_or(1.0),
-                    "position_embedding_type": "rope",
+                    "position_embedding_type": if positions { "rope" } else { "nope" },
                 })
             }
             other => refuse!("{other} is not supported"),
@@ -363,14 +383,12 @@ impl File<'_> {
     }
 
     fn deepseek(&self, family: &Family, dense: Option<usize>, expert: impl Fn() -> Result<usize>) -> Result<Value> {
-        if self.first("attn_k_b.weight").is_some() {
-            refuse!(
-                "keeps keys and values of latent attention apart (attn_k_b, attn_v_b), which is not supported: take a file \
-                 that has attn_kv_b"
-            );
-        }
         let rope = self.needed("rope.dimension_count")?;
-        let key = self.needed("attention.key_length")?;
+        // Files that keep keys and values apart have the sizes of the latent under the old names.
+        let (key, value) = match self.whole("attention.key_length_mla")? {
+            Some(key) => (key, self.needed("attention.value_length_mla")?),
+            None => (self.needed("attention.key_length")?, self.needed("attention.value_length")?),
+        };
         let Some(nope) = key.checked_sub(rope) else {
             refuse!("{rope} of the {key} dimensions of a head have positions: download the file again")
         };
@@ -379,7 +397,7 @@ impl File<'_> {
             "kv_lora_rank": self.needed("attention.kv_lora_rank")?,
             "q_lora_rank": self.whole("attention.q_lora_rank")?.filter(|&rank| rank > 0),
             "qk_rope_head_dim": rope, "qk_nope_head_dim": nope,
-            "v_head_dim": self.needed("attention.value_length")?,
+            "v_head_dim": value,
             // Keys and values come from the latent for every head.
             "num_key_value_heads": self.needed("attention.head_count")?,
             "first_k_dense_replace": self.whole("leading_dense_block_count")?.unwrap_or(0),
@@ -442,6 +460,18 @@ fn object(value: Value) -> Map<String, Value> {
         Value::Object(map) => map.into_iter().filter(|(_, value)| !value.is_null()).collect(),
         _ => Map::new(),
     }
+}
+
+/// What llama.cpp multiplies cosines and sines with where yarn stretches them, beside the factor that a file may have.
+pub(super) fn yarn_attention(factor: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * factor.ln() }
+}
+
+/// `stored * by`, as the shortest decimal number that would be stored so.
+fn product(stored: f64, by: f64) -> f64 {
+    let exact = stored * by;
+    let decimals = (0..9).filter_map(|digits| format!("{exact:.digits$e}").parse::<f64>().ok());
+    decimals.into_iter().find(|number| (number / by) as f32 == stored as f32).unwrap_or(exact)
 }
 
 /// A number of 32 bits as it was written in decimals: 1e-5 and not 9.999999747378752e-6.

@@ -5,6 +5,7 @@ use std::f64::consts::PI;
 use candle_core::Result;
 use serde_json::{Map, Value as Json};
 
+use super::config::yarn_attention;
 use super::parts::Family;
 use super::value::Value;
 use crate::checkpoint::text::{refuse, shown};
@@ -116,6 +117,10 @@ impl Out<'_> {
             self.push("attention.key_length", Value::Unsigned(dim));
             self.push("attention.value_length", Value::Unsigned(dim));
         }
+        if family.model_type == "granitemoe" {
+            let positions = self.config.get("position_embedding_type").and_then(Json::as_str);
+            self.push("rope.scaling.finetuned", Value::Bool(positions.is_none_or(|kind| kind == "rope")));
+        }
         if family.model_type == "stablelm" {
             let parallel = self.config.get("use_parallel_residual").and_then(Json::as_bool).unwrap_or(false);
             self.push("use_parallel_residual", Value::Bool(parallel));
@@ -185,10 +190,12 @@ impl Out<'_> {
                         self.push(&format!("rope.scaling.yarn_{key}"), Value::Float(beta));
                     }
                 }
-                if let Some(all) = of_keys("mscale_all_dim") {
+                let attention = of_keys("attention_factor").filter(|_| family.architecture != "deepseek2");
+                if let Some(all) = of_keys("mscale_all_dim").filter(|&all| all != 0.0) {
                     self.push("rope.scaling.yarn_log_multiplier", Value::Float(0.1 * all));
-                } else if let Some(attention) = of_keys("attention_factor") {
-                    self.push("rope.scaling.attn_factor", Value::Float(attention));
+                } else if let Some(attention) = attention {
+                    let usual = yarn_attention(needed("factor")?);
+                    self.push("rope.scaling.attn_factor", Value::Float(attention / usual));
                 }
                 Ok(Vec::new())
             }

@@ -8,6 +8,7 @@ use candle_core::{DType, Result};
 use super::kind::Kind;
 use super::parse::Stored;
 use super::parts::{Family, Heads, Place, ROUTER_BIAS};
+use crate::checkpoint::arrangement::{Part, Woven};
 use crate::checkpoint::text::{refuse, shape_text, shown};
 use crate::checkpoint::{Arrangement, TensorInfo};
 
@@ -151,12 +152,18 @@ impl Index<'_> {
                 let [experts, rows, width] = *info.shape.as_slice() else {
                     refuse!("{label}: tensor {}: shape {}, expected three axes", shown(name), shape_text(&info.shape))
                 };
-                if below.shape != info.shape || below.kind != tensor.kind || below.file != tensor.file {
+                if below.shape != info.shape {
                     refuse!(
-                        "{label}: tensors {} and {} differ in shape or type, which is not supported",
+                        "{label}: tensors {} and {} differ in shape: download the file again",
                         shown(name),
                         shown(&other)
                     );
+                }
+                if below.kind != tensor.kind || below.file != tensor.file {
+                    let part = |info| Part { info, rows, turned: false };
+                    let parts = [part(info), part(below.info())];
+                    let info = self.woven(name, experts, parts, vec![experts, rows.saturating_mul(2), width])?;
+                    return self.add(full(published), info);
                 }
                 let (Some(height), Some(bytes)) = (rows.checked_mul(2), info.bytes.checked_mul(2)) else {
                     refuse!("{label}: tensor {}: shape {} is too large to exist", shown(name), shape_text(&info.shape))
@@ -172,6 +179,48 @@ impl Index<'_> {
             }
             // Added with the part above it.
             Place::Below(above) => match stored.contains_key(&name.replace(part, above)) {
+                true => Ok(()),
+                false => self.add(name.to_string(), info),
+            },
+            Place::Keys(_) | Place::Values if ending != "weight" => self.add(name.to_string(), info),
+            // A file may have both forms.
+            Place::Keys(_) | Place::Values if stored.contains_key(&name.replace(part, "attn_kv_b")) => Ok(()),
+            Place::Keys(published) => {
+                let other = name.replace(part, "attn_v_b");
+                let Some(values) = stored.get(&other) else {
+                    refuse!(
+                        "{label}: tensor {} is missing beside {}: download the file again",
+                        shown(&other),
+                        shown(name)
+                    )
+                };
+                // One head alone may have lost its axis.
+                let axes = |shape: &[usize]| match *shape {
+                    [heads, rows, columns] => Some((heads, rows, columns)),
+                    [rows, columns] if sizes.heads == 1 => Some((1, rows, columns)),
+                    _ => None,
+                };
+                match (axes(&info.shape), axes(&values.shape)) {
+                    (Some((heads, rank, keys)), Some((others, rows, width))) if heads == others && rank == width => {
+                        let parts = [
+                            Part { info, rows: keys, turned: true },
+                            Part { info: values.info(), rows, turned: false },
+                        ];
+                        let all = heads.saturating_mul(keys.saturating_add(rows));
+                        let info = self.woven(name, heads, parts, vec![all, width])?;
+                        self.add(full(published), info)
+                    }
+                    _ => refuse!(
+                        "{label}: tensors {} {} and {} {} do not fit each other: download the file again",
+                        shown(name),
+                        shape_text(&info.shape),
+                        shown(&other),
+                        shape_text(&values.shape)
+                    ),
+                }
+            }
+            // Added with the keys.
+            Place::Values => match stored.contains_key(&name.replace(part, "attn_k_b")) {
                 true => Ok(()),
                 false => self.add(name.to_string(), info),
             },
@@ -195,6 +244,20 @@ impl Index<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// A tensor of this shape that is made of two. It is one of floats; of blocks f32, as blocks cannot be made up of others.
+    fn woven(&self, name: &str, slices: usize, parts: [Part; 2], shape: Vec<usize>) -> Result<TensorInfo> {
+        let [one, other] = [&parts[0].info, &parts[1].info];
+        let plain = one.blocks.is_none() && other.blocks.is_none() && one.dtype == other.dtype;
+        let dtype = if plain { one.dtype } else { DType::F32 };
+        let bytes = one.values().checked_add(other.values()).and_then(|n| n.checked_mul(dtype.size_in_bytes()));
+        let Some(bytes) = bytes else {
+            refuse!("{}: tensor {}: shape {} is too large to exist", self.label, shown(name), shape_text(&shape));
+        };
+        let (offset, file) = (one.offset, one.file);
+        let arrangement = Arrangement::Woven(Box::new(Woven { slices, parts }));
+        Ok(TensorInfo { dtype, shape, blocks: None, bytes, offset, file, arrangement })
     }
 
     /// The slices of a tensor along its first axis, with that axis in `shape`.

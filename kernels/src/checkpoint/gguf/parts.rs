@@ -35,6 +35,11 @@ pub(super) enum Place {
     Below(&'static str),
     /// Queries, keys and values one above the other.
     Joined([&'static str; 3]),
+    /// What expands the latent into the keys of each head, its rows and columns exchanged; published above the values of that
+    /// head, which `attn_v_b` holds.
+    Keys(&'static str),
+    /// See `Keys`.
+    Values,
 }
 
 /// The heads of a projection.
@@ -44,7 +49,7 @@ pub(super) enum Heads {
     KeyValue,
 }
 
-use Place::{Above, Below, Each, Joined, One, Row, Turned};
+use Place::{Above, Below, Each, Joined, Keys, One, Row, Turned, Values};
 
 const OUTER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -113,6 +118,8 @@ const LATENT: &[(&str, Place)] = &[
     ("attn_kv_a_mqa", One("self_attn.kv_a_proj_with_mqa")),
     ("attn_kv_a_norm", One("self_attn.kv_a_layernorm")),
     ("attn_kv_b", One("self_attn.kv_b_proj")),
+    ("attn_k_b", Keys("self_attn.kv_b_proj")),
+    ("attn_v_b", Values),
     ("attn_output", One("self_attn.o_proj")),
 ];
 const SHARED_DEEPSEEK: &[(&str, Place)] = &[

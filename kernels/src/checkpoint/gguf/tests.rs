@@ -122,6 +122,99 @@ fn other_alignments() {
     assert!(Gguf::from_bytes("f", file).is_ok());
 }
 
+/// The bytes of floats at the end of a file.
+fn filled(mut file: Vec<u8>, data: &[u8]) -> Vec<u8> {
+    let start = file.len() - data.len();
+    file[start..].copy_from_slice(data);
+    file
+}
+
+fn floats(values: std::ops::Range<u16>) -> Vec<u8> {
+    values.flat_map(|v| f32::from(v).to_le_bytes()).collect()
+}
+
+fn values(file: &Checkpoint, name: &str, shape: &[usize]) -> Vec<f32> {
+    let read = file.read(name, shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    read.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn one_tensor_of_two_in_other_files_and_types() {
+    let granite = |name: &str, value: u32| whole(&format!("granitemoe.{name}"), value);
+    let first = with(|f| {
+        f.keys = vec![
+            key("general.architecture", 8, &text("granitemoe")),
+            whole("split.count", 2),
+            granite("block_count", 1),
+            granite("context_length", 8),
+            granite("embedding_length", 4),
+            granite("attention.head_count", 2),
+            granite("expert_count", 2),
+            granite("expert_used_count", 1),
+            granite("expert_feed_forward_length", 1),
+        ];
+        f.tensors =
+            vec![tensor("token_embd.weight", &[4, 3], 0, 0), tensor("blk.0.ffn_gate_exps.weight", &[4, 1, 2], 0, 64)];
+        f.data = 64 + 32;
+    });
+    let second = with(|f| {
+        f.keys.clear();
+        f.tensors = vec![tensor("blk.0.ffn_up_exps.weight", &[4, 1, 2], 1, 0)];
+        f.data = 16;
+    });
+    let halves: Vec<u8> = (20..28u16).flat_map(|v| half::f16::from_f32(f32::from(v)).to_le_bytes()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |part: usize| folder.path().join(format!("m-0000{part}-of-00002.gguf"));
+    std::fs::write(path(1), filled(first, &floats(0..8))).unwrap();
+    std::fs::write(path(2), filled(second.clone(), &halves)).unwrap();
+    let file = Checkpoint::open(&path(1)).unwrap();
+    let read = values(&file, "model.layers.0.block_sparse_moe.input_linear.weight", &[2, 2, 4]);
+    let expected = [0, 1, 2, 3, 20, 21, 22, 23, 4, 5, 6, 7, 24, 25, 26, 27].map(|v| v as f32);
+    assert_eq!(read, expected);
+    std::fs::write(path(2), &second[..second.len() - 1]).unwrap();
+    assert!(Checkpoint::open(&path(1)).unwrap_err().to_string().contains("00002-of-00002.gguf: "));
+}
+
+#[test]
+fn keys_and_values_of_one_head_apart() {
+    let deepseek = |name: &str, value: u32| whole(&format!("deepseek2.{name}"), value);
+    let file = |values: Vec<u8>| {
+        with(|f| {
+            f.keys = vec![
+                key("general.architecture", 8, &text("deepseek2")),
+                deepseek("block_count", 1),
+                deepseek("context_length", 8),
+                deepseek("embedding_length", 4),
+                deepseek("feed_forward_length", 4),
+                deepseek("attention.head_count", 1),
+                deepseek("attention.kv_lora_rank", 3),
+                deepseek("attention.key_length_mla", 4),
+                deepseek("attention.value_length_mla", 1),
+                deepseek("rope.dimension_count", 2),
+            ];
+            f.tensors = vec![
+                tensor("token_embd.weight", &[4, 3], 0, 0),
+                tensor("blk.0.attn_k_b.weight", &[2, 3], 0, 64),
+                values,
+            ];
+            f.data = 96 + 12;
+        })
+    };
+    let sound = file(tensor("blk.0.attn_v_b.weight", &[3, 1], 0, 96));
+    let data = [floats(0..6), vec![0; 8], floats(10..13)].concat();
+    let file_of = |bytes: Vec<u8>| Checkpoint::from_bytes("f", bytes);
+    let read = file_of(filled(sound, &data)).unwrap();
+    let name = "model.layers.0.self_attn.kv_b_proj.weight";
+    assert_eq!(values(&read, name, &[3, 3]), [0, 2, 4, 1, 3, 5, 10, 11, 12].map(|v| v as f32));
+    for (what, part) in [
+        (tensor("blk.0.attn_v_b.weight", &[2, 1], 0, 96), "[3, 2] and \"blk.0.attn_v_b.weight\" [1, 2] do not fit"),
+        (tensor("blk.1.attn_v_b.weight", &[3, 1], 0, 96), "\"blk.0.attn_v_b.weight\" is missing"),
+    ] {
+        let message = file_of(file(what)).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 #[test]
 fn broken_files() {
     let huge = u64::MAX.to_le_bytes();

@@ -305,8 +305,8 @@ impl Plan<'_> {
                             self.stack(name, |i| full(&published.replace("{}", &i.to_string())))?
                         }
                         Place::Above(published) => self.halves(name, full(published))?,
-                        // Written with what is above; queries, keys and values apart.
-                        Place::Below(_) | Place::Joined(_) => {}
+                        // Written with what is above; queries, keys and values apart; those of latent attention together.
+                        Place::Below(_) | Place::Joined(_) | Place::Keys(_) | Place::Values => {}
                     }
                 }
             }

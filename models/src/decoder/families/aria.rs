@@ -62,7 +62,6 @@ impl Family for Config {
                 shared: (shared > 0).then_some(SharedConfig {
                     intermediate_size: shared,
                     gated: false,
-                    blended: false,
                     bias: self.mlp_bias,
                     blended: false,
                 }),

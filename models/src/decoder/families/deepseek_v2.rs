@@ -89,7 +89,6 @@ impl Keys {
                         gated: false,
                         bias: false,
                         blended: false,
-                        bias: false,
                     }),
                     output_bias: false,
                 })

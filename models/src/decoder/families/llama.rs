@@ -20,6 +20,9 @@ pub(super) struct Config {
     /// Of queries, keys, values and the output.
     #[serde(default)]
     attention_bias: bool,
+    /// Of queries, keys and values alone, and of the output alone: GGUF files may have one without the other.
+    qkv_bias: Option<bool>,
+    output_bias: Option<bool>,
     #[serde(default)]
     mlp_bias: bool,
 }
@@ -28,7 +31,11 @@ impl Family for Config {
     fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig> {
         let common = &self.common;
         let bias = self.attention_bias;
-        let attention = GroupedConfig { qkv_bias: bias, output_bias: bias, ..common.grouped(common.head_dim)? };
+        let attention = GroupedConfig {
+            qkv_bias: self.qkv_bias.unwrap_or(bias),
+            output_bias: self.output_bias.unwrap_or(bias),
+            ..common.grouped(common.head_dim)?
+        };
         let eps = self.rms_norm_eps.unwrap_or(1e-6);
         Ok(DecoderConfig {
             dense: Some(DenseConfig {

@@ -24,7 +24,7 @@ use candle_core::{Error, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::config::DecoderConfig;
+use super::config::{DecoderConfig, bare};
 
 pub(crate) use moe_llava::language_model as moe_llava;
 
@@ -81,7 +81,7 @@ pub(super) fn translate(value: Value) -> Result<DecoderConfig> {
         let shown: String = model_type.chars().take(60).collect();
         bail!("model_type {shown:?} is not supported; supported are {}", supported());
     };
-    translate(map).map_err(|e| Error::msg(format!("{model_type}: {e}")))
+    translate(map).map_err(|e| Error::msg(format!("{model_type}: {}", bare(&e))))
 }
 
 impl DecoderConfig {

@@ -131,7 +131,6 @@ fn sparse(mut config: DecoderConfig, moe: &Moe) -> Result<DecoderConfig> {
             gated: false,
             bias: dense.bias,
             blended: true,
-            bias: dense.bias,
         }),
         output_bias: false,
     });

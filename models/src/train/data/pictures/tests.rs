@@ -29,6 +29,7 @@ fn processor(side: usize) -> ImageProcessor {
         rescale: Some(1.0 / 255.0),
         normalise: None,
         pad_to_square: false,
+        grids: Vec::new(),
         limits: Limits::default(),
     }
 }
