@@ -4,6 +4,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
 use moesaic_kernels::{CausalAttention, Init, Linear, Params, Pointwise};
 
+/// Initial values of a map of so many inputs, for towers that are trained from nothing: outputs as wide as inputs, as CLIP
+/// starts its maps (`CLIPPreTrainedModel._init_weights`).
+fn scaled(inputs: usize) -> Init {
+    Init::Normal((inputs.max(1) as f64).powf(-0.5))
+}
+
 /// LayerNorm with weight and bias.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
@@ -43,9 +49,9 @@ pub(crate) struct Patches {
 
 impl Patches {
     /// `{name}.weight [h, 3, patch, patch]` and, if `bias`, `{name}.bias [h]`.
-    pub fn load(p: &Params, name: &str, h: usize, patch: usize, bias: bool, init: Init) -> Result<Self> {
+    pub fn load(p: &Params, name: &str, h: usize, patch: usize, bias: bool) -> Result<Self> {
         let (parts, width) = ([(format!("{name}.weight"), vec![h, 3, patch, patch])], 3 * patch * patch);
-        let weight = p.stack(&[h, width], &parts, init)?;
+        let weight = p.stack(&[h, width], &parts, scaled(width))?;
         let bias = if bias { Some(p.tensor(&format!("{name}.bias"), [h], Init::Zeros)?) } else { None };
         // As in the decoder: on the CPU activations stay in f32 whatever the weights are.
         let dtype = if p.device().is_cpu() { DType::F32 } else { p.dtype() };
@@ -81,7 +87,8 @@ pub(crate) struct SelfAttention {
 impl SelfAttention {
     /// Queries, keys and values under the three names, the output under the fourth, all with biases (`bias` switches those
     /// of the three off).
-    pub fn load(p: &Params, names: [&str; 4], h: usize, heads: usize, bias: bool, init: Init) -> Result<Self> {
+    pub fn load(p: &Params, names: [&str; 4], h: usize, heads: usize, bias: bool) -> Result<Self> {
+        let init = scaled(h);
         let qkv = Linear::load_joint(p, &[(names[0], h), (names[1], h), (names[2], h)], h, bias, init)?;
         let out = Linear::load(p, names[3], (h, h), true, init)?;
         Ok(Self { qkv, out, heads })
@@ -135,9 +142,9 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     /// `{names[0]}` and `{names[1]}`, both with biases.
-    pub fn load(p: &Params, names: [&str; 2], (h, i): (usize, usize), act: Pointwise, init: Init) -> Result<Self> {
-        let fc1 = Linear::load(p, names[0], (i, h), true, init)?;
-        Ok(Self { fc1, fc2: Linear::load(p, names[1], (h, i), true, init)?, act })
+    pub fn load(p: &Params, names: [&str; 2], (h, i): (usize, usize), act: Pointwise) -> Result<Self> {
+        let fc1 = Linear::load(p, names[0], (i, h), true, scaled(h))?;
+        Ok(Self { fc1, fc2: Linear::load(p, names[1], (h, i), true, scaled(i))?, act })
     }
 
     /// `x [.., h]` to the same

@@ -98,18 +98,18 @@ struct Layer {
 
 impl Layer {
     fn load(cfg: &ClipConfig, p: &Params) -> Result<Self> {
-        let (h, init) = (cfg.hidden_size, Init::Normal(0.02));
+        let h = cfg.hidden_size;
         let names = ["q_proj", "k_proj", "v_proj", "out_proj"];
         let network = match cfg.experts {
             None => {
                 let sizes = (h, cfg.intermediate_size);
-                Network::Dense(Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], sizes, cfg.activation, init)?)
+                Network::Dense(Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], sizes, cfg.activation)?)
             }
             Some(experts) => Network::Sparse(SparseMlp::load(cfg, experts, p)?),
         };
         Ok(Self {
             norm1: Norm::load(p, "layer_norm1", h, cfg.eps)?,
-            attention: SelfAttention::load(&p.pp("self_attn"), names, h, cfg.heads, true, init)?,
+            attention: SelfAttention::load(&p.pp("self_attn"), names, h, cfg.heads, true)?,
             norm2: Norm::load(p, "layer_norm2", h, cfg.eps)?,
             network,
         })
@@ -193,7 +193,7 @@ impl ClipVision {
             _ => None,
         };
         Ok(Self {
-            patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, false, init)?,
+            patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, false)?,
             class: embeddings.tensor("class_embedding", [h], init)?.to_dtype(DType::F32)?,
             positions: embeddings
                 .tensor("position_embedding.weight", [1 + side * side, h], init)?

@@ -105,7 +105,7 @@ impl Layer {
         let scale = |name: &str| p.tensor(&format!("{name}.lambda1"), [h], Init::Ones)?.to_dtype(DType::F32);
         let mlp = p.pp("mlp");
         let network = match cfg.gated {
-            false => Network::Plain(Mlp::load(&mlp, ["fc1", "fc2"], (h, i), cfg.activation, init)?),
+            false => Network::Plain(Mlp::load(&mlp, ["fc1", "fc2"], (h, i), cfg.activation)?),
             true => Network::Gated(
                 Linear::load(&mlp, "weights_in", (2 * i, h), true, init)?,
                 Linear::load(&mlp, "weights_out", (h, i), true, init)?,
@@ -113,7 +113,7 @@ impl Layer {
         };
         Ok(Self {
             norm1: Norm::load(p, "norm1", h, cfg.eps)?,
-            attention: SelfAttention::load(&p.pp("attention"), names, h, cfg.heads, cfg.qkv_bias, init)?,
+            attention: SelfAttention::load(&p.pp("attention"), names, h, cfg.heads, cfg.qkv_bias)?,
             scale1: scale("layer_scale1")?,
             norm2: Norm::load(p, "norm2", h, cfg.eps)?,
             network,
@@ -170,7 +170,7 @@ impl DinoVision {
         let token = |name: &str, n: usize| embeddings.tensor(name, [1, n, h], init)?.to_dtype(DType::F32);
         let layers = (0..config.layers).map(|i| Layer::load(&config, &p.pp("encoder.layer").pp(i)));
         Ok(Self {
-            patches: Patches::load(&embeddings, "patch_embeddings.projection", h, config.patch_size, true, init)?,
+            patches: Patches::load(&embeddings, "patch_embeddings.projection", h, config.patch_size, true)?,
             class: token("cls_token", 1)?,
             registers: match config.registers {
                 0 => None,

@@ -157,7 +157,7 @@ impl Qwen3VlVision {
                 qkv: Linear::load(&p, "attn.qkv", (3 * h, h), true, init)?,
                 proj: Linear::load(&p, "attn.proj", (h, h), true, init)?,
                 norm2: Norm::load(&p, "norm2", h, EPS)?,
-                mlp: Mlp::load(&p.pp("mlp"), maps, (h, config.intermediate_size), config.activation, init)?,
+                mlp: Mlp::load(&p.pp("mlp"), maps, (h, config.intermediate_size), config.activation)?,
             })
         };
         let tap = |i: usize| Merger::load(&config, &p.pp("deepstack_merger_list").pp(i), true);

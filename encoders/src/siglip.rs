@@ -89,7 +89,7 @@ impl Pool {
             probe: p.tensor("probe", [1, 1, h], init)?.to_dtype(DType::F32)?,
             attention: CrossAttention::load(&p.pp("attention"), h, cfg.heads, init)?,
             norm: Norm::load(p, "layernorm", h, cfg.eps)?,
-            mlp: Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], (h, cfg.intermediate_size), cfg.activation, init)?,
+            mlp: Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], (h, cfg.intermediate_size), cfg.activation)?,
         })
     }
 
@@ -144,9 +144,9 @@ impl SiglipVision {
             let sizes = (h, config.intermediate_size);
             Ok(Layer {
                 norm1: Norm::load(&p, "layer_norm1", h, config.eps)?,
-                attention: SelfAttention::load(&p.pp("self_attn"), names, h, config.heads, true, init)?,
+                attention: SelfAttention::load(&p.pp("self_attn"), names, h, config.heads, true)?,
                 norm2: Norm::load(&p, "layer_norm2", h, config.eps)?,
-                mlp: Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], sizes, config.activation, init)?,
+                mlp: Mlp::load(&p.pp("mlp"), ["fc1", "fc2"], sizes, config.activation)?,
             })
         };
         let head = match head {
@@ -155,7 +155,7 @@ impl SiglipVision {
         };
         let embeddings = p.pp("embeddings");
         Ok(Self {
-            patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, true, init)?,
+            patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, true)?,
             positions: embeddings.tensor("position_embedding.weight", [side * side, h], init)?.to_dtype(DType::F32)?,
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             head,

@@ -51,9 +51,9 @@ impl Mlp {
         act: Pointwise,
         bias: bool,
     ) -> Result<Self> {
-        let init = Init::Normal(0.02);
         let map = |i: usize| {
             let width = if i == 0 { inputs } else { outputs };
+            let init = Init::Normal((width.max(1) as f64).powf(-0.5));
             match names {
                 MlpNames::Sequential => Linear::load(p, &(2 * i).to_string(), (outputs, width), bias, init),
                 MlpNames::Each(names) => match names.get(i) {

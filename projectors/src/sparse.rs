@@ -39,8 +39,8 @@ impl SparseMlp {
             let parts: Vec<_> = (0..experts).map(|e| (format!("experts.{e}.{what}"), shape.to_vec())).collect();
             p.stack(&[&[experts], shape].concat(), &parts, init)
         };
-        let up = stack("0.weight", &[outputs, inputs], init)?;
-        let down = stack("2.weight", &[outputs, outputs], init)?;
+        let up = stack("0.weight", &[outputs, inputs], Init::Normal((inputs.max(1) as f64).powf(-0.5)))?;
+        let down = stack("2.weight", &[outputs, outputs], Init::Normal((outputs.max(1) as f64).powf(-0.5)))?;
         let biases = (stack("0.bias", &[outputs], Init::Zeros)?, stack("2.bias", &[outputs], Init::Zeros)?);
         let bank = ExpertBank::mlp(up, down, Activation::Gelu)?.with_biases(Some(biases.0), Some(biases.1))?;
         let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };

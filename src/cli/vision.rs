@@ -135,11 +135,11 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     Ok(print(&text)?)
 }
 
+/// Ids of a conversation, and a label for each.
+type Encoded = candle_core::Result<(Vec<u32>, Vec<i64>)>;
+
 /// Ids and labels of conversations, by a tokenizer and a template.
-fn encoder(
-    tokenizer: &Path,
-    template: &str,
-) -> Result<impl Fn(&[pictures::Turn], u32) -> candle_core::Result<(Vec<u32>, Vec<i64>)> + Sync + use<>> {
+fn encoder(tokenizer: &Path, template: &str) -> Result<impl Fn(&[pictures::Turn], u32) -> Encoded + Sync + use<>> {
     let name = tokenizer.display();
     let tokenizer = Tokenizer::from_file(tokenizer).map_err(|e| anyhow!("{name}: not a tokenizer.json: {e}"))?;
     let Some(found) = Template::named(template) else {
