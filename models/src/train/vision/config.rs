@@ -142,7 +142,7 @@ impl UpcycleConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Files of conversations ([`pictures`](super::data::pictures)).
+    /// Files of conversations ([`pictures`](crate::train::data::pictures)).
     pub files: Vec<PathBuf>,
     /// The folder that pictures are named relative to; absent for that of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
