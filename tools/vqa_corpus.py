@@ -17,10 +17,11 @@ Written: train.jsonl and test.jsonl, one picture a line, and the pictures under 
 
     {"image": "images/scenes/train/00000.png", "source": "scenes", "turns": [{"question": "...", "answer": "...", "type": "..."}]}
 
-Answers are one lower-case word or number each. Questions about scenes are chosen so that, within each kind of question,
+Pictures of the training part also have a caption ("Describe it."), from left to right: it says more of a picture at once than an
+answer does. All other answers are one lower-case word or number each. Questions about scenes are chosen so that, within each kind of question,
 answers come equally often as far as the scenes allow; what is left is printed as what a blind guesser gets. A rectangle with
 equal sides may be called a square in a question; as an answer it is a rectangle. Everything is drawn from the seed: with
-the defaults, Pillow 13.0 and numpy 2.4, the sums printed are 4d520531eaba5aee, 592affebef23da3a (training part),
+the defaults, Pillow 13.0 and numpy 2.4, the sums printed are 470f07ff4cd04474, 592affebef23da3a (training part),
 b95f3584c5e0ea4d and 841311eb496bd0d0 (test part).
 """
 
@@ -87,6 +88,11 @@ def wheel(cache, package):
     return zipfile.ZipFile(found[0])
 
 
+def caption(things):
+    """The turn that describes a picture by its things, `colour what` each, from left to right."""
+    return {"question": "Describe it.", "answer": " ".join(things), "type": "caption"}
+
+
 class Balance:
     """Takes, of the questions of one kind that a picture allows, one whose answer came least often so far."""
 
@@ -117,6 +123,9 @@ def easy_vqa(cache, part):
     for question, answer, image in json.loads(archive.read(f"easy_vqa/data/{part}/questions.json")):
         turns[image].append({"question": question, "answer": answer, "type": easy_type(question, answer)})
     for image in sorted(turns):
+        found = {t["type"]: t["answer"] for t in turns[image]}
+        if part == "train" and "color" in found and "shape" in found:
+            turns[image].append(caption([f"{found['color']} {found['shape']}"]))
         yield archive.read(f"easy_vqa/data/{part}/images/{image}.png"), turns[image]
 
 
@@ -159,7 +168,8 @@ def digits(cache, part, seed):
     for copy in range(3 if part == "train" else 2):
         for i, (digit, values) in enumerate(chosen):
             rng = random.Random(f"{seed}/digits/{part}/{copy}/{i}")
-            yield digit_picture(rng, digit, values, balance)
+            picture, turns, colour = digit_picture(rng, digit, values, balance)
+            yield picture, turns + [caption([f"{colour} {digit}"])] * (part == "train")
 
 
 def digit_picture(rng, digit, values, balance):
@@ -175,7 +185,7 @@ def digit_picture(rng, digit, values, balance):
     part = back[y : y + side, x : x + side]
     part[:] = part * (1 - alpha) + np.array(paint(rng, colour)) * alpha
     turns = digit_turns(rng, digit, colour, balance)
-    return Image.fromarray(back.round().astype(np.uint8)), turns
+    return Image.fromarray(back.round().astype(np.uint8)), turns, colour
 
 
 def digit_turns(rng, digit, colour, balance):
@@ -419,7 +429,9 @@ def scenes(part, seed, count):
     for i in range(count):
         rng = random.Random(f"{seed}/scenes/{part}/{i}")
         picture, things = scene(rng)
-        yield picture, scene_turns(rng, things, balance)
+        turns = scene_turns(rng, things, balance)
+        told = [f"{thing.colour} {thing.shape}" for thing in sorted(things, key=lambda thing: thing.x)]
+        yield picture, turns + [caption(told)] * (part == "train")
 
 
 # ------------------------------------------------------------------------------------------------------------------- output
@@ -450,7 +462,8 @@ def write(out, part, sources):
 
 def describe(train, test):
     """Counts, answers, and what a guesser gets who sees no picture: by the type alone, and by the whole question."""
-    turns = lambda lines: [(line["source"], t["type"], t["question"], t["answer"]) for line in lines for t in line["turns"]]
+    asked = lambda line: (t for t in line["turns"] if t["type"] != "caption")
+    turns = lambda lines: [(line["source"], t["type"], t["question"], t["answer"]) for line in lines for t in asked(line)]
     train, test = turns(train), turns(test)
     by_type, by_question = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter)
     for source, kind, question, answer in train:

@@ -388,3 +388,51 @@ fn capacities_that_make_no_model() {
     config["model_type"] = json!("moe_llava_minicpm");
     assert!(refused(&config).to_string().contains("moe_llava_minicpm"));
 }
+
+/// What the loss falls by along each variable is what its gradient says: through decoder, splicing, projector, joined
+/// features, and every layer of the tower.
+#[test]
+fn gradients_reach_every_part() -> Result<()> {
+    // All experts, so that no choice flips between the two sides of a slope.
+    let every = SPARSE.replace("\"num_selected\": 2", "\"num_selected\": 3");
+    for (tower, projector) in [(CLIP, MLP), (SIGLIP, every.as_str())] {
+        let mut config = native(tower, LLAMA, projector);
+        config["vision_config"]["image_size"] = json!(16);
+        config["vision_config"]["hidden_size"] = json!(24);
+        config["vision_feature_select_strategy"] = json!(if tower == CLIP { "default" } else { "full" });
+        config["compression"] = json!({ "type": "pixel_shuffle", "size": 2 });
+        let (model, params) = model(&config);
+        let pixels: Vec<f32> = (0..2 * 3 * 256).map(|i| (i as f32 * 0.37).sin()).collect();
+        let pixels = Tensor::from_vec(pixels, (2, 3, 16, 16), &Device::Cpu)?;
+        let loss = || -> Result<Tensor> {
+            let encoded = model.encode(&pixels, None)?;
+            let pictures = encoded.pictures()?;
+            let rows = [
+                Row { ids: &[MARK, 5, 6, 7], labels: &[-100, -100, 6, 7], pictures: &pictures[..1] },
+                Row { ids: &[4, MARK, 9], labels: &[-100, -100, 9], pictures: &pictures[1..] },
+                Row { ids: &[MARK, 8, 3], labels: &[-100, -100, 3], pictures: &pictures[..1] },
+            ];
+            Ok(model.loss(&model.splice(&rows, Side::Right, None)?, Some(&encoded))?.0.total)
+        };
+        let gradients = loss()?.backward()?;
+        for (name, var) in params.variables() {
+            let gradient = gradients.get(var.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient")).clone();
+            let size = gradient.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+            if size < 1e-4 {
+                continue; // keys' biases move all scores alike
+            }
+            // Along the gradient itself, where the slope is its size.
+            let (kept, step) = (var.as_tensor().copy()?, 2e-2 / f64::from(size.max(1.0)));
+            let along = (&gradient * (step / f64::from(size)))?;
+            let value = |sign: f64| -> Result<f32> {
+                var.set(&(&kept + (&along * sign)?)?)?;
+                loss()?.to_scalar::<f32>()
+            };
+            let slope = f64::from(value(1.0)? - value(-1.0)?) / (2.0 * step);
+            var.set(&kept)?;
+            let off = (slope - f64::from(size)).abs() / f64::from(size);
+            assert!(off < 0.05, "{name}: slope {slope}, gradient {size}");
+        }
+    }
+    Ok(())
+}
