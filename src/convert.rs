@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use moesaic_kernels::checkpoint::pickle::Pickle;
-use moesaic_kernels::checkpoint::{Outline, save_shards};
+use moesaic_kernels::checkpoint::{Outline, Unfinished, save_shards};
 
 use crate::error::{Error, Result};
 
@@ -39,10 +39,7 @@ pub struct Converted {
 /// What [`Pickle::open`] refuses; `folder` exists already or cannot be written.
 pub fn convert(file: impl AsRef<Path>, folder: impl AsRef<Path>, key: Option<&str>) -> Result<Converted> {
     let (file, out) = (file.as_ref(), folder.as_ref());
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::config(out, "exists already: give another name, or remove it"));
-    }
-    let Some(name) = out.file_name() else { return Err(Error::config(out, "is no name for a folder: give another")) };
+    let unfinished = Unfinished::beside(out).map_err(|error| Error::new_place(out, error))?;
     let weights = |error: candle_core::Error| Error::weights(file, &error);
     let pickle = match key {
         None => Pickle::open(file),
@@ -56,13 +53,7 @@ pub fn convert(file: impl AsRef<Path>, folder: impl AsRef<Path>, key: Option<&st
     let outlines: Vec<Outline> = checkpoint.names().filter_map(outline).collect();
     let (tensors, bytes) = (outlines.len(), outlines.iter().map(Outline::bytes).sum());
 
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|error| Error::io("write", parent, error))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Temporary(out.with_file_name(hidden));
-    let place = &temporary.0;
+    let place = unfinished.path();
     fs::create_dir(place).map_err(|error| Error::io("write", out, error))?;
     let mut files = save_shards(place, outlines, SHARD, &mut |o| checkpoint.read_any(&o.name)).map_err(weights)?;
     if let Some(config) = pickle.config() {
@@ -71,7 +62,7 @@ pub fn convert(file: impl AsRef<Path>, folder: impl AsRef<Path>, key: Option<&st
         fs::write(&path, text + "\n").map_err(|error| Error::io("write", &path, error))?;
         files.push(path);
     }
-    fs::rename(place, out).map_err(|error| Error::io("write", out, error))?;
+    unfinished.finish().map_err(|error| Error::new_place(out, error))?;
     let model_type = pickle.config().and_then(|config| config.get("model_type")?.as_str());
     Ok(Converted {
         key: pickle.key().map(str::to_string),
@@ -82,14 +73,4 @@ pub fn convert(file: impl AsRef<Path>, folder: impl AsRef<Path>, key: Option<&st
         skipped: pickle.skipped().to_vec(),
         files: files.iter().filter_map(|file| Some(out.join(file.file_name()?))).collect(),
     })
-}
-
-/// A folder that is removed unless it was renamed.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Gone already, where all went well.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -153,6 +153,16 @@ impl Error {
         Error::Compute(candle_message(error))
     }
 
+    /// What hinders that something new is made at a path.
+    pub(crate) fn new_place(path: &Path, reason: std::io::Error) -> Self {
+        match reason.kind() {
+            std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::InvalidInput => {
+                Error::config(path, reason.to_string())
+            }
+            _ => Error::io("write", path, reason),
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path, reason: std::io::Error) -> Self {
         Error::Io { action, path: path.to_path_buf(), reason }
     }

@@ -45,9 +45,6 @@ pub struct VisionChat {
     info: VisionModelInfo,
 }
 
-/// Where the shipped model is: too large for the program itself, so in the repository that it was built in.
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vqa");
-
 impl From<ImageError> for Error {
     fn from(error: ImageError) -> Self {
         match error {
@@ -107,19 +104,6 @@ impl VisionChat {
             other => Error::weights(dir, &other.into()),
         })?;
         Ok(Self { model, tokenizer, processor, prompting, config: generation, info })
-    }
-
-    /// The small model of this project, in the repository's folder `assets/vqa`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where that folder is not there any more, and as [`from_dir`](Self::from_dir).
-    pub fn shipped() -> Result<Self> {
-        let dir = Path::new(SHIPPED);
-        if !dir.join("config.json").is_file() {
-            let problem = "there is no model here: give the folder of one that looks at pictures (--model)";
-            return Err(Error::config(dir, problem));
-        }
-        Self::from_dir(dir)
     }
 
     /// Attaches an adapter to the language model, as [`TextGenerator::attach`](crate::TextGenerator::attach) does.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The tokenizer of the small vision model: one token for each word of the corpus, lower case.
 
-    python3 tools/vqa_tokenizer.py [--corpus data/vqa/train.jsonl] [--out assets/vqa/tokenizer.json]
+    python3 tools/vqa_tokenizer.py [--corpus data/vqa/train.jsonl] [--out examples/vision/tokenizer.json]
 
 Words are runs of letters and digits, or of other signs; what the corpus lacks becomes <unk>. A line end, with which the plain
 conversation template ends questions and answers, is a token of its own, and so is the picture's mark.
@@ -18,7 +18,7 @@ SPECIAL = ["<unk>", "<image>", "\n"]
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=Path("data/vqa/train.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path("assets/vqa/tokenizer.json"))
+    parser.add_argument("--out", type=Path, default=Path("examples/vision/tokenizer.json"))
     options = parser.parse_args()
     words = set()
     for line in options.corpus.read_text(encoding="utf-8").splitlines():

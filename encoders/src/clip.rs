@@ -196,7 +196,7 @@ impl ClipVision {
             patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, false)?,
             class: embeddings.tensor("class_embedding", [h], init)?.to_dtype(DType::F32)?,
             positions: embeddings
-                .tensor("position_embedding.weight", [1 + side * side, h], init)?
+                .tensor("position_embedding.weight", [1 + side * side, h], Init::Grid { lead: 1, side })?
                 .to_dtype(DType::F32)?,
             pre_norm: Norm::load(&vision, "pre_layrnorm", h, config.eps)?,
             layers: layers.collect::<Result<_>>()?,

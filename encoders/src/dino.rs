@@ -167,16 +167,16 @@ impl DinoVision {
         let (h, init) = (config.hidden_size, Init::Normal(0.02));
         let side = config::patches(config.image_size, config.patch_size)?;
         let embeddings = p.pp("embeddings");
-        let token = |name: &str, n: usize| embeddings.tensor(name, [1, n, h], init)?.to_dtype(DType::F32);
+        let tokens = |name: &str, n: usize, init| embeddings.tensor(name, [1, n, h], init)?.to_dtype(DType::F32);
         let layers = (0..config.layers).map(|i| Layer::load(&config, &p.pp("encoder.layer").pp(i)));
         Ok(Self {
             patches: Patches::load(&embeddings, "patch_embeddings.projection", h, config.patch_size, true)?,
-            class: token("cls_token", 1)?,
+            class: tokens("cls_token", 1, init)?,
             registers: match config.registers {
                 0 => None,
-                n => Some(token("register_tokens", n)?),
+                n => Some(tokens("register_tokens", n, init)?),
             },
-            positions: token("position_embeddings", 1 + side * side)?,
+            positions: tokens("position_embeddings", 1 + side * side, Init::Grid { lead: 1, side })?,
             layers: layers.collect::<Result<_>>()?,
             norm: Norm::load(p, "layernorm", h, config.eps)?,
             config,

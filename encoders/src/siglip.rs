@@ -156,7 +156,9 @@ impl SiglipVision {
         let embeddings = p.pp("embeddings");
         Ok(Self {
             patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, true)?,
-            positions: embeddings.tensor("position_embedding.weight", [side * side, h], init)?.to_dtype(DType::F32)?,
+            positions: embeddings
+                .tensor("position_embedding.weight", [side * side, h], Init::Grid { lead: 0, side })?
+                .to_dtype(DType::F32)?,
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             head,
             config,

@@ -21,6 +21,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 pub(crate) mod text;
+mod unfinished;
 mod write;
 
 use std::borrow::Cow;
@@ -37,6 +38,7 @@ pub use locate::{INDEX_FILE, SINGLE_FILE, shard_files};
 pub use quantise::save_in_blocks;
 pub use shards::{Outline, save_shards};
 pub use text::nearest;
+pub use unfinished::Unfinished;
 pub use write::save;
 
 use crate::blocks::{BlockFormat, Blocks};

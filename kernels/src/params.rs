@@ -4,6 +4,8 @@
 //! stands a checkpoint, or a seeded initialiser, or a checkpoint whose tensors become variables. A stack of experts is
 //! asked for by the published names of its slices, and the same table writes it back under those names.
 
+mod init;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -17,20 +19,7 @@ use crate::experts::Storage;
 use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
 
-/// Initial values of a tensor that no checkpoint gives.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All zero: biases.
-    Zeros,
-    /// All one: norms.
-    Ones,
-    /// All this: slopes.
-    Constant(f64),
-    /// Normal with this standard deviation: `initializer_range`.
-    Normal(f64),
-    /// Uniform between minus this and this.
-    Uniform(f64),
-}
+pub use init::Init;
 
 /// A slice of a stack: one published tensor.
 #[derive(Clone, Debug)]
@@ -349,16 +338,9 @@ impl Params {
                 }
                 (Some(checkpoint), _) => checkpoint.read_into(&part.name, &part.shape, dst)?,
                 (None, Some(seed)) => {
-                    let mut rng = Rng::named(seed, &part.name);
-                    dst.fill_with(|| {
-                        T::from_f64(match init {
-                            Init::Zeros => 0.0,
-                            Init::Ones => 1.0,
-                            Init::Constant(value) => value,
-                            Init::Normal(std) => std * rng.normal(),
-                            Init::Uniform(bound) => rng.range(-bound, bound),
-                        })
-                    });
+                    let width = part.shape.last().copied().unwrap_or(1);
+                    let mut values = init.values(Rng::named(seed, &part.name), width);
+                    dst.fill_with(|| T::from_f64(values()));
                 }
                 (None, None) => bail!("{}: no checkpoint and no seed to make it from", part.name),
             }
@@ -446,96 +428,4 @@ fn cut(values: &Tensor, parts: &[Part], all: &mut Vec<(String, Tensor)>) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stack_of_blocks() -> Result<()> {
-        use crate::BlockFormat;
-        let w = Params::init(3, &Device::Cpu).tensor("w", [4, 64], Init::Normal(1.0))?.detach();
-        let (mut tensors, mut marks) = (Vec::new(), Vec::new());
-        for (name, format) in [("a", BlockFormat::Q8_0), ("b", BlockFormat::Q8_0), ("c", BlockFormat::Q4_1)] {
-            let (tensor, mark) = Blocks::quantise(&w, format)?.to_safetensors(name)?;
-            tensors.push((name.to_string(), tensor));
-            marks.push(mark);
-        }
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("model.safetensors");
-        let marks: Vec<_> = marks.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        crate::checkpoint::save(&path, &tensors, &marks)?;
-        let file = Checkpoint::open(&path)?;
-        let part = |name: &str| (name.to_string(), vec![4, 64]);
-        let p = Params::load(&file, DType::F32, &Device::Cpu);
-        let both = p.blocks(&[2, 4, 64], &[part("a"), part("b")])?.unwrap();
-        let plain = p.stack(&[2, 4, 64], &[part("a"), part("b")], Init::Zeros)?;
-        assert_eq!(both.dequantise()?.to_vec3::<f32>()?, plain.to_vec3::<f32>()?);
-        assert!(p.blocks(&[2, 4, 64], &[part("a"), part("c")])?.is_none());
-        assert!(p.blocks(&[4, 64], &[("a".into(), vec![4, 32])]).is_err());
-        assert_eq!(p.unused(), ["c"]);
-        assert!(Params::frozen(&file, DType::F32, &Device::Cpu).blocks(&[4, 64], &[part("a")])?.is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn a_stack_of_input_rows_is_turned_and_trained_as_published() -> Result<()> {
-        let params = Params::init(5, &Device::Cpu);
-        let turned = params.input_major("w", [2, 4, 3], Init::Normal(1.0))?;
-        let (_, var) = params.variables().remove(0);
-        assert_eq!((turned.dims(), var.dims()), (&[2, 4, 3][..], &[2, 3, 4][..]));
-        // The view follows the variable, and gradients reach it.
-        var.set(&(var.as_tensor() * 2.0)?)?;
-        let same = |a: &Tensor, b: &Tensor| -> Result<bool> {
-            Ok(a.flatten_all()?.to_vec1::<f32>()? == b.flatten_all()?.to_vec1::<f32>()?)
-        };
-        assert!(same(&turned, &var.transpose(1, 2)?)?);
-        let grads = (&turned * &turned)?.sum_all()?.backward()?;
-        assert!(same(grads.get(&var).unwrap(), &(var.as_tensor() * 2.0)?)?);
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("model.safetensors");
-        crate::checkpoint::save(&path, &params.published(|v| Some(v.as_tensor().clone()))?, &[("format", "pt")])?;
-        let loaded = Params::load(&Checkpoint::open(&path)?, DType::F32, &Device::Cpu);
-        let again = loaded.input_major("w", [2, 4, 3], Init::Zeros)?;
-        assert!(again.is_contiguous() && same(&again, &turned)?);
-        Ok(())
-    }
-
-    #[test]
-    fn tensors_of_another_layout_are_renamed() -> Result<()> {
-        let params = Params::init(1, &Device::Cpu);
-        let moved = params.renamed(|name| format!("outer.{name}"));
-        moved.pp("a").pp("").tensor("w", [1], Init::Ones)?;
-        params.pp("a").tensor("w", [1], Init::Ones)?;
-        let names: Vec<_> = params.variables().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["a.w", "outer.a.w"]);
-        Ok(())
-    }
-
-    #[test]
-    fn a_stack_is_written_back_under_the_published_names() -> Result<()> {
-        let parts = [("a.w".to_string(), vec![2, 3]), ("b.w".to_string(), vec![2, 3])];
-        let params = Params::init(3, &Device::Cpu);
-        let stack = params.pp("layer").stack(&[2, 2, 3], &parts, Init::Normal(0.1))?;
-        params.tensor("norm", [4], Init::Ones)?;
-        let out = params.published(|v| Some(v.as_tensor().clone()))?;
-        assert_eq!(out.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["layer.a.w", "layer.b.w", "norm"]);
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("model.safetensors");
-        crate::checkpoint::save(&path, &out, &[("format", "pt")])?;
-        let loaded = Params::load(&Checkpoint::open(&path)?, DType::F32, &Device::Cpu);
-        let again = loaded.pp("layer").stack(&[2, 2, 3], &parts, Init::Zeros)?;
-        assert_eq!(stack.flatten_all()?.to_vec1::<f32>()?, again.flatten_all()?.to_vec1::<f32>()?);
-        assert_eq!(loaded.unused(), ["norm"]);
-        // A mis-shaped part names the tensor.
-        let error = loaded.tensor("norm", [5], Init::Ones).unwrap_err().to_string();
-        assert!(error.contains("norm") && error.contains('5') && error.contains('4'), "{error}");
-        // A part of it as variables, the whole saved.
-        let some = Params::resume_some(&Checkpoint::open(&path)?, &Device::Cpu, |name| name == "layer.b.w");
-        some.pp("layer").stack(&[2, 2, 3], &parts, Init::Zeros)?;
-        some.tensor("norm", [4], Init::Zeros)?;
-        assert_eq!(some.variables().len(), 1);
-        let names = |all: Vec<(String, Tensor)>| all.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        assert_eq!(names(some.published(|v| Some(v.as_tensor().clone()))?), ["layer.a.w", "layer.b.w"]);
-        assert_eq!(names(some.kept(DType::BF16)?), ["norm"]);
-        Ok(())
-    }
-}
+mod tests;

@@ -20,9 +20,10 @@ use moesaic_projectors::{Projector, Queries, QueriesConfig};
 use serde_json::{Map, Value, json};
 
 use crate::decoder::{Cache, Context, Decoder, DecoderConfig, Input, Output, Side};
+use crate::folder;
 use crate::generate::Backbone;
 use crate::vision::splice::pieces;
-use crate::vision::{self, Row, Spliced, config, parts};
+use crate::vision::{self, Row, Spliced, parts};
 
 /// An Aria model: its parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +46,7 @@ impl AriaConfig {
     /// Reads `config.json` of a model folder.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        Self::from_map(config::read(&path)?).map_err(|e| Error::msg(format!("{}: {e}", path.display())))
+        Self::from_map(folder::config(&path)?).map_err(|e| folder::at(&path, e))
     }
 
     /// Translates a `config.json`.

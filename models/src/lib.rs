@@ -5,6 +5,7 @@
 pub mod aria;
 pub mod avsr;
 pub mod decoder;
+pub mod folder;
 pub mod generate;
 pub mod lora;
 pub mod qwen3_vl;

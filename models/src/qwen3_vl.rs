@@ -22,9 +22,10 @@ use moesaic_kernels::{Modality, Params, Probe, Tokens};
 use serde_json::{Map, Value, json};
 
 use crate::decoder::{Cache, Context, Decoder, DecoderConfig, Input, Output, Side};
+use crate::folder;
 use crate::generate::Backbone;
 use crate::vision::splice::Piece;
-use crate::vision::{self, Row, Spliced, config, parts};
+use crate::vision::{self, Row, Spliced, parts};
 
 /// A Qwen3-VL model: its parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +48,7 @@ impl Qwen3VlConfig {
     /// Reads `config.json` of a model folder.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        Self::from_map(config::read(&path)?).map_err(|e| Error::msg(format!("{}: {e}", path.display())))
+        Self::from_map(folder::config(&path)?).map_err(|e| folder::at(&path, e))
     }
 
     /// Translates a `config.json`.

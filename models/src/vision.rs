@@ -27,7 +27,7 @@
 //! which tokens find room ([`Capacity`](moesaic_kernels::routers::Capacity)).
 
 mod assemble;
-pub(crate) mod config;
+mod config;
 mod error;
 mod families;
 mod loss;
@@ -47,8 +47,6 @@ use moesaic_projectors::Projector;
 use crate::decoder::{Cache, Context, Decoder, Input, Output};
 use crate::generate::Backbone;
 
-#[cfg(feature = "image")]
-pub(crate) use assemble::BESIDE;
 pub use assemble::{Parts, Upcycling};
 pub use config::{Language, Layout, LossWeights, Place, ProjectorConfig, TowerConfig, VisionConfig};
 pub use error::{Error, Result};
@@ -112,16 +110,8 @@ impl VisionModel {
         let config = config.settle(checkpoint)?;
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
-        match unknown.first() {
-            None => Ok(model),
-            Some(first) => Err(Error::other(format!(
-                "{}: {} tensors do not belong to a {} of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                unknown.len(),
-                model.config.model_type
-            ))),
-        }
+        parts::no_others(&params, checkpoint, &model.config.model_type, |name| model.config.ignorable(name))?;
+        Ok(model)
     }
 
     /// The model with tensors from `params`: of a checkpoint ([`VisionConfig::settle`]), or variables to be trained. Its

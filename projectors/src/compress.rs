@@ -36,6 +36,26 @@ impl Compression {
         }
     }
 
+    /// Checks that `tokens` can be joined.
+    ///
+    /// # Errors
+    /// Fewer tokens than one cell, or a grid that is not square or does not divide into cells.
+    pub fn check(&self, tokens: usize) -> Result<()> {
+        match *self {
+            Self::Average(n) | Self::Stack(n) if n == 0 || tokens < n => {
+                bail!("{tokens} tokens do not make one of {n}")
+            }
+            Self::AverageGrid(n) | Self::PixelShuffle(n) => {
+                let side = tokens.isqrt();
+                if n == 0 || side * side != tokens || side < n || side % n != 0 {
+                    bail!("{tokens} tokens are no square grid that divides into cells of {n} x {n}");
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The compression of a config: `{"type": "pixel_shuffle", "size": 2}`; types are `average`, `stack`, `average_grid` and
     /// `pixel_shuffle`.
     ///
@@ -69,11 +89,9 @@ impl Compression {
     pub fn apply(&self, tokens: &Tokens) -> Result<Tokens> {
         let x = &tokens.embeds;
         let (b, t, h) = x.dims3()?;
+        self.check(t)?;
         let (embeds, mask) = match *self {
             Self::Average(n) | Self::Stack(n) => {
-                if n == 0 || t < n {
-                    bail!("{t} tokens do not make one of {n}");
-                }
                 let count = t / n;
                 let cells = x.narrow(1, 0, count * n)?.contiguous()?;
                 let embeds = match self {
@@ -86,9 +104,6 @@ impl Compression {
             }
             Self::AverageGrid(n) | Self::PixelShuffle(n) => {
                 let side = t.isqrt();
-                if n == 0 || side * side != t || side < n || side % n != 0 {
-                    bail!("{t} tokens are no square grid that divides into cells of {n} x {n}");
-                }
                 if tokens.mask.is_some() {
                     bail!("a grid of tokens has no padding");
                 }

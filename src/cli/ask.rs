@@ -1,18 +1,18 @@
 //! `moesaic ask` and `moesaic routes`
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use moesaic::plot::{HeatMap, heat_maps};
 use moesaic::prompts::Turn;
-use moesaic::{Answer, ExpertShares, Finish, Picture, RouteMap, Speed, VisionChat, VisionModelInfo};
+use moesaic::{Answer, ExpertShares, Picture, RouteMap, Speed, VisionChat, VisionModelInfo};
 use serde::Serialize;
 
-use super::language::{WritingArgs, answering, catch_interrupts, interrupted, speed};
+use super::generate::{conclude, follow};
+use super::language::{WritingArgs, answering, catch_interrupts, interrupted};
 use super::model::vision_folder;
 use super::output::Output;
-use super::{INTERRUPTED, note, print};
+use super::{INTERRUPTED, print};
 
 /// Pictures and a question about them, alike in both commands.
 #[derive(Debug, clap::Args)]
@@ -23,14 +23,14 @@ struct About {
     /// The question; <image> in it says where each picture stands, else all stand in front
     #[arg(value_name = "QUESTION", required = true)]
     question: String,
-    /// Folder of a model that looks at pictures; the small one of this project if left out
+    /// Folder of a model that looks at pictures
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
         doc = "Also the id of one on the Hub, which is downloaded once: org/name or org/name@revision."
     )]
     #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
+    model: PathBuf,
 }
 
 impl About {
@@ -41,10 +41,10 @@ impl About {
 
     fn open(&self, writing: Option<&WritingArgs>) -> Result<VisionChat> {
         let dtype = writing.and_then(|writing| writing.dtype);
-        let mut chat = match (vision_folder(self.model.as_deref())?, dtype) {
-            (Some(dir), None) => VisionChat::from_dir(dir)?,
-            (Some(dir), Some(dtype)) => VisionChat::from_dir_as(dir, dtype)?,
-            (None, _) => VisionChat::shipped()?,
+        let dir = vision_folder(&self.model)?;
+        let mut chat = match dtype {
+            None => VisionChat::from_dir(dir)?,
+            Some(dtype) => VisionChat::from_dir_as(dir, dtype)?,
         };
         if let Some(writing) = writing {
             writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
@@ -78,14 +78,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     catch_interrupts()?;
     answering(true);
     let turns = [Turn { question: &args.about.question, answer: None }];
-    let mut closed = Ok(());
-    let (answers, times) = chat.stream(&pictures, &turns, &options)?.run(&mut |piece| {
-        if !args.json && !piece.text.is_empty() {
-            closed = print(&piece.text);
-        }
-        if interrupted() || closed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    closed?;
+    let (answers, times) = follow(chat.stream(&pictures, &turns, &options)?, args.json)?;
     if args.json {
         #[derive(Serialize)]
         struct Output<'a> {
@@ -96,13 +89,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let output = Output { model: chat.info(), answers: &answers, speed: times };
         print(&(serde_json::to_string_pretty(&output)? + "\n"))?;
     } else {
-        if !answers.iter().any(|answer| answer.text.ends_with('\n')) {
-            print("\n")?;
-        }
-        note(&speed(&times, answers.iter().map(|answer| answer.tokens).sum()));
-        if answers.iter().any(|answer| answer.finish == Finish::Context) {
-            note("the model's context is full");
-        }
+        conclude(&answers, &times)?;
     }
     if interrupted() {
         std::process::exit(INTERRUPTED);

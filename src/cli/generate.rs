@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use moesaic::{Answer, Finish, Speed, TextGenerator, TextModelInfo};
+use moesaic::{Answer, Finish, Speed, TextGenerator, TextModelInfo, TextStream};
 use serde::Serialize;
 
 use super::language::{WritingArgs, answering, catch_interrupts, interrupted, speed};
@@ -72,28 +72,40 @@ pub(super) fn run(args: &Args) -> Result<()> {
     catch_interrupts()?;
     answering(true);
     let start = Instant::now();
+    let (answers, times) = follow(model.stream(&[&prompt], &options)?, args.json)?;
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        json(model.info(), &answers, Some(times), seconds)?;
+    } else {
+        conclude(&answers, &times)?;
+    }
+    if interrupted() {
+        std::process::exit(INTERRUPTED);
+    }
+    Ok(())
+}
+
+/// Runs a stream, printing its text as it comes unless `quiet`, until it ends or somebody stops it.
+pub(super) fn follow(stream: TextStream<'_>, quiet: bool) -> Result<(Vec<Answer>, Speed)> {
     let mut closed = Ok(());
-    let (answers, times) = model.stream(&[&prompt], &options)?.run(&mut |piece| {
-        if !args.json && !piece.text.is_empty() {
+    let ended = stream.run(&mut |piece| {
+        if !quiet && !piece.text.is_empty() {
             closed = print(&piece.text);
         }
         if interrupted() || closed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     closed?;
-    let seconds = start.elapsed().as_secs_f64();
-    if args.json {
-        json(model.info(), &answers, Some(times), seconds)?;
-    } else {
-        if !answers.iter().any(|answer| answer.text.ends_with('\n')) {
-            print("\n")?;
-        }
-        note(&speed(&times, answers.iter().map(|answer| answer.tokens).sum()));
-        if answers.iter().any(|answer| answer.finish == Finish::Context) {
-            note("the model's context is full");
-        }
+    Ok(ended)
+}
+
+/// What stands behind answers that were printed as they came.
+pub(super) fn conclude(answers: &[Answer], times: &Speed) -> Result<()> {
+    if !answers.iter().any(|answer| answer.text.ends_with('\n')) {
+        print("\n")?;
     }
-    if interrupted() {
-        std::process::exit(INTERRUPTED);
+    note(&speed(times, answers.iter().map(|answer| answer.tokens).sum()));
+    if answers.iter().any(|answer| answer.finish == Finish::Context) {
+        note("the model's context is full");
     }
     Ok(())
 }

@@ -89,12 +89,12 @@ pub(super) fn text_folder(model: &Path) -> Result<PathBuf> {
 
 /// The folder of a model that looks at pictures, named by it or by its id; none for that of this project.
 #[cfg(feature = "image")]
-pub(super) fn vision_folder(model: Option<&Path>) -> Result<Option<PathBuf>> {
+pub(super) fn vision_folder(model: &Path) -> Result<PathBuf> {
     #[cfg(feature = "hub")]
-    if let Some(id) = model.and_then(hub::id) {
-        return Ok(Some(hub::vision(id)?.folder));
+    if let Some(id) = hub::id(model) {
+        return Ok(hub::vision(id)?.folder);
     }
-    Ok(model.map(Path::to_path_buf))
+    Ok(model.to_path_buf())
 }
 
 #[cfg(feature = "hub")]

@@ -22,7 +22,7 @@ use super::{print, train};
 /// an uninterrupted run would have had.
 #[derive(Debug, clap::Args)]
 pub(super) struct TrainArgs {
-    /// The run: model, pictures, what is trained, optimiser, length (see assets/vqa)
+    /// The run: model, pictures, what is trained, optimiser, length (see examples/vision/train.toml)
     #[arg(value_name = "CONFIG.toml")]
     config: PathBuf,
     /// Go on from the newest checkpoint of this run

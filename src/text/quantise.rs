@@ -1,29 +1,16 @@
 //! A model folder once more, quantised.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
 use moesaic_kernels::checkpoint::gguf::{Kind, is_gguf};
-use moesaic_kernels::checkpoint::{Checkpoint, SINGLE_FILE, save_in_blocks};
+use moesaic_kernels::checkpoint::{Checkpoint, SINGLE_FILE, Unfinished, save_in_blocks};
 use moesaic_models::decoder::{DecoderConfig, MatrixKind, Quantisation, QuantisedTensor};
+use moesaic_models::folder::copy_beside;
 
 use super::{generator, write_gguf};
 use crate::error::{Error, Result};
-
-/// Files that stand beside the weights.
-const BESIDE: [&str; 10] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// Writes a language model's folder once more with its matrices in blocks: `out` becomes a folder, or one GGUF file where its
 /// name ends in `.gguf`. Returns every matrix with its error, measured on what was written.
@@ -44,31 +31,21 @@ pub fn quantise(dir: impl AsRef<Path>, out: impl AsRef<Path>, how: &Quantisation
     let weights = |error: candle_core::Error| Error::weights(dir, &error);
     let checkpoint = Checkpoint::open(dir).map_err(weights)?;
     how.check(&config, &checkpoint).map_err(weights)?;
-    if out.symlink_metadata().is_ok() {
-        return Err(Error::config(out, "exists already: give another name, or remove it"));
-    }
-    let Some(name) = out.file_name() else { return Err(Error::config(out, "is no name for a model: give another")) };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Temporary(out.with_file_name(hidden));
-    let place = &temporary.0;
+    let unfinished = Unfinished::beside(out).map_err(|error| Error::new_place(out, error))?;
+    let place = unfinished.path();
     if out.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
         write_gguf(dir, place, |name, shape| in_file(&config, &checkpoint, how, name, shape))?;
     } else {
         fs::create_dir(place).map_err(|error| Error::io("write", out, error))?;
-        for name in BESIDE {
-            let from = dir.join(name);
-            if from.is_file() {
-                fs::copy(&from, place.join(name)).map_err(|error| Error::io("copy", &from, error))?;
-            }
-        }
+        copy_beside(dir, place).map_err(weights)?;
+        let config_json = dir.join("config.json");
+        fs::copy(&config_json, place.join("config.json")).map_err(|error| Error::io("copy", &config_json, error))?;
         let choose = |name: &str, shape: &[usize]| how.format_of(config.matrix(name, shape)?, *shape.last()?);
         save_in_blocks(&checkpoint, &place.join(SINGLE_FILE), choose).map_err(weights)?;
     }
     let written = Checkpoint::open(place).map_err(weights)?;
     let report = how.compare(&config, &checkpoint, &written).map_err(weights)?;
-    fs::rename(place, out).map_err(|error| Error::io("write", out, error))?;
+    unfinished.finish().map_err(|error| Error::new_place(out, error))?;
     Ok(report)
 }
 
@@ -88,15 +65,5 @@ fn in_file(config: &DecoderConfig, checkpoint: &Checkpoint, how: &Quantisation, 
         (Some(format), _) => Kind::Blocks(format),
         (None, Some(dtype @ (DType::F16 | DType::BF16))) => Kind::Float(dtype),
         (None, _) => Kind::Float(DType::F32),
-    }
-}
-
-/// A file or folder that is removed unless it was renamed.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Gone already, where all went well.
-        let _ = if self.0.is_dir() { fs::remove_dir_all(&self.0) } else { fs::remove_file(&self.0) };
     }
 }

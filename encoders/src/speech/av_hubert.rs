@@ -19,11 +19,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::lora::LowRank;
-use moesaic_kernels::{Activation, ExpertBank, Init, Linear, Modality, Params, Probe, Tokens};
+use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, Tokens};
 
 pub use config::{AvHubertConfig, Fusion, ResNetRelu};
 
-use super::blocks::{self, Norm, attend, dense, mask, mlp, under};
+use super::blocks::{self, Norm, mask, under};
+use super::layer::{Layer, LayerConfig, LayerNames};
 use super::wave::{Positions, WeightNorm};
 use resnet::VideoFront;
 
@@ -41,52 +42,9 @@ const LORA_SCALE: f64 = 2.0;
 const PREFIXES: [&str; 5] =
     ["", "encoder.w2v_model.", "video_encoder.", "audiovisual_encoder.", "w2v_encoder.w2v_model."];
 
-/// One transformer layer, with its norms before (`layer_norm_first`) or after its parts.
-#[derive(Debug)]
-struct Layer {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-    attention_norm: Norm,
-    ffn: ExpertBank,
-    ffn_norm: Norm,
-    heads: usize,
-    before: bool,
-}
-
-impl Layer {
-    fn load(cfg: &AvHubertConfig, activation: Activation, p: &Params) -> Result<Self> {
-        let d = cfg.encoder_embed_dim;
-        let map = |name: &str| Linear::load(p, &format!("self_attn.{name}"), (d, d), true, INIT);
-        Ok(Self {
-            q: map("q_proj")?,
-            k: map("k_proj")?,
-            v: map("v_proj")?,
-            out: map("out_proj")?,
-            attention_norm: Norm::load(p, "self_attn_layer_norm", d, EPS)?,
-            ffn: mlp(p, ["fc1", "fc2"], (d, cfg.encoder_ffn_embed_dim), activation, INIT)?,
-            ffn_norm: Norm::load(p, "final_layer_norm", d, EPS)?,
-            heads: cfg.encoder_attention_heads,
-            before: cfg.layer_norm_first,
-        })
-    }
-
-    fn attention(&self, x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
-        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
-        self.out.forward(&attend([&q, &k, &v], self.heads, lengths, None)?)
-    }
-
-    /// `x [b, t, d]` to the same
-    fn forward(&self, x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
-        if self.before {
-            let x = (x + self.attention(&self.attention_norm.forward(x)?, lengths)?)?;
-            return &x + dense(&self.ffn, &self.ffn_norm.forward(&x)?)?;
-        }
-        let x = self.attention_norm.forward(&(x + self.attention(x, lengths)?)?)?;
-        self.ffn_norm.forward(&(&x + dense(&self.ffn, &x)?)?)
-    }
-}
+/// What the parts of a layer are called.
+const NAMES: LayerNames =
+    LayerNames { attention: "self_attn", attention_norm: "self_attn_layer_norm", ffn: ["fc1", "fc2"] };
 
 /// The encoder of AV-HuBERT. Weights are of the dtype that they are loaded in, those of convolutions f32; activations are f32
 /// on the CPU.
@@ -152,6 +110,15 @@ impl AvHubert {
     pub fn new(config: AvHubertConfig, params: &Params) -> Result<Self> {
         let activation = config.validate()?;
         let (cfg, d, fused) = (&config, config.encoder_embed_dim, config.fused());
+        let sizes = LayerConfig {
+            hidden: d,
+            inner: cfg.encoder_ffn_embed_dim,
+            heads: cfg.encoder_attention_heads,
+            eps: EPS,
+            before: cfg.layer_norm_first,
+            activation,
+            init: INIT,
+        };
         let video = params.pp("feature_extractor_video");
         let encoder = params.pp("encoder");
         let shape = (d, cfg.conv_pos_groups, cfg.conv_pos);
@@ -168,7 +135,7 @@ impl AvHubert {
             positions: Positions::at(&encoder.pp("pos_conv.0"), shape, WeightNorm::Plain, Activation::Gelu)?,
             encoder_norm: Norm::load(&encoder, "layer_norm", d, EPS)?,
             layers: (0..cfg.encoder_layers)
-                .map(|i| Layer::load(cfg, activation, &encoder.pp(format!("layers.{i}"))))
+                .map(|i| Layer::load(&NAMES, sizes, None, &encoder.pp(format!("layers.{i}"))))
                 .collect::<Result<_>>()?,
             dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
             config,
@@ -316,7 +283,7 @@ impl AvHubert {
             x = self.encoder_norm.forward(&x)?;
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, lengths)?;
+            x = layer.forward(&x, lengths, None)?;
             record(&format!("layer_{i}"), Ok(x.clone()))?;
         }
         if self.config.layer_norm_first {

@@ -12,6 +12,7 @@
 pub mod av_hubert;
 mod blocks;
 mod hubert;
+mod layer;
 mod wav2vec2;
 mod wave;
 mod wavlm;

@@ -1,16 +1,17 @@
 //! A speech model to be trained, out of published parts: encoders and a language model, each in its own folder.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
-use moesaic_kernels::checkpoint::{Checkpoint, Outline, save_shards};
+use moesaic_kernels::checkpoint::{Checkpoint, Outline, Unfinished, save_shards};
 use moesaic_kernels::rng::Rng;
 use serde_json::{Map, Value, json};
 
 use super::config::read;
 use super::{AvsrConfig, encoders};
 use crate::decoder::DecoderConfig;
+use crate::folder::at;
 
 /// The tokens that are appended to the language model's vocabulary, in this order.
 pub const ADDED_TOKENS: [&str; 5] = ["<pad>", "<audio>", "</audio>", "<video>", "</video>"];
@@ -108,7 +109,8 @@ pub fn assemble(parts: Parts<'_>, settings: &Map<String, Value>, seed: u64, out:
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::Msg(e.to_string()))? + "\n";
     let checked = AvsrConfig::from_json(&text)?;
 
-    std::fs::create_dir_all(out).map_err(|e| at(out, e))?;
+    let unfinished = Unfinished::folder(out).map_err(|e| at(out, e))?;
+    let place = unfinished.path();
     let outlines = sources.iter().map(|(name, source)| {
         let info = files.get(source.part).and_then(|file| file.info(&source.name));
         let Some(info) = info else { bail!("tensor {} went missing", source.name) };
@@ -119,7 +121,7 @@ pub fn assemble(parts: Parts<'_>, settings: &Map<String, Value>, seed: u64, out:
         Ok(Outline { name: name.clone(), dtype: info.dtype, shape })
     });
     let outlines = outlines.collect::<Result<Vec<_>>>()?;
-    save_shards(out, outlines, SHARD, &mut |outline| {
+    save_shards(place, outlines, SHARD, &mut |outline| {
         let Some((source, file)) = sources.get(&outline.name).and_then(|s| Some((s, files.get(s.part)?))) else {
             bail!("tensor {} went missing", outline.name)
         };
@@ -135,13 +137,14 @@ pub fn assemble(parts: Parts<'_>, settings: &Map<String, Value>, seed: u64, out:
         Tensor::cat(&[tensor, rows], 0)
     })?;
     for (name, text) in [("config.json", text), ("tokenizer.json", tokenizer)] {
-        let path: PathBuf = out.join(name);
+        let path = place.join(name);
         std::fs::write(&path, text).map_err(|e| at(&path, e))?;
     }
     let beside = parts.llm.join("tokenizer_config.json");
     if beside.is_file() {
-        std::fs::copy(&beside, out.join("tokenizer_config.json")).map_err(|e| at(&beside, e))?;
+        std::fs::copy(&beside, place.join("tokenizer_config.json")).map_err(|e| at(&beside, e))?;
     }
+    unfinished.finish().map_err(|e| at(out, e))?;
     Ok(checked)
 }
 
@@ -175,8 +178,4 @@ fn tokenizer(llm: &Path, size: usize) -> Result<String> {
         }));
     }
     serde_json::to_string_pretty(&tokenizer).map_err(|e| Error::Msg(e.to_string()))
-}
-
-fn at(path: &Path, error: impl std::fmt::Display) -> Error {
-    Error::Msg(format!("{}: {error}", path.display()))
 }

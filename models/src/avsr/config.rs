@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::scales::LoraConfig;
 use crate::decoder::DecoderConfig;
+use crate::folder;
 
 /// What a model listens to and looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,8 +167,6 @@ struct ProjectorKeys {
     hidden_size: Option<usize>,
 }
 
-/// The longest file that is read, in bytes.
-const LONGEST: u64 = 16 << 20;
 /// Most tokens that become one.
 const MOST_RATE: usize = 1 << 12;
 /// Widest vector.
@@ -175,13 +174,7 @@ const WIDEST: usize = 1 << 20;
 
 /// `config.json` of a folder.
 pub(super) fn read(dir: &Path) -> Result<Map<String, Value>> {
-    let path = dir.join("config.json");
-    let at = |e: &dyn std::fmt::Display| Error::Msg(format!("{}: {e}; give the folder of a model", path.display()));
-    let size = std::fs::metadata(&path).map_err(|e| at(&e))?.len();
-    if size > LONGEST {
-        return Err(at(&format!("has {size} bytes, which no configuration has")));
-    }
-    serde_json::from_str(&std::fs::read_to_string(&path).map_err(|e| at(&e))?).map_err(|e| at(&e))
+    folder::config(&dir.join("config.json"))
 }
 
 fn keys<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<T> {

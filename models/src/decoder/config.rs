@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::families;
 use super::names::Names;
 use super::rope::RopeConfig;
+use crate::folder;
 
 /// A decoder: what its layers are made of, and under which names its tensors are published.
 #[derive(Clone, Debug, PartialEq)]
@@ -301,8 +302,6 @@ pub enum AuxLoss {
 const WIDEST: usize = 1 << 20;
 const MOST: usize = 1 << 14;
 const MOST_TOKENS: usize = 1 << 24;
-/// The longest `config.json` that is read, in bytes.
-const LONGEST_CONFIG: u64 = 1 << 22;
 
 impl DecoderConfig {
     /// Reads `config.json` of a model folder, or what a GGUF file says instead.
@@ -311,15 +310,7 @@ impl DecoderConfig {
             return Self::from_gguf(&Gguf::open(dir)?);
         }
         let path = dir.join("config.json");
-        let name = |e: &dyn std::fmt::Display| Error::msg(format!("{}: {e}", path.display()));
-        let size = std::fs::metadata(&path)
-            .map_err(|e| name(&format!("{e}; a model is a folder with config.json and model.safetensors")))?
-            .len();
-        if size > LONGEST_CONFIG {
-            return Err(name(&format!("has {size} bytes, which no configuration has")));
-        }
-        let json = std::fs::read_to_string(&path).map_err(|e| name(&e))?;
-        Self::from_json(&json).map_err(|e| name(&bare(&e)))
+        Self::from_json(&folder::config_text(&path)?).map_err(|e| folder::at(&path, bare(&e)))
     }
 
     /// The configuration of a GGUF file.

@@ -1,7 +1,7 @@
 //! Training a Time-MoE from a TOML file: `moesaic train forecast CONFIG.toml`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::data::csv::{CsvFolder, CsvOptions, read_csv};
 use super::data::synthetic::{Shares, Synthetic};
 use super::data::{Batch, Mixture, Source, Windowing, contamination};
-use super::{AdamWConfig, Ended, Plan, Report, StepLoss, Trainable, Trainer, checkpoints};
+use super::{AdamWConfig, Ended, Plan, Report, StepLoss, Trainable, Trainer};
 use crate::time_moe::{Config, Context, Targets, TimeMoe};
 
 /// The TOML file of a training run. Paths are relative to the working directory.
@@ -215,16 +215,7 @@ pub fn run(
     report: &mut dyn FnMut(&Report) -> Result<()>,
 ) -> Result<Ended> {
     config.validate()?;
-    let out: &Path = &config.plan.out;
-    let newest = checkpoints(out)?.pop();
-    let newest = match (resume, newest) {
-        (true, Some(path)) => Some(path),
-        (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
-        (false, Some(path)) => {
-            bail!("{} holds a run already; add --resume, or choose another plan.out", path.display())
-        }
-        (false, None) => None,
-    };
+    let newest = super::newest(&config.plan.out, resume)?;
     let source = sources(&config.data, config.model.horizon_lengths.last().copied().unwrap_or(1))?;
     let params = match newest.as_ref().or(config.init.as_ref()) {
         Some(dir) => Params::resume(&Checkpoint::open(dir)?, &Device::Cpu),
@@ -237,11 +228,7 @@ pub fn run(
         seed: config.seed,
         accumulation: config.plan.accumulation as u64,
     };
-    let mut trainer = Trainer::new(&trainable, &params, config.plan.clone(), config.optimiser)?;
-    if let Some(path) = &newest {
-        trainer.resume(path)?;
-    }
-    trainer.run(stop, report)
+    Trainer::start(&trainable, &params, config.plan.clone(), config.optimiser, newest.as_deref())?.run(stop, report)
 }
 
 #[cfg(test)]

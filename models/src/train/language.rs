@@ -15,10 +15,9 @@ use moesaic_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
-use super::{
-    AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, read_json, scalar, write_json, written,
-};
+use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::decoder::{Context, Decoder, DecoderConfig, Input};
+use crate::folder::BESIDE;
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
 
 /// What the run's folder says of the run, so that it is resumed with the same.
@@ -260,16 +259,6 @@ impl TrainConfig {
     }
 }
 
-/// Files that make a folder of weights a model that can be talked to.
-const BESIDE: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
-
 struct Language {
     model: Decoder,
     adapter: Option<AdapterConfig>,
@@ -425,11 +414,7 @@ pub fn run(
         accumulation: config.plan.accumulation as u64,
         beside: beside(config),
     };
-    let mut trainer = Trainer::new(&trainable, &params, config.plan.clone(), config.optimiser)?;
-    if let Some(path) = &newest {
-        trainer.resume(path)?;
-    }
-    trainer.run(stop, report)
+    Trainer::start(&trainable, &params, config.plan.clone(), config.optimiser, newest.as_deref())?.run(stop, report)
 }
 
 /// The text to train on and the text that is held out.
@@ -454,38 +439,31 @@ fn texts(config: &TrainConfig, tokenise: &Tokenise<'_>, decoder: &DecoderConfig)
 /// Writes down what the run is made of, or checks that it is the same.
 fn remember(config: &TrainConfig, train: &Rows, resume: bool) -> Result<()> {
     let out = &config.plan.out;
-    let path = out.join(RUN_FILE);
     let tokens = train.tokens();
     let now =
         Run { config: config.clone(), tokens: tokens.len(), fingerprint: format!("{:016x}", fingerprint(tokens)) };
-    if !resume {
-        std::fs::create_dir_all(out).map_err(|e| super::at(out, e))?;
-        return write_json(&path, &now);
-    }
-    let (then, now): (Run, Run) = (read_json(&path)?, written(&now)?);
-    if then.config != now.config {
-        bail!(
+    let path = out.join(RUN_FILE);
+    match super::remember(out, RUN_FILE, now, resume)? {
+        None => Ok(()),
+        Some((then, now)) if then.config != now.config => bail!(
             "{}: the run was started with another config; resume with the same, or start anew elsewhere",
             path.display()
-        );
-    }
-    if then != now {
-        bail!(
+        ),
+        Some((then, now)) => bail!(
             "{}: the run was started on other text or another tokenizer ({} tokens, now {}); resume with the same, or start \
              anew elsewhere",
             path.display(),
             then.tokens,
             now.tokens
-        );
+        ),
     }
-    Ok(())
 }
 
 /// The tokenizer's files, to be copied beside the weights.
 fn beside(config: &TrainConfig) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = config.tokenizer.iter().filter(|f| f.ends_with("tokenizer.json")).cloned().collect();
     if let Some(dir) = &config.init {
-        let own = |name: &&&str| !(files.len() == 1 && **name == "tokenizer.json");
+        let own = |name: &&&str| files.is_empty() || **name != "tokenizer.json";
         let more: Vec<PathBuf> = BESIDE.iter().filter(own).map(|name| dir.join(name)).filter(|f| f.is_file()).collect();
         files.extend(more);
     }

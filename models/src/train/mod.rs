@@ -26,6 +26,8 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use serde::{Deserialize, Serialize};
 
+use crate::folder::at;
+
 pub use average::average;
 pub use optimiser::{AdamW, AdamWConfig};
 
@@ -220,6 +222,15 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         Ok(())
     }
 
+    /// A trainer at step 0, or where the checkpoint `newest` stands.
+    fn start(model: &'a T, params: &'a Params, plan: Plan, config: AdamWConfig, newest: Option<&Path>) -> Result<Self> {
+        let mut trainer = Self::new(model, params, plan, config)?;
+        if let Some(checkpoint) = newest {
+            trainer.resume(checkpoint)?;
+        }
+        Ok(trainer)
+    }
+
     /// Trains until done or until `stop` is set, reporting as it goes. The last checkpoint is always that of the last step.
     pub fn run(&mut self, stop: &AtomicBool, report: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Ended> {
         let mut since = Instant::now();
@@ -384,13 +395,25 @@ fn newest(out: &Path, resume: bool) -> Result<Option<PathBuf>> {
     }
 }
 
+/// Writes down in the run's folder what it is made of; or, where it is taken up again, gives what was written where that is not
+/// the same.
+fn remember<R>(out: &Path, file: &str, now: R, resume: bool) -> Result<Option<(R, R)>>
+where
+    R: PartialEq + Serialize + serde::de::DeserializeOwned,
+{
+    let path = out.join(file);
+    if !resume {
+        std::fs::create_dir_all(out).map_err(|e| at(out, e))?;
+        write_json(&path, &now)?;
+        return Ok(None);
+    }
+    let (then, now): (R, R) = (read_json(&path)?, written(&now)?);
+    Ok((then != now).then_some((then, now)))
+}
+
 /// The value of a loss.
 fn scalar(t: &Tensor) -> Result<f64> {
     Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
-}
-
-fn at(path: &Path, error: impl std::fmt::Display) -> Error {
-    Error::Msg(format!("{}: {error}", path.display()))
 }
 
 fn read_json<D: serde::de::DeserializeOwned>(path: &Path) -> Result<D> {

@@ -335,13 +335,7 @@ pub fn run(
 ) -> Result<Ended> {
     config.validate()?;
     let out = &config.plan.out;
-    let newest = match (resume, checkpoints(out)?.pop()) {
-        (true, None) => bail!("{}: no checkpoint to resume from; start without --resume", out.display()),
-        (false, Some(path)) => {
-            bail!("{} holds a run already; add --resume, or choose another plan.out", path.display())
-        }
-        (_, newest) => newest,
-    };
+    let newest = super::newest(out, resume)?;
     let (device, base) = (Device::Cpu, Checkpoint::open(&config.base)?);
     let avsr = AvsrConfig::load(&config.base)?;
     let bare = |text: &str| Ok(vocabulary.bare(tokenise(text)?));
@@ -371,11 +365,8 @@ pub fn run(
     let augment = Augment { mask: data.mask, noise };
     let numbers = (config.seed, config.plan.accumulation);
     let speech = Speech::new(model, Box::new(clips), buckets, augment, sink, numbers);
-    let mut trainer = Trainer::new(&speech, &params, config.plan.clone(), config.optimiser)?;
-    if let Some(path) = &newest {
-        trainer.resume(path)?;
-    }
-    let ended = trainer.run(stop, report)?;
+    let ended = Trainer::start(&speech, &params, config.plan.clone(), config.optimiser, newest.as_deref())?
+        .run(stop, report)?;
     if ended == Ended::Finished && config.average > 0 {
         let all = checkpoints(out)?;
         let last = all.get(all.len().saturating_sub(config.average)..).unwrap_or_default();

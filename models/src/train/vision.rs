@@ -22,9 +22,10 @@ use moesaic_kernels::{Modality, Params, Tokens};
 use serde::{Deserialize, Serialize};
 
 use super::data::pictures::{Batch, Corpus, Loader, Shuffle, Turn};
-use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, read_json, scalar, write_json, written};
+use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::decoder::Side;
-use crate::vision::{BESIDE, Encoded, Row, Spliced, VisionConfig, VisionModel};
+use crate::folder::BESIDE;
+use crate::vision::{Encoded, Row, Spliced, VisionConfig, VisionModel};
 
 pub use config::{DataConfig, Part, PartsConfig, TrainConfig, UpcycleConfig};
 
@@ -137,16 +138,20 @@ fn judge(model: &VisionModel, spliced: &Spliced) -> Result<Vec<bool>> {
             wanted.push((row, label));
         }
     }
+    if places.is_empty() {
+        return Ok(vec![false; b]);
+    }
     let places = Tensor::new(places.as_slice(), output.hidden.device())?;
     let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
     let best = model.logits(&hidden)?.argmax(1)?.to_vec1::<u32>()?;
-    let mut right = vec![true; b];
+    // A row without a label has no answer that could be right.
+    let mut right = vec![None; b];
     for ((row, label), best) in wanted.into_iter().zip(best) {
         if let Some(right) = right.get_mut(row) {
-            *right &= label == i64::from(best);
+            *right = Some(right.unwrap_or(true) && label == i64::from(best));
         }
     }
-    Ok(right)
+    Ok(right.into_iter().map(|right| right.unwrap_or(false)).collect())
 }
 
 impl Trainable for Vision<'_> {
@@ -256,11 +261,7 @@ pub fn run(
         features,
         files: BESIDE.iter().filter_map(|name| config.file(name)).collect(),
     };
-    let mut trainer = Trainer::new(&trainable, &params, config.plan.clone(), config.optimiser)?;
-    if let Some(path) = &newest {
-        trainer.resume(path)?;
-    }
-    trainer.run(stop, report)
+    Trainer::start(&trainable, &params, config.plan.clone(), config.optimiser, newest.as_deref())?.run(stop, report)
 }
 
 /// The model, and the parameters that are trained.
@@ -287,23 +288,16 @@ fn start(config: &TrainConfig, newest: Option<&Path>, stop: &AtomicBool) -> Resu
 
 /// Writes down what the run is made of, or checks that it is the same.
 fn remember(config: &TrainConfig, corpus: &Corpus, resume: bool) -> Result<()> {
-    let out = &config.plan.out;
-    let path = out.join(RUN_FILE);
     let fingerprint = format!("{:016x}", corpus.fingerprint());
     let now = Run { config: config.clone(), rows: corpus.rows().len(), fingerprint };
-    if !resume {
-        std::fs::create_dir_all(out).map_err(|e| super::at(out, e))?;
-        return write_json(&path, &now);
-    }
-    let (then, now): (Run, Run) = (read_json(&path)?, written(&now)?);
-    if then != now {
-        bail!(
+    match super::remember(&config.plan.out, RUN_FILE, now, resume)? {
+        None => Ok(()),
+        Some((then, now)) => bail!(
             "{}: the run was started with another config or other conversations ({} rows, now {}); resume with the same, or \
              start anew elsewhere",
-            path.display(),
+            config.plan.out.join(RUN_FILE).display(),
             then.rows,
             now.rows
-        );
+        ),
     }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::DType;
-use moesaic_kernels::checkpoint::{Outline, save_shards};
+use moesaic_kernels::checkpoint::{Outline, Unfinished, save_shards};
 
 use super::experts::{Make, Maker};
 use super::numbers::Deal;
@@ -13,19 +13,7 @@ use super::source::{Dense, alike};
 use super::target::{Wanted, choose, dense_network};
 use super::{Error, Options, Result, Start};
 use crate::decoder::{DecoderConfig, ExpertNames, Parameters};
-
-/// Files that make a folder of weights a model that can be talked to.
-const BESIDE: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
+use crate::folder::copy_beside;
 
 /// A sparse model that can be made: sizes, names and source are known and fit; nothing is read but configs and headers.
 #[derive(Debug)]
@@ -144,29 +132,16 @@ impl Plan {
     /// file not be written, or `stop` was set ([`Error::Stopped`]).
     pub fn write(&self, output: &Path, stop: &AtomicBool, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let at = |path: &Path, problem: String| Error::Files { path: path.to_path_buf(), problem };
-        if output.symlink_metadata().is_ok() {
-            return Err(at(output, "exists already: choose a new folder".into()));
-        }
-        let Some(name) = output.file_name() else {
-            return Err(at(output, "is no name for a new folder: choose another".into()));
-        };
-        let parent = match output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(parent).map_err(|e| at(parent, format!("cannot be made: {e}")))?;
-        self.fits(parent)?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".partial-{}", std::process::id()));
-        let partial = Unfinished { path: parent.join(hidden) };
-        std::fs::create_dir(&partial.path).map_err(|e| at(&partial.path, format!("cannot be made: {e}")))?;
-        self.fill(&partial.path, stop, progress)?;
+        let place = |e: std::io::Error| at(output, e.to_string());
+        let unfinished = Unfinished::beside(output).map_err(place)?;
+        let folder = unfinished.path();
+        self.fits(folder.parent().unwrap_or(Path::new(".")))?;
+        std::fs::create_dir(folder).map_err(place)?;
+        self.fill(folder, stop, progress)?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped);
         }
-        // A rename would take the place of an empty folder that was made meanwhile; of anything else it fails.
-        std::fs::rename(&partial.path, output).map_err(|e| at(output, format!("cannot be put in place: {e}")))
+        unfinished.finish().map_err(place)
     }
 
     fn fits(&self, folder: &Path) -> Result<()> {
@@ -203,16 +178,7 @@ impl Plan {
         }
         saved?;
         let file = |path: PathBuf, e: std::io::Error| Error::Files { path, problem: e.to_string() };
-        for name in BESIDE {
-            let from = first.path.join(name);
-            if from.is_file() {
-                std::fs::copy(&from, folder.join(name)).map_err(|e| file(from, e))?;
-            }
-        }
-        for (name, content) in &self.beside {
-            let path = folder.join(name);
-            std::fs::write(&path, content).map_err(|e| file(path, e))?;
-        }
+        copy_beside(&first.path, folder)?;
         let path = folder.join("config.json");
         let json = serde_json::to_string_pretty(&self.config.published).map_err(|e| file(path.clone(), e.into()))?;
         std::fs::write(&path, json + "\n").map_err(|e| file(path, e))
@@ -271,20 +237,6 @@ impl Plan {
 /// Of a map of a network.
 fn shape(map: usize, width: usize, hidden: usize) -> Vec<usize> {
     if map == 2 { vec![hidden, width] } else { vec![width, hidden] }
-}
-
-/// A folder that goes away unless it was renamed.
-struct Unfinished {
-    path: PathBuf,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if self.path.exists() {
-            // What failed is already being told; that a remainder cannot be removed adds nothing to it.
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 /// Bytes that this user may still write where `folder` is; none where the system does not say.

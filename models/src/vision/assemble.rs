@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use candle_core::{DType, Device, Error as Candle, Tensor, bail};
-use moesaic_kernels::checkpoint::{Checkpoint, Outline, save_shards};
+use candle_core::{DType, Device, Tensor, bail};
+use moesaic_kernels::checkpoint::{Checkpoint, Outline, Unfinished, save_shards};
 use moesaic_kernels::{Params, shown};
 use serde_json::{Map, Value, json};
 
-use super::config::{ProjectorConfig, read};
+use super::config::ProjectorConfig;
 use super::{Error, Result, VisionConfig};
+use crate::folder::{at, config, copy_beside, write_config};
 use crate::upcycle;
 
 /// Most bytes of one weights file.
@@ -22,18 +23,6 @@ const NATIVE: &str = "moesaic_vision";
 const TOWER: &str = "vision_tower.";
 const PROJECTOR: &str = "multi_modal_projector.";
 const LANGUAGE: &str = "language_model.";
-
-/// Files that make a folder of weights a model that can be talked to.
-pub(crate) const BESIDE: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "vision_config.json",
-];
 
 /// Where a tensor of the new model comes from.
 enum Source<'a> {
@@ -97,13 +86,13 @@ impl Parts {
     /// A folder cannot be read, `output` exists or cannot be written, or the parts do not fit each other.
     pub fn write(&self, output: &Path) -> Result<()> {
         let mut published = self.config.clone();
-        let mut tower = read(&self.tower.join("config.json"))?;
+        let mut tower = config(&self.tower.join("config.json"))?;
         if let Some(Value::Object(vision)) = tower.remove("vision_config") {
             tower = vision;
         }
         published.insert("model_type".into(), json!(NATIVE));
         published.insert("vision_config".into(), Value::Object(tower));
-        published.insert("text_config".into(), Value::Object(read(&self.language.join("config.json"))?));
+        published.insert("text_config".into(), Value::Object(config(&self.language.join("config.json"))?));
         let config = VisionConfig::from_map(published, None)?;
         let params = Params::init(self.seed, &Device::Cpu);
         config.build_projector(&params.pp(PROJECTOR.trim_end_matches('.')))?;
@@ -118,7 +107,7 @@ impl Parts {
             tensors.write(folder)?;
             write_config(folder, &config.published)?;
             copy_beside(&self.tower, folder)?;
-            copy_beside(&self.language, folder)
+            Ok(copy_beside(&self.language, folder)?)
         })
     }
 }
@@ -157,23 +146,23 @@ impl Upcycling {
             let mut published = config.published.clone();
             let mut tensors = Tensors::default();
             tensors.take(&checkpoint, |name| Some(name.to_string()));
-            let beside = output.with_extension(format!("language-{}", std::process::id()));
+            // The language model alone, in a folder of its own while its tensors are read.
+            let alone = folder.join("language");
             let language;
             if let Some(options) = &self.language {
-                // The language model alone, in a folder that lives as long as its tensors are read.
-                let alone = Folder(beside);
-                let (before, after) = (alone.0.join("dense"), alone.0.join("sparse"));
-                std::fs::create_dir_all(&before).map_err(|e| at(&before, &e))?;
+                let (before, after) = (alone.join("dense"), alone.join("sparse"));
+                std::fs::create_dir_all(&before).map_err(|e| at(&before, e))?;
                 let mut own = Tensors::default();
                 own.take(&checkpoint, |name| name.strip_prefix(LANGUAGE).map(str::to_string));
                 own.write(&before)?;
                 write_config(&before, &config.decoder.published)?;
                 let plan = upcycle::Plan::upcycle(&before, options.clone()).map_err(|e| Error::other(e.to_string()))?;
                 plan.write(&after, stop, &mut |_, _| {}).map_err(|e| Error::other(e.to_string()))?;
-                published.insert("text_config".into(), Value::Object(read(&after.join("config.json"))?));
-                language = (Checkpoint::open(&after)?, alone);
+                published
+                    .insert("text_config".into(), Value::Object(crate::folder::config(&after.join("config.json"))?));
+                language = Checkpoint::open(&after)?;
                 tensors.0.retain(|name, _| !name.starts_with(LANGUAGE));
-                tensors.take(&language.0, |name| Some(format!("{LANGUAGE}{name}")));
+                tensors.take(&language, |name| Some(format!("{LANGUAGE}{name}")));
             }
             if let Some((experts, k)) = self.projector {
                 published.insert(
@@ -185,8 +174,11 @@ impl Upcycling {
             }
             let _ = VisionConfig::from_map(published.clone(), None)?;
             tensors.write(folder)?;
+            if alone.exists() {
+                std::fs::remove_dir_all(&alone).map_err(|e| at(&alone, e))?;
+            }
             write_config(folder, &published)?;
-            copy_beside(dense, folder)
+            Ok(copy_beside(dense, folder)?)
         })
     }
 
@@ -220,43 +212,9 @@ impl Upcycling {
     }
 }
 
-/// Fills a folder beside `output` and puts it there when it is complete.
+/// Fills a folder that appears complete or not at all.
 fn in_new_folder(output: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    if output.symlink_metadata().is_ok() {
-        return Err(Error::other(format!("{}: exists already; choose a new folder", output.display())));
-    }
-    let partial = Folder(output.with_extension(format!("partial-{}", std::process::id())));
-    std::fs::create_dir_all(&partial.0).map_err(|e| at(&partial.0, &e))?;
-    fill(&partial.0)?;
-    Ok(std::fs::rename(&partial.0, output).map_err(|e| at(output, &e))?)
-}
-
-/// A folder that goes away unless it was renamed.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What failed is already being told; that a remainder cannot be removed adds nothing to it.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn write_config(folder: &Path, published: &Map<String, Value>) -> Result<()> {
-    let path = folder.join("config.json");
-    let json = serde_json::to_string_pretty(published).map_err(|e| at(&path, &e))?;
-    Ok(std::fs::write(&path, json + "\n").map_err(|e| at(&path, &e))?)
-}
-
-fn copy_beside(from: &Path, to: &Path) -> Result<()> {
-    for name in BESIDE {
-        let file = from.join(name);
-        if file.is_file() {
-            std::fs::copy(&file, to.join(name)).map_err(|e| at(&file, &e))?;
-        }
-    }
-    Ok(())
-}
-
-fn at(path: &Path, error: &dyn std::fmt::Display) -> Candle {
-    Candle::msg(format!("{}: {error}", path.display()))
+    let unfinished = Unfinished::folder(output).map_err(|e| at(output, e))?;
+    fill(unfinished.path())?;
+    Ok(unfinished.finish().map_err(|e| at(output, e))?)
 }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::{Error, Result, families, towers};
 use crate::decoder::DecoderConfig;
+use crate::folder;
 
 /// A vision model: its parts, and where their tensors stand.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,24 +154,6 @@ impl Language {
 }
 
 const INSIDE: &str = "model.language_model.";
-/// The longest `config.json` that is read, in bytes.
-const LONGEST_CONFIG: u64 = 1 << 22;
-
-/// A JSON object of a folder.
-pub(crate) fn read(path: &Path) -> candle_core::Result<Map<String, Value>> {
-    let name = |e: &dyn std::fmt::Display| Candle::msg(format!("{}: {e}", path.display()));
-    let size = std::fs::metadata(path)
-        .map_err(|e| name(&format!("{e}; a model is a folder with config.json and model.safetensors")))?
-        .len();
-    if size > LONGEST_CONFIG {
-        return Err(name(&format!("has {size} bytes, which no configuration has")));
-    }
-    match serde_json::from_str(&std::fs::read_to_string(path).map_err(|e| name(&e))?) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(name(&"this is not a configuration: expected a JSON object")),
-        Err(e) => Err(name(&format!("this is not JSON: {e}"))),
-    }
-}
 
 impl VisionConfig {
     /// Reads `config.json` of a model folder, and `vision_config.json` beside it where it is there: the sizes of a tower
@@ -181,9 +164,9 @@ impl VisionConfig {
     /// model, or a value does not fit.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let map = read(&path)?;
+        let map = folder::config(&path)?;
         let beside = dir.join("vision_config.json");
-        let tower = if beside.is_file() { Some(read(&beside)?) } else { None };
+        let tower = if beside.is_file() { Some(folder::config(&beside)?) } else { None };
         Self::from_map(map, tower).map_err(|e| e.of_file(&path.display()))
     }
 
@@ -230,6 +213,9 @@ impl VisionConfig {
                 bail!("{name} is {weight}, expected 0 or more");
             }
         }
+        if let Some(compression) = self.compression {
+            compression.check(self.features())?;
+        }
         if let Some(token) = self.picture_token.filter(|&t| t as usize >= self.decoder.vocab_size) {
             bail!("the picture's token {token} is not in the vocabulary of {} tokens", self.decoder.vocab_size);
         }
@@ -262,16 +248,20 @@ impl VisionConfig {
 
     /// Tokens that a picture becomes.
     pub fn picture_tokens(&self) -> usize {
+        self.compression.map_or(self.features(), |compression| compression.count(self.features()))
+    }
+
+    /// Features that the tower gives of a picture.
+    fn features(&self) -> usize {
         let (patches, class) = match &self.tower {
             TowerConfig::Clip(c) => ((c.image_size / c.patch_size).pow(2), 1),
             TowerConfig::Siglip(c) => ((c.image_size / c.patch_size).pow(2), 0),
             TowerConfig::Cumo(c) => ((c.clip.image_size / c.clip.patch_size).pow(2), 1),
         };
-        let features = match self.features.select {
+        match self.features.select {
             Select::ClsPatch => patches + class,
             Select::Patch => patches + class - 1,
-        };
-        self.compression.map_or(features, |compression| compression.count(features))
+        }
     }
 
     /// The layout that tensors are taken from.

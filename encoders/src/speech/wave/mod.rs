@@ -2,7 +2,6 @@
 //! transformer.
 
 mod config;
-mod layer;
 mod stem;
 
 use std::path::Path;
@@ -14,10 +13,18 @@ use moesaic_kernels::{Init, Linear, Modality, Params, Probe, Tokens};
 pub use config::{StemNorm, WaveConfig, WeightNorm};
 
 use super::blocks::{Norm, all_used, mask, prefix, size, under};
+use super::layer::{Layer, LayerConfig, LayerNames};
+use super::wavlm::Gate;
 use super::wavlm::RelativePositions;
-use layer::Layer;
 pub(super) use stem::Positions;
 use stem::{Projection, Stem};
+
+/// What the parts of a layer are called.
+const NAMES: LayerNames = LayerNames {
+    attention: "attention",
+    attention_norm: "layer_norm",
+    ffn: ["feed_forward.intermediate_dense", "feed_forward.output_dense"],
+};
 
 /// Samples of a clip at most, ten minutes: frames of the first convolution take 400 bytes a sample. Speech recognition cuts at 30 s.
 pub const MOST_SAMPLES: usize = 600 * 16_000;
@@ -74,6 +81,15 @@ impl WaveEncoder {
             true => Some(RelativePositions::load(cfg, &layers.pp("0.attention"))?),
             false => None,
         };
+        let sizes = LayerConfig {
+            hidden: cfg.hidden_size,
+            inner: cfg.intermediate_size,
+            heads: cfg.num_attention_heads,
+            eps: cfg.layer_norm_eps,
+            before: cfg.do_stable_layer_norm,
+            activation: act,
+            init: Init::Normal(cfg.initializer_range),
+        };
         Ok(Self {
             kind,
             stem: Stem::load(cfg, conv_act, p)?,
@@ -82,7 +98,11 @@ impl WaveEncoder {
             relative,
             norm: Norm::load(p, "encoder.layer_norm", cfg.hidden_size, cfg.layer_norm_eps)?,
             layers: (0..cfg.num_hidden_layers)
-                .map(|i| Layer::load(cfg, act, kind.relative, &layers.pp(i)))
+                .map(|i| {
+                    let p = layers.pp(i);
+                    let gate = if kind.relative { Some(Gate::load(cfg, &p.pp("attention"))?) } else { None };
+                    Layer::load(&NAMES, sizes, gate, &p)
+                })
                 .collect::<Result<_>>()?,
             head: None,
             dtype: if p.device().is_cpu() { DType::F32 } else { p.dtype() },

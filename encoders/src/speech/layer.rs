@@ -1,18 +1,37 @@
-//! One transformer layer.
+//! One transformer layer: of wav2vec 2.0, HuBERT, WavLM and AV-HuBERT.
 
 use candle_core::{Result, Tensor};
 use moesaic_kernels::{Activation, ExpertBank, Init, Linear, Params};
 
-use super::config::WaveConfig;
 use crate::speech::blocks::{Bias, Norm, attend, dense, mlp};
 use crate::speech::wavlm::Gate;
 
-/// One transformer layer, with its norms before (`do_stable_layer_norm`) or after its parts.
+/// What a family calls the parts of a layer.
+pub(crate) struct LayerNames {
+    pub attention: &'static str,
+    pub attention_norm: &'static str,
+    pub ffn: [&'static str; 2],
+}
+
+/// Sizes of a layer.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerConfig {
+    pub hidden: usize,
+    pub inner: usize,
+    pub heads: usize,
+    pub eps: f64,
+    /// Norms come before their parts.
+    pub before: bool,
+    pub activation: Activation,
+    pub init: Init,
+}
+
+/// One transformer layer, with its norms before (`do_stable_layer_norm`, `layer_norm_first`) or after its parts.
 #[derive(Debug)]
-pub(super) struct Layer {
-    q: Linear,
+pub(crate) struct Layer {
+    pub q: Linear,
     k: Linear,
-    v: Linear,
+    pub v: Linear,
     out: Linear,
     /// Of relative positions: WavLM.
     gate: Option<Gate>,
@@ -24,21 +43,20 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn load(cfg: &WaveConfig, activation: Activation, gated: bool, p: &Params) -> Result<Self> {
-        let (h, init) = (cfg.hidden_size, Init::Normal(cfg.initializer_range));
-        let map = |name: &str| Linear::load(p, &format!("attention.{name}"), (h, h), true, init);
-        let names = ["feed_forward.intermediate_dense", "feed_forward.output_dense"];
+    pub fn load(names: &LayerNames, of: LayerConfig, gate: Option<Gate>, p: &Params) -> Result<Self> {
+        let LayerConfig { hidden: h, inner, heads, eps, before, activation, init } = of;
+        let map = |name: &str| Linear::load(p, &format!("{}.{name}", names.attention), (h, h), true, init);
         Ok(Self {
             q: map("q_proj")?,
             k: map("k_proj")?,
             v: map("v_proj")?,
             out: map("out_proj")?,
-            gate: if gated { Some(Gate::load(cfg, &p.pp("attention"))?) } else { None },
-            attention_norm: Norm::load(p, "layer_norm", h, cfg.layer_norm_eps)?,
-            ffn: mlp(p, names, (h, cfg.intermediate_size), activation, init)?,
-            ffn_norm: Norm::load(p, "final_layer_norm", h, cfg.layer_norm_eps)?,
-            heads: cfg.num_attention_heads,
-            before: cfg.do_stable_layer_norm,
+            gate,
+            attention_norm: Norm::load(p, names.attention_norm, h, eps)?,
+            ffn: mlp(p, names.ffn, (h, inner), activation, init)?,
+            ffn_norm: Norm::load(p, "final_layer_norm", h, eps)?,
+            heads,
+            before,
         })
     }
 
@@ -50,7 +68,7 @@ impl Layer {
     }
 
     /// `x [b, t, h]` to the same
-    pub(super) fn forward(&self, x: &Tensor, lengths: Option<&[usize]>, position: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, lengths: Option<&[usize]>, position: Option<&Tensor>) -> Result<Tensor> {
         if self.before {
             let x = (x + self.attention(&self.attention_norm.forward(x)?, lengths, position)?)?;
             let n = self.ffn_norm.forward(&x)?;
