@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Trains the small vision model and what becomes of it as it grows sparse, and prints how many test questions each answers right.
+
+    venv/bin/python tools/vqa_corpus.py
+    cargo build --release
+    python3 tools/vqa_compare.py [--out runs/vision] [--seeds 1 2] [--steps N] [--tune N]
+
+For each seed a dense model is trained from seeded weights (examples/vision/train.toml). From it go on, for equally many steps on
+the same rows (examples/vision/tune.toml): the dense model itself; one whose projector became a mixture of experts; one whose
+language model did; and one with both. Needs Python 3.11 or newer. A run that was interrupted goes on where it was; what is finished is not repeated. Writes
+OUT/comparison.json and prints a table in Markdown.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAM = ROOT / "target/release/moesaic"
+RECIPES = ROOT / "examples/vision"
+CONNECTOR = {"projector_experts": 4, "projector_top_k": 2}
+# Four copies of a dense network, each cut in two: two halves for a token are as much work as the network was.
+BACKBONE = {"experts": 8, "top_k": 2, "granularity": 2, "layers": [1, 3]}
+VARIANTS = {
+    "dense": None,
+    "sparse connector": {"experts": 0, **CONNECTOR},
+    "MoE backbone": BACKBONE,
+    "both": {**BACKBONE, **CONNECTOR},
+}
+
+
+def toml(table, name=""):
+    """A table as TOML: plain values first, then tables."""
+    lines = [f"[{name}]"] if name else []
+    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", *toml(value, f"{name}.{key}" if name else key)]
+    return lines
+
+
+def train(out, recipe, **changes):
+    """Runs a recipe into `out`, unless it is finished; `changes` replace values of the recipe, `plan` key by key."""
+    config = tomllib.loads((RECIPES / recipe).read_text())
+    plan = {**config["plan"], **changes.pop("plan", {})}
+    config = {key: value for key, value in {**config, **changes, "plan": plan}.items() if value is not None}
+    config["plan"]["out"] = str(out)
+    if (out / "model.safetensors").exists():
+        return
+    path = out.with_suffix(".toml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(toml(config)) + "\n")
+    command = [PROGRAM, "train", "vision", path] + (["--resume"] if any(out.glob("step-*")) else [])
+    with open(out.with_suffix(".log"), "a") as log:
+        process = subprocess.Popen(command, env={**os.environ, "CANDLE_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            print(f"{out.name}: {line}", end="", flush=True)
+        if process.wait():
+            sys.exit(f"{out}: training failed; its log is {out.with_suffix('.log')}")
+
+
+def measure(folder, data):
+    """Shares of right answers: of all, and by source and kind."""
+    kept = folder / "test.json"
+    if not kept.exists():
+        command = [PROGRAM, "eval", "vision", folder, data, "--json"]
+        kept.write_text(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    return json.loads(kept.read_text())
+
+
+def parameters(folder):
+    """Parameters in all, and those that work on one token: of experts only as many as a token takes."""
+    with open(folder / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    config = json.loads((folder / "config.json").read_text())
+    projector, text = config["projector"], config["text_config"]
+    total = active = 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        count = 1
+        for size in tensor["shape"]:
+            count *= size
+        total += count
+        if ".experts." in name:
+            inside = text if name.startswith("language_model.") else projector
+            count = count * inside.get("num_experts_per_tok", inside.get("num_selected")) // inside["num_experts"]
+        active += count
+    return total, active
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/vision"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, help="steps of the dense model, where not the recipe's")
+    parser.add_argument("--tune", type=int, help="steps of what goes on from it, where not the recipe's")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data/vqa"))
+    args = parser.parse_args()
+    steps = lambda n: {"plan": {"steps": n}} if n else {}
+    results = {}
+    for seed in args.seeds:
+        base = args.out / f"base-{seed}"
+        train(base, "train.toml", seed=seed, **steps(args.steps))
+        for name, upcycle in VARIANTS.items():
+            folder = args.out / f"{name.replace(' ', '-')}-{seed}"
+            train(folder, "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))
+            results.setdefault(name, []).append({"measured": measure(folder, args.data / "test.jsonl"),
+                                                 "parameters": parameters(folder)})
+    (args.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
+
+
+def show(results):
+    """A table: kinds of questions in rows, models in columns, each the mean of its seeds and, with several, half their range."""
+    def cell(values):
+        half = (max(values) - min(values)) / 2
+        return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")
+
+    first = next(iter(results.values()))[0]["measured"]
+    line = lambda cells: print("| " + " | ".join(cells) + " |")
+    line(["% of test questions right", "questions", *results])
+    line(["---", *["---:"] * (1 + len(results))])
+    sources = {}
+    for i, part in enumerate(first["parts"]):
+        shares = {name: [run["measured"]["parts"][i]["share"] for run in runs] for name, runs in results.items()}
+        sources.setdefault(part["source"], []).append(shares)
+        values = [cell([s["accuracy"] for s in runs]) for runs in shares.values()]
+        line([f"{part['source']}: {part['kind']}", str(part["share"]["questions"]), *values])
+    for source, parts in sources.items():
+        def of(name, run):
+            return sum(p[name][run]["right"] for p in parts) / sum(p[name][run]["questions"] for p in parts)
+        count = sum(next(iter(p.values()))[0]["questions"] for p in parts)
+        values = [cell([of(name, run) for run in range(len(runs))]) for name, runs in results.items()]
+        line([f"**{source}**", str(count), *values])
+    values = [cell([run["measured"]["all"]["accuracy"] for run in runs]) for runs in results.values()]
+    line(["**all**", str(first["all"]["questions"]), *values])
+    numbers = [runs[0]["parameters"] for runs in results.values()]
+    line(["parameters", "", *(f"{total:,}" for total, _ in numbers)])
+    line(["of them for a token", "", *(f"{active:,}" for _, active in numbers)])
+
+
+if __name__ == "__main__":
+    main()
