@@ -1,7 +1,7 @@
 //! Language models: text in, text out.
 
 #[cfg_attr(not(feature = "image"), allow(dead_code))]
-pub(crate) mod adapters;
+mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;

@@ -1,23 +1,24 @@
 //! Models that look at pictures: pictures and questions in, text out.
 
+mod adapters;
 mod info;
 mod processor;
 mod prompt;
 mod routes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use moesaic_encoders::image::{ImageError, ImageProcessor, Picture};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::decoder::Side;
 use moesaic_models::generate::{Backbone, Generation, GenerationConfig, Prompts};
-use moesaic_models::vision::{self, Row, Spliced, VisionConfig, VisionModel};
+use moesaic_models::vision::{self, Concerned, Row, Spliced, VisionConfig, VisionModel};
 
 use crate::error::{Error, Result, candle_message};
 use crate::prompts::Turn;
-use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, adapters, generation_config, stored_dtype};
+use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, generation_config, stored_dtype};
 pub use info::VisionModelInfo;
 use prompt::Prompting;
 pub use routes::{ExpertShares, RouteMap};
@@ -43,6 +44,12 @@ pub struct VisionChat {
     prompting: Prompting,
     config: GenerationConfig,
     info: VisionModelInfo,
+    /// Where the weights come from, and what they became.
+    weights: (PathBuf, DType),
+    /// Adapters, each with its strength.
+    attached: Vec<(PathBuf, f64)>,
+    /// The one of them that brought parts of its own.
+    whole: Option<(PathBuf, Concerned)>,
 }
 
 impl From<ImageError> for Error {
@@ -103,20 +110,18 @@ impl VisionChat {
             vision::Error::NoTower { .. } => Error::config(dir, error.to_string()),
             other => Error::weights(dir, &other.into()),
         })?;
-        Ok(Self { model, tokenizer, processor, prompting, config: generation, info })
-    }
-
-    /// Attaches an adapter to the language model, as [`TextGenerator::attach`](crate::TextGenerator::attach) does.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] where it cannot be read or is of another model: nothing is attached then.
-    pub fn attach(&mut self, adapter: impl AsRef<Path>, strength: f64) -> Result<()> {
-        adapters::attach(self.model.decoder_mut(), adapter.as_ref(), strength)
-    }
-
-    /// Takes an adapter off that [`attach`](Self::attach) brought from this folder.
-    pub fn detach(&mut self, adapter: impl AsRef<Path>) {
-        adapters::detach(self.model.decoder_mut(), adapter.as_ref());
+        let weights = (dir.to_path_buf(), dtype);
+        Ok(Self {
+            model,
+            tokenizer,
+            processor,
+            prompting,
+            config: generation,
+            info,
+            weights,
+            attached: Vec::new(),
+            whole: None,
+        })
     }
 
     /// What the model is.

@@ -133,10 +133,19 @@ impl Language {
         match self {
             Self::Own => params.clone(),
             Self::Under(prefix) => params.pp(prefix),
-            Self::Inside => params.renamed(|name| match name.strip_prefix("model.") {
+            Self::Inside => params.renamed(move |name| self.published(name)),
+        }
+    }
+
+    /// The name in a checkpoint of what the decoder knows by this name.
+    pub(super) fn published(self, own: &str) -> String {
+        match self {
+            Self::Own => own.to_string(),
+            Self::Under(prefix) => format!("{prefix}.{own}"),
+            Self::Inside => match own.strip_prefix("model.") {
                 Some(rest) => format!("{INSIDE}{rest}"),
-                None => name.to_string(),
-            }),
+                None => own.to_string(),
+            },
         }
     }
 
