@@ -7,7 +7,7 @@ use moesaic_encoders::{
     ClipConfig, ClipVision, CumoConfig, CumoVision, Features, Head, Select, SiglipConfig, SiglipVision, Tower,
 };
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_kernels::{Params, Pointwise, shown};
+use moesaic_kernels::{Activation, Params, shown};
 use moesaic_projectors::{Compression, Mlp, MlpNames, Projector, SparseMlp, SparseMlpConfig};
 use serde_json::{Map, Value};
 
@@ -76,7 +76,7 @@ pub enum ProjectorConfig {
         /// The names of their tensors.
         names: MlpNames,
         /// The non-linearity.
-        activation: Pointwise,
+        activation: Activation,
         /// They have biases.
         bias: bool,
     },
@@ -376,7 +376,7 @@ impl ProjectorConfig {
         let depth = Mlp::depth(kind)?;
         // The reference's linear projector is the map itself, without a number.
         let names = if kind == "linear" { MlpNames::Each(vec![String::new()]) } else { MlpNames::Sequential };
-        Ok(Self::Mlp { depth, names, activation: Pointwise::Of(moesaic_kernels::Activation::Gelu), bias: true })
+        Ok(Self::Mlp { depth, names, activation: Activation::Gelu, bias: true })
     }
 
     /// The projector under `params`, from `inputs` to `outputs`.
