@@ -36,7 +36,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// Reads a text file of a model folder that has at most `longest` bytes; `None` where it is not there.
-fn read_text(path: &Path, longest: u64) -> Result<Option<String>> {
+pub(crate) fn read_text(path: &Path, longest: u64) -> Result<Option<String>> {
     let size = match fs::metadata(path) {
         Ok(file) => file.len(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
