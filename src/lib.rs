@@ -23,8 +23,8 @@
 //! [`TextGenerator`] goes on with texts and [`Chat`] answers in conversations, with language models of fourteen families
 //! ([`moesaic_models::decoder`]) from a folder or a GGUF file; [`write_gguf`] makes such a file of a folder.
 //!
-//! `VisionChat` (feature `image`) answers questions about pictures with MoE-LLaVA, CuMo, LLaVA-1.5 and models trained by this
-//! project ([`moesaic_models::vision`]).
+//! `VisionChat` (feature `image`) answers questions about pictures with MoE-LLaVA, CuMo, LLaVA-1.5, models trained by this
+//! project ([`moesaic_models::vision`]), Aria ([`moesaic_models::aria`]) and Qwen3-VL ([`moesaic_models::qwen3_vl`]).
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
@@ -83,7 +83,7 @@ pub use text::{
 #[cfg(feature = "image")]
 pub use moesaic_encoders::image::{DecodeOptions, ImageError, Limits, Picture};
 #[cfg(feature = "image")]
-pub use vision::{ExpertShares, RouteMap, VisionChat, VisionModelInfo};
+pub use vision::{ExpertShares, RouteMap, VisionBackend, VisionChat, VisionModelInfo};
 
 /// Compiles and runs the code of the README.
 #[cfg(doctest)]

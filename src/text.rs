@@ -1,7 +1,7 @@
 //! Language models: text in, text out.
 
 #[cfg_attr(not(feature = "image"), allow(dead_code))]
-pub(crate) mod adapters;
+mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;
@@ -36,7 +36,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 /// Reads a text file of a model folder that has at most `longest` bytes; `None` where it is not there.
-fn read_text(path: &Path, longest: u64) -> Result<Option<String>> {
+pub(crate) fn read_text(path: &Path, longest: u64) -> Result<Option<String>> {
     let size = match fs::metadata(path) {
         Ok(file) => file.len(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

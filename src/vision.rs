@@ -1,23 +1,26 @@
 //! Models that look at pictures: pictures and questions in, text out.
 
+mod adapters;
+mod backend;
 mod info;
 mod processor;
 mod prompt;
 mod routes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Device;
-use moesaic_encoders::image::{ImageError, ImageProcessor, Picture};
+use candle_core::DType;
+use moesaic_encoders::image::{ImageError, Picture};
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_models::decoder::Side;
-use moesaic_models::generate::{Backbone, Generation, GenerationConfig, Prompts};
-use moesaic_models::vision::{self, Row, Spliced, VisionConfig, VisionModel};
+use moesaic_models::generate::{Generation, GenerationConfig, Prompts};
+use moesaic_models::vision::{self, Concerned, Row, Spliced};
 
 use crate::error::{Error, Result, candle_message};
 use crate::prompts::Turn;
-use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, adapters, generation_config, stored_dtype};
+use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, generation_config, stored_dtype};
+pub use backend::VisionBackend;
+use backend::{Config, OTHERS};
 pub use info::VisionModelInfo;
 use prompt::Prompting;
 pub use routes::{ExpertShares, RouteMap};
@@ -37,12 +40,17 @@ pub use routes::{ExpertShares, RouteMap};
 /// # }
 /// ```
 pub struct VisionChat {
-    model: VisionModel,
+    model: VisionBackend,
     tokenizer: Tokenizer,
-    processor: ImageProcessor,
     prompting: Prompting,
     config: GenerationConfig,
     info: VisionModelInfo,
+    /// Where the weights come from, and what they became.
+    weights: (PathBuf, DType),
+    /// Adapters, each with its strength.
+    attached: Vec<(PathBuf, f64)>,
+    /// The one of them that brought parts of its own.
+    whole: Option<(PathBuf, Concerned)>,
 }
 
 impl From<ImageError> for Error {
@@ -63,8 +71,8 @@ struct Asked {
 }
 
 impl VisionChat {
-    /// The model in this folder: `config.json` of a supported family
-    /// ([`moesaic_models::vision`]), `model.safetensors` or its shards and their index, the files of a
+    /// The model in this folder: `config.json` of a supported family ([`moesaic_models::vision`], [`moesaic_models::aria`],
+    /// [`moesaic_models::qwen3_vl`]), `model.safetensors` or its shards and their index, the files of a
     /// [`Tokenizer`], and where they are there `preprocessor_config.json`, a chat template and `generation_config.json`.
     /// Without a `preprocessor_config.json`, pictures are prepared as the tower's family has it; without a chat template, the
     /// conversation is written as the family's code does. Computes on the CPU.
@@ -89,34 +97,17 @@ impl VisionChat {
             let what = if dir.exists() { "is not a folder" } else { "does not exist" };
             return Err(Error::config(dir, format!("{what}: give a folder with config.json and model.safetensors")));
         }
-        let config = VisionConfig::load(dir).map_err(|error| config_error(dir, error))?;
+        let config = Config::load(dir)?;
         // Weights take long to read: all else comes first.
         let tokenizer = Tokenizer::load(dir)?;
-        let processor = processor::of(dir, &config)?;
         let prompting = Prompting::of(dir, &config, &tokenizer)?;
-        let generation = generation_config(dir, &config.decoder, &tokenizer)?;
+        let generation = generation_config(dir, config.decoder(), &tokenizer)?;
         let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
         let info = VisionModelInfo::new(dir, &config, &checkpoint);
-        let model = VisionModel::from_checkpoint(config, &checkpoint, dtype, &Device::Cpu);
-        let model = model.map_err(|error| match error {
-            vision::Error::NoTower { .. } => Error::config(dir, error.to_string()),
-            other => Error::weights(dir, &other.into()),
-        })?;
-        Ok(Self { model, tokenizer, processor, prompting, config: generation, info })
-    }
-
-    /// Attaches an adapter to the language model, as [`TextGenerator::attach`](crate::TextGenerator::attach) does.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] where it cannot be read or is of another model: nothing is attached then.
-    pub fn attach(&mut self, adapter: impl AsRef<Path>, strength: f64) -> Result<()> {
-        adapters::attach(self.model.decoder_mut(), adapter.as_ref(), strength)
-    }
-
-    /// Takes an adapter off that [`attach`](Self::attach) brought from this folder.
-    pub fn detach(&mut self, adapter: impl AsRef<Path>) {
-        adapters::detach(self.model.decoder_mut(), adapter.as_ref());
+        let model = config.with_processor(dir)?.model(dir, &checkpoint, dtype)?;
+        let (weights, attached, whole) = ((dir.to_path_buf(), dtype), Vec::new(), None);
+        Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached, whole })
     }
 
     /// What the model is.
@@ -125,7 +116,7 @@ impl VisionChat {
     }
 
     /// The model itself.
-    pub fn model(&self) -> &VisionModel {
+    pub fn model(&self) -> &VisionBackend {
         &self.model
     }
 
@@ -134,9 +125,13 @@ impl VisionChat {
         &self.tokenizer
     }
 
-    /// How pictures are prepared.
-    pub fn processor(&self) -> &ImageProcessor {
-        &self.processor
+    /// Scales pictures down to so many pixels at most, for models that take pictures of any size (Qwen3-VL): fewer tokens, and an
+    /// answer that comes sooner. Others are left as they are. Never less than the least that the model takes.
+    pub fn limit_pixels(&mut self, most: usize) {
+        if let VisionBackend::Qwen3Vl(_, processor) = &mut self.model {
+            let (least, before) = processor.pixels;
+            processor.pixels = (least, before.min(most).max(least));
+        }
     }
 
     /// Most tokens of an answer, where the model's `generation_config.json` says.
@@ -178,9 +173,9 @@ impl VisionChat {
         let start = Instant::now();
         let asked = self.look(pictures, turns, None)?;
         let tokens = asked.spliced.embeds.dim(1).map_err(|error| Error::compute(&error))?;
-        let model: &(dyn Backbone + Sync) = &self.model;
         let prompts = Prompts::Embeds(&asked.spliced.embeds, &asked.spliced.context);
-        let generation = Generation::new(model, prompts, &sampling).map_err(|error| Error::compute(&error))?;
+        let generation =
+            Generation::new(self.model.backbone(), prompts, &sampling).map_err(|error| Error::compute(&error))?;
         let rows = std::iter::once((&asked.tail[..], tokens));
         TextStream::of(&self.tokenizer, generation, rows, &stop, true, start)
     }
@@ -197,28 +192,22 @@ impl VisionChat {
     /// Pictures and words as the decoder takes them.
     fn look(&self, pictures: &[Picture], turns: &[Turn<'_>], probe: Option<&moesaic_kernels::Probe>) -> Result<Asked> {
         let prompt = self.prompt(pictures.len(), turns)?;
-        let ids = prompt::ids(&prompt, self.model.picture_token(), &self.tokenizer)?;
+        let mark = self.model.picture_token();
+        let ids = self.prompting.ids(&prompt, mark, &self.tokenizer)?;
         let compute = |error: candle_core::Error| Error::compute(&error);
-        let tokens = match pictures {
-            [] => Vec::new(),
-            _ => {
-                let encoded = self.model.encode(&self.processor.process(pictures)?, probe);
-                encoded.and_then(|encoded| encoded.pictures()).map_err(compute)?
-            }
-        };
+        let tokens = self.model.encode(pictures, probe)?;
         let row = Row { ids: &ids, labels: &[], pictures: &tokens };
-        let spliced = self.model.splice(&[row], Side::Left, None).map_err(|error| match error {
+        let spliced = self.model.splice(row).map_err(|error| match error {
             vision::Error::Model(error) => Error::compute(&error),
             other => Error::option(other.to_string()),
         })?;
-        let (n, most) = (spliced.embeds.dim(1).map_err(compute)?, self.model.max_positions());
+        let (n, most) = (spliced.embeds.dim(1).map_err(compute)?, self.model.backbone().max_positions());
         if n >= most {
             return Err(Error::option(format!(
                 "pictures and question have {n} tokens and leave no room for an answer in this model's context of {most}: \
                  give fewer pictures or a shorter question"
             )));
         }
-        let mark = self.model.picture_token();
         let tail = ids.rsplit(|id| *id == mark).next().unwrap_or_default().to_vec();
         Ok(Asked { spliced, tail })
     }

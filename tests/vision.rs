@@ -11,7 +11,7 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 
-use looking::{name_the_mark, vision_model};
+use looking::{aria_model, name_the_mark, qwen_model, vision_model};
 use moesaic::prompts::Turn;
 use moesaic::{Picture, TextOptions, VisionChat};
 use support::{Run, example, run};
@@ -185,6 +185,217 @@ fn routes_are_shared_out_by_kind_of_token() {
     let two = chat.routes(&[circle.clone(), circle], &[Turn { question: "a", answer: None }]).unwrap();
     assert_eq!((one.image_tokens, two.image_tokens), (16, 32));
     assert_eq!(one.layers[0], two.layers[0]);
+}
+
+/// Tokens of pictures, as the routes count them; all text but the marks is text.
+fn image_tokens(chat: &VisionChat, pictures: &[Picture]) -> usize {
+    chat.routes(pictures, &[Turn { question: "a", answer: None }]).unwrap().image_tokens
+}
+
+#[test]
+fn aria_and_qwen_answer_in_their_own_words() {
+    let folder = folder();
+    let aria = ("aria", aria_model(folder.path()), "<fim_prefix><|img|><fim_suffix>", [4, 4]);
+    let qwen = "<|vision_start|><|image_pad|><|vision_end|>";
+    let dense = ("qwen3_vl", qwen_model(folder.path(), false), qwen, [16, 12]);
+    let sparse = ("qwen3_vl_moe", qwen_model(folder.path(), true), qwen, [16, 12]);
+    let (circle, chelsea) = (picture(folder.path(), "circle.png"), picture(folder.path(), "chelsea.jpg"));
+    for (family, dir, mark, tokens) in [aria, dense, sparse] {
+        let chat = VisionChat::from_dir(&dir).unwrap();
+        assert_eq!(chat.info().architecture, family);
+        // What the published templates write.
+        let turns =
+            [Turn { question: "a <image> b", answer: Some("c") }, Turn { question: "<image>\nd?", answer: None }];
+        let prompt = format!(
+            "<|im_start|>user\na {mark} b<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\n{mark}d?<|im_end|>\n\
+             <|im_start|>assistant\n"
+        );
+        assert_eq!(chat.prompt(2, &turns).unwrap(), prompt);
+        let template = format!(
+            "{{% for message in messages %}}<|im_start|>{{{{ message['role'] }}}}\n{{% if message['content'] is string %}}{{{{ \
+             message['content'] }}}}{{% else %}}{{% for item in message['content'] %}}{{% if item['type'] == 'text' %}}{{{{ \
+             item['text'] }}}}{{% elif item['type'] == 'image' %}}{mark}{{% endif %}}{{% endfor %}}{{% endif %}}<|im_end|>\n{{% \
+             endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        );
+        for template in [template.as_str(), tiny::TEMPLATE] {
+            fs::write(dir.join("chat_template.jinja"), template).unwrap();
+            assert_eq!(VisionChat::from_dir(&dir).unwrap().prompt(2, &turns).unwrap(), prompt, "{family}");
+        }
+        fs::remove_file(dir.join("chat_template.jinja")).unwrap();
+        // Several pictures, in pieces and at once; their order counts.
+        let ask = |first: &Picture, second: &Picture| {
+            let mut text = String::new();
+            let pictures = [first.clone(), second.clone()];
+            for piece in chat.stream(&pictures, &turns, &options()).unwrap() {
+                text += &piece.unwrap().text;
+            }
+            let whole = chat.stream(&pictures, &turns, &options()).unwrap().answers().unwrap().remove(0);
+            assert_eq!(whole.text, text);
+            let words = chat.tokenizer().encode(&prompt).unwrap().len() - 2;
+            assert_eq!(whole.prompt_tokens, words + tokens[0] + tokens[1], "{family}");
+            text
+        };
+        assert_ne!(ask(&circle, &chelsea), ask(&chelsea, &circle), "{family}");
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        let run = run(folder.path(), &["ask", "circle.png", "what is it?", "--model", name, "--max-tokens", "8"]);
+        let one = chat.ask(std::slice::from_ref(&circle), "what is it?", &options()).unwrap();
+        assert_eq!(good(&run).trim_end(), one.text.trim_end());
+        chat.ask(&[], "what is it?", &options()).unwrap();
+        // Marks in the question, and marks as the model has them.
+        for (pictures, question, part) in [
+            (1, "<image> or <image>?", "2 <image> marks for 1 picture"),
+            (2, "is <image> red?", "1 <image> mark for 2 pictures"),
+            (0, "is <image> red?", "1 <image> mark for 0 pictures"),
+            (1, &format!("and {mark}?"), "2 picture marks for 1 picture"),
+            (0, &format!("and {mark}?"), "1 picture mark but no picture"),
+        ] {
+            let pictures = vec![circle.clone(); pictures];
+            match chat.ask(&pictures, question, &options()) {
+                Err(moesaic::Error::Input { problem, .. }) => assert!(problem.contains(part), "{family}: {problem}"),
+                other => panic!("{family}: {question}: {other:?}"),
+            }
+        }
+        assert!(format!("{chat:?}").len() < 2000);
+    }
+}
+
+#[test]
+fn routes_and_sizes_of_aria_and_qwen() {
+    let folder = folder();
+    let (circle, chelsea) = (picture(folder.path(), "circle.png"), picture(folder.path(), "chelsea.jpg"));
+    for (dir, layers) in [(aria_model(folder.path()), 2), (qwen_model(folder.path(), true), 3)] {
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        let run = run(folder.path(), &["routes", "circle.png", "what?", "--model", name, "--json"]);
+        let json: serde_json::Value = serde_json::from_str(good(&run)).unwrap();
+        assert_eq!(json["image_tokens"], if layers == 2 { 4 } else { 16 });
+        assert_eq!(json["layers"].as_array().unwrap().len(), layers);
+        for layer in json["layers"].as_array().unwrap() {
+            let shares: Vec<f64> = layer["image"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            assert!(shares.len() == 5 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{shares:?}");
+        }
+    }
+    // A picture that Aria splits is one picture still, whose crops stand together.
+    let aria = folder.path().join("aria");
+    fs::write(aria.join("preprocessor_config.json"), r#"{"max_image_size": 490, "split_image": true}"#).unwrap();
+    let chat = VisionChat::from_dir(&aria).unwrap();
+    assert_eq!(image_tokens(&chat, std::slice::from_ref(&chelsea)), 8);
+    assert_eq!(image_tokens(&chat, &[chelsea.clone(), chelsea.clone()]), 16);
+    // Fewer pixels, fewer tokens.
+    let mut chat = VisionChat::from_dir(folder.path().join("qwen-sparse")).unwrap();
+    assert_eq!(image_tokens(&chat, &[circle.clone(), chelsea.clone()]), 16 + 12);
+    chat.limit_pixels(1);
+    assert_eq!(image_tokens(&chat, std::slice::from_ref(&circle)), 4);
+    let arguments = ["routes", "circle.png", "a", "--model", "qwen-sparse", "--json", "--max-pixels", "1024"];
+    let json: serde_json::Value = serde_json::from_str(good(&run(folder.path(), &arguments))).unwrap();
+    assert_eq!(json["image_tokens"], 4);
+    fails(folder.path(), &["routes", "circle.png", "a", "--model", dense(folder.path()), "--json"], "no sparse layer");
+    let text = run(folder.path(), &["info", "aria"]);
+    for part in ["aria", "siglip, 490 x 490 pixels", "queries, 4 tokens a picture", "2 (2 of them sparse)"] {
+        assert!(good(&text).contains(part), "{part}: {}", text.stdout);
+    }
+    let text = run(folder.path(), &["info", "qwen-sparse"]);
+    for part in ["qwen3_vl_moe", "qwen3_vl, pictures of any size", "merger, tokens by a picture's size"] {
+        assert!(good(&text).contains(part), "{part}: {}", text.stdout);
+    }
+}
+
+fn dense(folder: &Path) -> &'static str {
+    qwen_model(folder, false);
+    "qwen"
+}
+
+#[test]
+fn bad_folders_of_aria_and_qwen() {
+    let folder = folder();
+    let (aria, qwen) = (aria_model(folder.path()), qwen_model(folder.path(), true));
+    let ask = |model: &'static str| ["ask", "circle.png", "what?", "--model", model];
+    fs::write(aria.join("preprocessor_config.json"), r#"{"max_image_size": 980}"#).unwrap();
+    fails(folder.path(), &ask("aria"), "have 784 patches, and config.json has queries for pictures of 196");
+    fs::write(aria.join("preprocessor_config.json"), r#"{"max_image_size": 490}"#).unwrap();
+    fs::write(qwen.join("preprocessor_config.json"), r#"{"patch_size": 16}"#).unwrap();
+    fails(folder.path(), &ask("qwen-sparse"), "do not fit the tower of config.json");
+    fs::remove_file(qwen.join("preprocessor_config.json")).unwrap();
+    VisionChat::from_dir(&qwen).unwrap();
+    fs::copy(folder.path().join("looking/tokenizer.json"), qwen.join("tokenizer.json")).unwrap();
+    fails(folder.path(), &ask("qwen-sparse"), "has no token 213");
+    let config = fs::read_to_string(aria.join("config.json")).unwrap();
+    fs::write(aria.join("config.json"), config.replace("\"196\"", "\"x\"")).unwrap();
+    fails(folder.path(), &ask("aria"), "projector_patch_to_query_dict");
+    fs::write(aria.join("config.json"), &config).unwrap();
+    let weights = fs::read(aria.join("model.safetensors")).unwrap();
+    fs::write(aria.join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    fails(folder.path(), &ask("aria"), "model.safetensors");
+}
+
+#[test]
+fn an_adapter_brings_the_projector_that_was_trained_with_it() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let processor = r#"{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#;
+    fs::write(path("looking/preprocessor_config.json"), processor).unwrap();
+    let line = |image: &str, answer: &str| {
+        let turn = serde_json::json!({"question": "what is it?", "answer": answer, "type": "name"});
+        serde_json::json!({"image": image, "source": "samples", "turns": [turn]}).to_string()
+    };
+    fs::write(path("train.jsonl"), [line("circle.png", "red"), line("digit.png", "four")].join("\n")).unwrap();
+    let config = r#"
+        seed = 1
+        init = "looking"
+        train = ["projector"]
+        template = "plain"
+        [lora]
+        r = 4
+        lora_alpha = 16
+        [data]
+        files = ["train.jsonl"]
+        rows = 2
+        [optimiser]
+        learning_rate = 0.02
+        warmup = 1
+        [plan]
+        steps = 12
+        log_every = 6
+        out = "run"
+    "#;
+    fs::write(path("train.toml"), config).unwrap();
+    good(&run(folder.path(), &["train", "vision", "train.toml"]));
+    let ask = |more: &[&str]| {
+        let arguments = ["ask", "circle.png", "what is it?", "--model", "looking", "--max-tokens", "8"];
+        let run = run(folder.path(), &[&arguments[..], more].concat());
+        good(&run).to_string()
+    };
+    let (before, after) = (ask(&[]), ask(&["--adapter", "run/model"]));
+    assert_ne!(before, after);
+    // The projector stays whatever the strength.
+    let without_maps = ask(&["--adapter", "run/model=0"]);
+    assert_ne!(before, without_maps);
+    let circle = [picture(folder.path(), "circle.png")];
+    let mut chat = VisionChat::from_dir(path("looking")).unwrap();
+    let text = |chat: &VisionChat| chat.ask(&circle, "what is it?", &options()).unwrap().text.trim_end().to_string();
+    assert_eq!(text(&chat), before.trim_end());
+    chat.attach(path("run/model"), 0.0).unwrap();
+    assert_eq!(text(&chat), without_maps.trim_end());
+    // The new strength, not one beside the other.
+    chat.attach(path("run/model"), 1.0).unwrap();
+    assert_eq!(text(&chat), after.trim_end());
+    let error = chat.attach(path("run/checkpoint-00000012"), 1.0).unwrap_err();
+    assert!(
+        matches!(error, moesaic::Error::Weights { .. }) && error.to_string().contains("attach one of them"),
+        "{error}"
+    );
+    assert_eq!(text(&chat), after.trim_end());
+    chat.detach(path("run/model")).unwrap();
+    assert_eq!(text(&chat), before.trim_end());
+    // Questions are scored with it too; a model of another kind does not take it.
+    let eval = ["eval", "vision", "looking", "train.jsonl", "--template", "plain", "--json"];
+    good(&run(folder.path(), &[&eval[..], &["--adapter", "run/model"]].concat()));
+    aria_model(folder.path());
+    fails(
+        folder.path(),
+        &["ask", "circle.png", "what?", "--model", "aria", "--adapter", "run/model"],
+        "modules_to_save",
+    );
 }
 
 /// Runs the program and checks that it fails in one line that has `part`.

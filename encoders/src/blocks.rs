@@ -1,8 +1,8 @@
 //! The parts that vision transformers share.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
-use moesaic_kernels::{CausalAttention, Init, Linear, Params, Pointwise};
+use moesaic_kernels::{Activation, CausalAttention, ExpertBank, Init, Linear, Params};
 
 /// Initial values of a map of so many inputs, for towers that are trained from nothing: outputs as wide as inputs, as CLIP
 /// starts its maps (`CLIPPreTrainedModel._init_weights`).
@@ -132,23 +132,28 @@ impl CrossAttention {
     }
 }
 
-/// Two linear maps with a non-linearity between.
+/// Two linear maps with a non-linearity between: a bank of one expert, whose inference path is one region of all threads.
 #[derive(Clone, Debug)]
-pub(crate) struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    act: Pointwise,
-}
+pub(crate) struct Mlp(ExpertBank);
 
 impl Mlp {
     /// `{names[0]}` and `{names[1]}`, both with biases.
-    pub fn load(p: &Params, names: [&str; 2], (h, i): (usize, usize), act: Pointwise) -> Result<Self> {
-        let fc1 = Linear::load(p, names[0], (i, h), true, scaled(h))?;
-        Ok(Self { fc1, fc2: Linear::load(p, names[1], (h, i), true, scaled(i))?, act })
+    pub fn load(p: &Params, names: [&str; 2], (h, i): (usize, usize), act: Activation) -> Result<Self> {
+        let weight = |name: &str, out: usize, inputs: usize| {
+            let part = [(format!("{name}.weight"), vec![out, inputs])];
+            p.storage(&[1, out, inputs], &part, scaled(inputs), false)
+        };
+        // Variables of one axis, which do not decay.
+        let bias = |name: &str, out: usize| p.tensor(&format!("{name}.bias"), [out], Init::Zeros)?.unsqueeze(0);
+        let bank = ExpertBank::mlp(weight(names[0], i, h)?, weight(names[1], h, i)?, act)?
+            .with_biases(Some(bias(names[0], i)?), Some(bias(names[1], h)?))?;
+        Ok(Self(if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? }))
     }
 
     /// `x [.., h]` to the same
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.act.apply(&self.fc1.forward(x)?)?)
+        let h = x.dim(D::Minus1)?;
+        let rows = x.reshape((x.elem_count() / h.max(1), h))?; // (rows, h)
+        self.0.forward_dense(&rows)?.reshape(x.shape())
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_kernels::{Init, Linear, Modality, Params, Pointwise, Probe, Routes, Tokens};
+use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, Routes, Tokens};
 use serde_json::Value;
 
 use crate::blocks::{Mlp, Norm, Patches, SelfAttention};
@@ -34,7 +34,7 @@ pub struct ClipConfig {
     /// Pixels of a patch's side.
     pub patch_size: usize,
     /// Between the two maps of a network.
-    pub activation: Pointwise,
+    pub activation: Activation,
     /// Added to variances.
     pub eps: f64,
     /// Width of the image embedding.
@@ -70,7 +70,7 @@ impl ClipConfig {
             heads: config::heads(object.size("num_attention_heads", Some(12))?, hidden_size)?,
             image_size: object.size("image_size", Some(224))?,
             patch_size: object.size("patch_size", Some(32))?,
-            activation: Pointwise::from_name(&object.name("hidden_act", "quick_gelu")?)?,
+            activation: Activation::from_name(&object.name("hidden_act", "quick_gelu")?)?,
             eps: object.positive("layer_norm_eps", 1e-5)?,
             projection_dim: object.size("projection_dim", Some(512))?,
             experts: None,

@@ -8,10 +8,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::losses::{first_choice_balance, router_z};
-use moesaic_kernels::routers::{Router, SoftmaxTopK};
-use moesaic_kernels::{
-    Init, Modality, Params, Pointwise, Probe, RouteInput, Routes, Tokens, combine, dispatch, grouped_linear,
-};
+use moesaic_kernels::routers::SoftmaxTopK;
+use moesaic_kernels::{ExpertBank, Init, Modality, MoeLayer, Params, Probe, RouteInput, Routes, Tokens};
 use serde_json::Value;
 
 use crate::clip::{ClipConfig, ClipVision, Head, Pass};
@@ -19,42 +17,31 @@ use crate::config::{self, Object};
 use crate::interpolate::{bicubic, mean_pool};
 use crate::tower::{Features, Select, Tower};
 
-/// The mixture in place of a layer's network, on the stages of the expert kernels: their bank does not know quick GELU.
+/// The mixture in place of a layer's network.
 #[derive(Debug)]
-pub(crate) struct SparseMlp {
-    router: SoftmaxTopK,
-    up: Tensor,
-    up_bias: Tensor,
-    down: Tensor,
-    down_bias: Tensor,
-    act: Pointwise,
-}
+pub(crate) struct SparseMlp(MoeLayer);
 
 impl SparseMlp {
     /// `gate.weight [E, h]` and `experts.{e}.fc1`, `experts.{e}.fc2` of a layer.
     pub fn load(cfg: &ClipConfig, (experts, k): (usize, usize), p: &Params) -> Result<Self> {
         let (h, i, init) = (cfg.hidden_size, cfg.intermediate_size, Init::Normal(0.02));
-        let stack = |what: &str, shape: &[usize], init| {
-            let parts: Vec<_> = (0..experts).map(|e| (format!("experts.{e}.{what}"), shape.to_vec())).collect();
-            p.stack(&[&[experts], shape].concat(), &parts, init)
+        let parts = |what: &str, shape: &[usize]| -> Vec<(String, Vec<usize>)> {
+            (0..experts).map(|e| (format!("experts.{e}.{what}"), shape.to_vec())).collect()
         };
+        let up = p.storage(&[experts, i, h], &parts("fc1.weight", &[i, h]), init, false)?;
+        let down = p.storage(&[experts, h, i], &parts("fc2.weight", &[h, i]), init, false)?;
+        let up_bias = p.stack(&[experts, i], &parts("fc1.bias", &[i]), Init::Zeros)?;
+        let down_bias = p.stack(&[experts, h], &parts("fc2.bias", &[h]), Init::Zeros)?;
+        let bank = ExpertBank::mlp(up, down, cfg.activation)?.with_biases(Some(up_bias), Some(down_bias))?;
+        let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };
         let weight = p.tensor("gate.weight", [experts, h], init)?.to_dtype(DType::F32)?;
-        Ok(Self {
-            router: SoftmaxTopK { weight, k, renormalise: true, scale: 1.0, groups: None },
-            up: stack("fc1.weight", &[i, h], init)?,
-            up_bias: stack("fc1.bias", &[i], Init::Zeros)?,
-            down: stack("fc2.weight", &[h, i], init)?,
-            down_bias: stack("fc2.bias", &[h], Init::Zeros)?,
-            act: cfg.activation,
-        })
+        let router = Box::new(SoftmaxTopK { weight, k, renormalise: true, scale: 1.0, groups: None });
+        Ok(Self(MoeLayer { router, experts: bank, shared: None }))
     }
 
     /// `x [b * t, h]` to the same.
     pub fn forward(&self, x: &Tensor, name: &str) -> Result<(Tensor, Routes)> {
-        let routes = self.router.route(&RouteInput::new(x)).map_err(|e| e.context(name.to_string()))?;
-        let y = grouped_linear(&dispatch(x, &routes)?, &self.up, Some(&self.up_bias), &routes)?; // (R, i)
-        let y = grouped_linear(&self.act.apply(&y)?, &self.down, Some(&self.down_bias), &routes)?; // (R, h)
-        Ok((combine(&y, &routes)?, routes))
+        self.0.forward(&RouteInput::new(x), name, None)
     }
 }
 

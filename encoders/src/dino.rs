@@ -12,7 +12,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::ops::silu_glu;
-use moesaic_kernels::{Init, Linear, Modality, Params, Pointwise, Probe, Tokens};
+use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, Tokens};
 
 use crate::blocks::{Mlp, Norm, Patches, SelfAttention};
 use crate::config::{self, Object};
@@ -35,7 +35,7 @@ pub struct DinoConfig {
     /// Pixels of a patch's side.
     pub patch_size: usize,
     /// Between the two maps of a network.
-    pub activation: Pointwise,
+    pub activation: Activation,
     /// Gated networks (the giant model).
     pub gated: bool,
     /// Queries, keys and values have biases.
@@ -65,7 +65,7 @@ impl DinoConfig {
             heads: config::heads(object.size("num_attention_heads", Some(12))?, hidden_size)?,
             image_size: object.size("image_size", Some(224))?,
             patch_size: object.size("patch_size", Some(if registers { 16 } else { 14 }))?,
-            activation: Pointwise::from_name(&object.name("hidden_act", "gelu")?)?,
+            activation: Activation::from_name(&object.name("hidden_act", "gelu")?)?,
             gated,
             qkv_bias: object.flag("qkv_bias", true)?,
             eps: object.positive("layer_norm_eps", 1e-6)?,

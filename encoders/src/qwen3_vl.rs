@@ -10,7 +10,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
-use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Pointwise, Tokens};
+use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Tokens};
 
 use crate::blocks::{Mlp, Norm, linear};
 use crate::config;
@@ -37,7 +37,7 @@ pub struct Qwen3VlConfig {
     /// Stored positions along a side.
     pub positions: usize,
     /// Between the two maps of a network.
-    pub activation: Pointwise,
+    pub activation: Activation,
     /// Layers whose output is tapped, in the order of the backbone's layers.
     pub taps: Vec<usize>,
 }
@@ -76,7 +76,7 @@ impl Qwen3VlConfig {
             temporal_patch_size: object.size("temporal_patch_size", Some(2))?,
             merge: object.size("spatial_merge_size", Some(2))?,
             positions: positions.isqrt(),
-            activation: Pointwise::from_name(&object.name("hidden_act", "gelu_pytorch_tanh")?)?,
+            activation: Activation::from_name(&object.name("hidden_act", "gelu_pytorch_tanh")?)?,
             taps,
         })
     }
@@ -126,7 +126,7 @@ impl Merger {
         let cells = (n * h / wide, wide);
         let norm = |x: &Tensor| layer_norm(x, &self.weight, Some(&self.bias), EPS);
         let x = if self.whole { norm(&x.reshape(cells)?)? } else { norm(x)?.reshape(cells)? };
-        self.maps[1].forward(&Pointwise::Of(Activation::Gelu).apply(&self.maps[0].forward(&x)?)?)
+        self.maps[1].forward(&Activation::Gelu.apply(&self.maps[0].forward(&x)?)?)
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_kernels::{Init, Modality, Params, Pointwise, Probe, Tokens};
+use moesaic_kernels::{Activation, Init, Modality, Params, Probe, Tokens};
 
 use crate::blocks::{CrossAttention, Mlp, Norm, Patches, SelfAttention};
 use crate::clip::Head;
@@ -36,7 +36,7 @@ pub struct SiglipConfig {
     /// Pixels of a patch's side.
     pub patch_size: usize,
     /// Between the two maps of a network.
-    pub activation: Pointwise,
+    pub activation: Activation,
     /// Added to variances.
     pub eps: f64,
 }
@@ -56,7 +56,7 @@ impl SiglipConfig {
             heads: config::heads(object.size("num_attention_heads", Some(12))?, hidden_size)?,
             image_size: object.size("image_size", Some(224))?,
             patch_size: object.size("patch_size", Some(16))?,
-            activation: Pointwise::from_name(&object.name("hidden_act", "gelu_pytorch_tanh")?)?,
+            activation: Activation::from_name(&object.name("hidden_act", "gelu_pytorch_tanh")?)?,
             eps: object.positive("layer_norm_eps", 1e-6)?,
         };
         config::patches(config.image_size, config.patch_size)?;

@@ -14,6 +14,7 @@ mod convert;
 pub mod gguf;
 mod header;
 mod locate;
+mod overlay;
 pub mod pickle;
 mod quantise;
 mod shards;

@@ -45,7 +45,6 @@ pub use experts::{
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;
 pub use params::{Init, Params};
-pub use pointwise::Pointwise;
 pub use probe::Probe;
 pub use routers::Router;
 pub use routes::{Limit, RouteInput, Routes};

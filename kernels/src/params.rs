@@ -46,7 +46,11 @@ struct State {
 }
 
 /// Chooses published tensors by name.
-struct Choice(Box<dyn Fn(&str) -> bool + Send + Sync>);
+struct Choice {
+    chosen: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Where the variables made of them belong, if not here.
+    owner: Option<Params>,
+}
 
 impl std::fmt::Debug for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,7 +66,7 @@ struct Inner {
     /// Seed of tensors that no checkpoint gives; without it they are errors.
     seed: Option<u64>,
     mode: Mode,
-    /// In training, the tensors that become variables; absent for all.
+    /// In training, the tensors that become variables; absent for all. Beside adapters, those that are trained whole.
     choice: Option<Choice>,
     dtype: DType,
     device: Device,
@@ -138,10 +142,25 @@ impl Params {
         device: &Device,
         trained: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Self {
-        let choice = Some(Choice(Box::new(trained)));
+        let choice = Some(Choice { chosen: Box::new(trained), owner: None });
         let (device, state) = (device.clone(), Mutex::default());
         let (checkpoint, merging, mode) = (Some(checkpoint.clone()), BTreeMap::new(), Mode::Train);
         let inner = Inner { checkpoint, merging, seed: None, mode, choice, dtype: DType::F32, device, state };
+        Self { inner: Arc::new(inner), prefix: String::new(), rename: None }
+    }
+
+    /// As [`frozen`](Self::frozen), but tensors that `trained` chooses by their published names become variables in f32, which
+    /// belong to `owner` and stand there under its prefix: what is trained whole beside adapters, and saved with them.
+    pub fn frozen_but(
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        owner: &Self,
+        trained: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let choice = Some(Choice { chosen: Box::new(trained), owner: Some(owner.clone()) });
+        let (device, state) = (owner.device().clone(), Mutex::default());
+        let (checkpoint, merging, mode) = (Some(checkpoint.clone()), BTreeMap::new(), Mode::Frozen);
+        let inner = Inner { checkpoint, merging, seed: None, mode, choice, dtype, device, state };
         Self { inner: Arc::new(inner), prefix: String::new(), rename: None }
     }
 
@@ -240,7 +259,7 @@ impl Params {
             bail!("{}: parts with {sum} values do not fill a stack of shape {shape:?}", self.prefix);
         }
         let mut start = 0;
-        let parts: Vec<Part> = parts
+        let mut parts: Vec<Part> = parts
             .iter()
             .map(|(name, shape)| {
                 let part = Part { name: self.full(name), shape: shape.clone(), start };
@@ -248,24 +267,34 @@ impl Params {
                 part
             })
             .collect();
+        let choice = self.inner.choice.as_ref();
+        let chosen = choice.map(|choice| parts.iter().any(|part| (choice.chosen)(&part.name)));
+        // Whose variable it becomes.
+        let owner = match (self.inner.mode, chosen) {
+            (Mode::Train, None | Some(true)) => Some(None),
+            (Mode::Frozen, Some(true)) => Some(choice.and_then(|choice| choice.owner.as_ref())),
+            _ => None,
+        };
+        let dtype = if owner.is_some() { DType::F32 } else { dtype };
         let tensor = match dtype {
             DType::F32 => self.fill::<f32>(total, shape, &parts, init)?,
             DType::BF16 => self.fill::<bf16>(total, shape, &parts, init)?,
             DType::F16 => self.fill::<f16>(total, shape, &parts, init)?,
             other => bail!("weights cannot be loaded as {other:?}; choose f32, bf16 or f16"),
         };
-        let mut state = self.state();
-        state.used.extend(parts.iter().map(|p| p.name.clone()));
-        if self.inner.mode != Mode::Train {
+        self.state().used.extend(parts.iter().map(|p| p.name.clone()));
+        let Some(owner) = owner else {
+            if self.inner.mode == Mode::Train {
+                self.state().kept.push((tensor.clone(), parts));
+            }
             return Ok(tensor);
-        }
-        if self.inner.choice.as_ref().is_some_and(|choice| !parts.iter().any(|part| (choice.0)(&part.name))) {
-            state.kept.push((tensor.clone(), parts));
-            return Ok(tensor);
-        }
+        };
         let var = Var::from_tensor(&tensor)?;
         let tensor = var.as_tensor().clone();
-        state.trained.push(Trained { var, parts });
+        if let Some(owner) = owner {
+            parts.iter_mut().for_each(|part| part.name = owner.full(&part.name));
+        }
+        owner.unwrap_or(self).state().trained.push(Trained { var, parts });
         Ok(tensor)
     }
 

@@ -1,4 +1,4 @@
-//! The non-linearities of vision towers as operations of their own: on all threads, in f32, with gradients.
+//! The non-linearities of networks as operations of their own: on all threads, in f32, with gradients.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -11,49 +11,35 @@ use crate::host::{as_f32, storage_of, tensor, with_f32};
 /// Values that one task takes.
 const BLOCK: usize = 1 << 13;
 
-/// The non-linearity of a plain network: those of [`Activation`], and the one that CLIP has beside them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pointwise {
-    /// `x * sigmoid(1.702 x)`, a cheap stand-in for GELU (`quick_gelu`; Hendrycks and Gimpel, arXiv 1606.08415, section 2).
-    QuickGelu,
-    /// One that expert banks know too.
-    Of(Activation),
+/// The non-linearity as one operation.
+struct Pointwise(Activation);
+
+/// [`Activation::apply`]: elementwise, with gradients, any shape to the same.
+pub(crate) fn apply(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::Relu => x.relu(),
+        _ if x.device().is_cpu() => x.contiguous()?.apply_op1(Pointwise(activation)),
+        // candle's operations run on any device.
+        Activation::GeluTanh => x.gelu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::QuickGelu => x / ((x * -1.702)?.exp()? + 1.0)?,
+    }
 }
 
 impl Pointwise {
-    /// The non-linearity that a `config.json` calls `hidden_act` or alike.
-    pub fn from_name(name: &str) -> Result<Self> {
-        match name {
-            "quick_gelu" => Ok(Self::QuickGelu),
-            other => Ok(Self::Of(Activation::from_name(other)?)),
-        }
-    }
-
-    /// Elementwise, with gradients.
-    ///
-    /// # Shapes
-    /// any shape to the same.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            // The rest of candle's operations run on any device.
-            Self::Of(activation) if !x.device().is_cpu() => activation.apply(x),
-            Self::Of(activation @ (Activation::Silu | Activation::Relu)) => activation.apply(x),
-            _ => x.contiguous()?.apply_op1(*self),
-        }
-    }
-
-    fn forward(self, isa: Isa, x: &[f32], y: &mut [f32]) {
-        match self {
-            Self::QuickGelu => quick_gelu(isa, x, y),
-            Self::Of(Activation::GeluTanh) => gelu_tanh(isa, x, y),
+    fn forward(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+        match self.0 {
+            Activation::QuickGelu => quick_gelu(isa, x, y),
+            Activation::GeluTanh => gelu_tanh(isa, x, y),
             _ => gelu(isa, x, y),
         }
     }
 
-    fn backward(self, isa: Isa, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        match self {
-            Self::QuickGelu => quick_gelu_grad(isa, x, dy, dx),
-            Self::Of(Activation::GeluTanh) => gelu_tanh_grad(isa, x, dy, dx),
+    fn backward(&self, isa: Isa, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        match self.0 {
+            Activation::QuickGelu => quick_gelu_grad(isa, x, dy, dx),
+            Activation::GeluTanh => gelu_tanh_grad(isa, x, dy, dx),
             _ => gelu_grad(isa, x, dy, dx),
         }
     }
@@ -189,19 +175,17 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    const ALL: [Pointwise; 5] = [
-        Pointwise::QuickGelu,
-        Pointwise::Of(Activation::Gelu),
-        Pointwise::Of(Activation::GeluTanh),
-        Pointwise::Of(Activation::Silu),
-        Pointwise::Of(Activation::Relu),
-    ];
+    const ALL: [Activation; 5] =
+        [Activation::QuickGelu, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu];
 
     /// What candle's own operations say.
-    fn slow(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
+    fn slow(kind: Activation, x: &Tensor) -> Result<Tensor> {
         match kind {
-            Pointwise::QuickGelu => x / ((x * -1.702)?.exp()? + 1.0)?,
-            Pointwise::Of(activation) => activation.apply(x),
+            Activation::QuickGelu => x / ((x * -1.702)?.exp()? + 1.0)?,
+            Activation::Gelu => x.gelu_erf(),
+            Activation::GeluTanh => x.gelu(),
+            Activation::Silu => x.silu(),
+            Activation::Relu => x.relu(),
         }
     }
 
@@ -226,7 +210,7 @@ mod tests {
             // candle's erf GELU and quick GELU have no gradient of 0 * inf at the far ends.
             near(grad(0)?, grad(1)?, "gradient");
         }
-        assert!(Pointwise::from_name("quick_gelu")? == Pointwise::QuickGelu && Pointwise::from_name("x").is_err());
+        assert!(Activation::from_name("quick_gelu")? == Activation::QuickGelu && Activation::from_name("x").is_err());
         Ok(())
     }
 }

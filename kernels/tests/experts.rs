@@ -28,11 +28,13 @@ fn random_routes(rng: &mut Rng, tokens: usize, experts: usize, most: usize) -> R
     Routes::new(experts, &choices, &normal(rng, &[total], 1.0), scores).unwrap()
 }
 
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu, Activation::QuickGelu];
+
 /// A bank of one of the kinds, with random widths.
 fn random_bank(rng: &mut Rng, kind: usize, e: usize, h: usize) -> Result<ExpertBank> {
     let (i, o) = (1 + rng.below(40), 1 + rng.below(70));
-    let activations = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
-    let act = activations[rng.below(4)];
+    let act = ACTIVATIONS[rng.below(ACTIVATIONS.len())];
     let scale = |n: usize| 1.0 / (n as f64).sqrt();
     Ok(match kind % 3 {
         0 => ExpertBank::gated(normal(rng, &[e, 2 * i, h], scale(h)), normal(rng, &[e, o, i], scale(i)), act)?,

@@ -321,4 +321,11 @@ fn a_whole_layer() {
             .with_output_norm(OutputNorm { weight: v[5].clone(), bias: v[6].clone(), eps: 1e-5 })?
             .forward(&v[0], &routes)
     });
+    for activation in [Activation::QuickGelu, Activation::Gelu, Activation::GeluTanh] {
+        check(&format!("experts with {activation:?}"), &inputs[..5], |v| {
+            ExpertBank::mlp(v[1].clone(), v[2].clone(), activation)?
+                .with_biases(Some(v[3].clone()), Some(v[4].clone()))?
+                .forward(&v[0], &routes)
+        });
+    }
 }

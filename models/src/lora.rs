@@ -34,7 +34,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Its tensors.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What stands before the names of a model's maps.
-const PREFIX: &str = "base_model.model";
+pub(crate) const PREFIX: &str = "base_model.model";
 
 /// An adapter that was opened.
 #[derive(Clone, Debug)]
@@ -82,14 +82,62 @@ impl Adapter {
         dtype: DType,
         device: &Device,
     ) -> Result<usize> {
+        self.refuse_whole()?;
+        self.attach_maps(sites, name, weight, dtype, device)
+    }
+
+    /// [`attach`](Self::attach) of an adapter that may bring [whole modules](Self::whole) too, which are left to the caller.
+    pub(crate) fn attach_maps(
+        &self,
+        sites: Vec<Site<'_>>,
+        name: &str,
+        weight: f64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<usize> {
         if !weight.is_finite() {
             bail!("adapter {name:?}: a strength of {weight}");
         }
         let modules = places::modules(&sites);
         let params = Params::load(&self.checkpoint, dtype, device);
         let count = attach(&self.config, sites, &params, name, weight, Some(&self.checkpoint))?;
-        self.refuse_surplus(&params.unused(), &modules)?;
+        let mut unused = params.unused();
+        if !self.config.modules_to_save.is_empty() {
+            unused.retain(|name| whole(name).is_none());
+        }
+        self.refuse_surplus(&unused, &modules)?;
         Ok(count)
+    }
+
+    /// The tensors of modules that were trained whole (`modules_to_save`), by the names that they have in the base model.
+    pub fn whole(&self) -> impl Iterator<Item = &str> {
+        let any = !self.config.modules_to_save.is_empty();
+        self.checkpoint.names().filter_map(whole).filter(move |_| any)
+    }
+
+    /// The names of the maps that the adapter has tensors for.
+    pub fn maps(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint.names().filter_map(|name| bare(name)?.strip_suffix(".lora_A.weight"))
+    }
+
+    /// The base model with the tensors of modules that were trained whole in place of its own.
+    ///
+    /// # Errors
+    /// The base model has no such tensor, or one of another shape.
+    pub fn over(&self, base: &Checkpoint) -> Result<Checkpoint> {
+        let any = !self.config.modules_to_save.is_empty();
+        base.overlaid(&self.checkpoint, |name| whole(name).filter(|_| any).map(str::to_string))
+    }
+
+    fn refuse_whole(&self) -> Result<()> {
+        match self.config.modules_to_save.first() {
+            None => Ok(()),
+            Some(first) => bail!(
+                "{}: it brings whole modules of its own (modules_to_save: {first}), which only models that look at pictures \
+                 take; save them into the base model",
+                self.checkpoint.label()
+            ),
+        }
     }
 
     /// Adds what this adapter changes to `changes`, by the names of the weights: what [`Params::merging`] takes. Several
@@ -98,6 +146,7 @@ impl Adapter {
     /// # Errors
     /// A tensor that is half of a pair, or experts that are stacked in the adapter but not in the checkpoint (attach them).
     pub fn merge(&self, changes: &mut BTreeMap<String, Vec<LowRank>>, weight: f64) -> Result<()> {
+        self.refuse_whole()?;
         let label = self.checkpoint.label();
         let (mut used, matcher) = (std::collections::BTreeSet::new(), self.config.matcher()?);
         for name in self.checkpoint.names() {
@@ -220,6 +269,16 @@ pub fn attached(sites: Vec<Site<'_>>) -> BTreeMap<String, usize> {
         }
     }
     count
+}
+
+/// The name of a tensor or map in the base model.
+fn bare(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX)?.strip_prefix('.')
+}
+
+/// The name in the base model of a tensor that was trained whole.
+pub(crate) fn whole(name: &str) -> Option<&str> {
+    bare(name).filter(|name| !name.contains(".lora_"))
 }
 
 /// An error's own text, without the stack trace that candle may add.

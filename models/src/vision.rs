@@ -26,6 +26,7 @@
 //! Nowhere, but in models whose experts have a bounded capacity: there the rows of a batch, and their order, decide together
 //! which tokens find room ([`Capacity`](moesaic_kernels::routers::Capacity)).
 
+mod adapters;
 mod assemble;
 mod config;
 mod error;
@@ -47,6 +48,7 @@ use moesaic_projectors::Projector;
 use crate::decoder::{Cache, Context, Decoder, Input, Output};
 use crate::generate::Backbone;
 
+pub use adapters::Concerned;
 pub use assemble::{Parts, Upcycling};
 pub use config::{Language, Layout, LossWeights, Place, ProjectorConfig, TowerConfig, VisionConfig};
 pub use error::{Error, Result};
@@ -167,7 +169,7 @@ impl VisionModel {
         &self.decoder
     }
 
-    /// The language model, for adapters ([`Decoder::sites`]).
+    /// The language model, for adapters of its own ([`Decoder::sites`]); [`attach`](Self::attach) takes those of the whole model too.
     pub fn decoder_mut(&mut self) -> &mut Decoder {
         &mut self.decoder
     }

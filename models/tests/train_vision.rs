@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
+use moesaic_encoders::image::ImageProcessor;
 use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_models::decoder::Side;
+use moesaic_models::lora::{Adapter, attached};
 use moesaic_models::train::data::pictures::Turn;
-use moesaic_models::train::vision::{Part, TrainConfig, run};
+use moesaic_models::train::data::pictures::{Corpus, Loader, Shuffle};
+use moesaic_models::train::vision::{self, Part, TrainConfig, run};
 use moesaic_models::train::{Ended, Report};
 use moesaic_models::upcycle;
 use moesaic_models::vision::{Parts, Row, Upcycling, VisionConfig, VisionModel};
@@ -225,6 +228,113 @@ fn experts_are_tuned_after_they_are_made() -> Result<()> {
     Ok(())
 }
 
+/// The model in `base` with the adapter in `dir`, as questions are answered with it.
+fn adapted(base: &Path, dir: &Path) -> Result<VisionModel> {
+    let (adapter, mut model) = (Adapter::open(dir)?, load(base));
+    let parts = model.concerned(&adapter);
+    model.reload(&adapter.over(&Checkpoint::open(base)?)?, parts, DType::F32)?;
+    assert!(model.attach(&adapter, "a", 1.0)? > 0);
+    Ok(model)
+}
+
+/// Whether the five questions are answered right.
+fn answers(root: &Path, model: &VisionModel) -> Result<Vec<bool>> {
+    let processor = ImageProcessor::load(&root.join("dense")).unwrap();
+    let loader =
+        Loader::new(Corpus::open(&[corpus(root)], None)?, processor, Shuffle { seed: 0, together: 1 }, 1 << 20);
+    vision::right(model, &encode, &loader, &[0, 1, 2, 3, 4])
+}
+
+#[test]
+fn adapters_beside_a_projector_that_is_trained_whole() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (root, dense) = (root.path(), root.path().join("dense"));
+    saved(&dense);
+    let before = std::fs::read(dense.join("model.safetensors"))?;
+    let lora = json!({ "r": 4, "lora_alpha": 16, "lora_dropout": 0.1, "base_dtype": "bf16",
+        "target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"] });
+    let config = |out: &str| {
+        let mut config = settings(root, out, &[Part::Projector]);
+        config.lora = serde_json::from_value(lora.clone()).unwrap();
+        config.plan.steps = 60;
+        config
+    };
+    let (ended, whole) = follow(&config("whole"), false, &go(), 1000)?;
+    assert_eq!((ended, right(&whole)), (Ended::Finished, 1.0));
+    // The same in two goes, to the bit, dropout and the projector included.
+    let halves = config("halves");
+    assert_eq!(follow(&halves, false, &go(), 37)?.0, Ended::Stopped(37));
+    let (_, second) = follow(&halves, true, &go(), 1000)?;
+    let losses = |reports: &[Report]| reports.iter().filter(|r| r.step > 37).map(|r| r.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&second), losses(&whole));
+    let files = |run: &str| std::fs::read(root.join(run).join("model/adapter_model.safetensors")).unwrap();
+    assert_eq!(files("whole"), files("halves"));
+    // What is saved is an adapter alone; the model that it is for was not touched.
+    assert_eq!(std::fs::read(dense.join("model.safetensors"))?, before);
+    let adapter = root.join("whole/model");
+    assert!(!adapter.join("config.json").exists() && !adapter.join("model.safetensors").exists());
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(adapter.join("adapter_config.json"))?).unwrap();
+    assert_eq!((&written["peft_type"], &written["r"]), (&json!("LORA"), &json!(4)));
+    assert_eq!(written["modules_to_save"], json!(["multi_modal_projector"]));
+    assert_eq!(written["base_model_name_or_path"], json!(dense.display().to_string()));
+    let tensors = Checkpoint::open(&adapter.join("adapter_model.safetensors"))?;
+    let names: Vec<&str> = tensors.names().collect();
+    assert!(names.contains(&"base_model.model.multi_modal_projector.0.weight"), "{names:?}");
+    assert!(names.contains(&"base_model.model.language_model.model.layers.1.mlp.up_proj.lora_B.weight"), "{names:?}");
+    assert!(names.iter().all(|name| !name.contains("vision_tower")), "{names:?}");
+    // With it the model answers what it learnt, without it, it does not; and it comes off again.
+    assert_eq!(answers(root, &adapted(&dense, &adapter)?)?, [true; 5]);
+    assert_ne!(answers(root, &load(&dense))?, [true; 5]);
+    // The projector alone is not enough, nor are the maps alone.
+    let mut model = load(&dense);
+    let opened = Adapter::open(&adapter)?;
+    model.attach(&opened, "a", 1.0)?;
+    assert_ne!(answers(root, &model)?, [true; 5]);
+    model.reload(&opened.over(&Checkpoint::open(&dense)?)?, model.concerned(&opened), DType::F32)?;
+    assert_eq!(answers(root, &model)?, [true; 5]);
+    assert_eq!(attached(model.sites()).len(), 1);
+    // A language model on its own does not take what is not its.
+    let refused = opened.attach(model.sites(), "b", 1.0, DType::F32, &Device::Cpu).unwrap_err().to_string();
+    assert!(refused.contains("modules_to_save"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn adapters_alone_and_beside_routers_that_are_trained_whole() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let (root, dense) = (root.path(), root.path().join("dense"));
+    saved(&dense);
+    let lora = |targets: Value| {
+        serde_json::from_value(json!({ "r": 8, "lora_alpha": 32, "target_modules": targets })).unwrap()
+    };
+    // No part is trained whole.
+    let mut config = settings(root, "alone", &[]);
+    config.lora = Some(lora(json!("all-linear")));
+    config.plan.steps = 40;
+    let (_, reports) = follow(&config, false, &go(), 1000)?;
+    assert!(reports.last().unwrap().loss < 0.5 * reports[1].loss);
+    let model = adapted(&dense, &root.join("alone/model"))?;
+    assert_eq!(answers(root, &model)?.iter().filter(|right| **right).count() as f64 / 5.0, right(&reports));
+    // Experts are made first: the adapter is for the model that was made.
+    let mut config = settings(root, "sparse", &[Part::Router, Part::Projector]);
+    config.lora = Some(lora(json!(["q_proj", "v_proj"])));
+    config.upcycle = Some(serde_json::from_value(json!({ "experts": 4, "top_k": 2, "layers": [1] })).unwrap());
+    assert_eq!(follow(&config, false, &go(), 7)?.0, Ended::Stopped(7));
+    let (ended, reports) = follow(&config, true, &go(), 1000)?;
+    assert_eq!(ended, Ended::Finished);
+    let model = adapted(&root.join("sparse/start"), &root.join("sparse/model"))?;
+    assert_eq!(model.config().decoder.sparse_layers().collect::<Vec<_>>(), [1]);
+    assert_eq!(answers(root, &model)?.iter().filter(|right| **right).count() as f64 / 5.0, right(&reports));
+    let adapter = Adapter::open(&root.join("sparse/model"))?;
+    let whole: Vec<&str> = adapter.whole().collect();
+    assert!(
+        whole.iter().any(|name| name.starts_with("language_model.model.layers.1.") && name.ends_with("gate.weight"))
+    );
+    // Adapters of another model are refused whole.
+    assert!(adapter.over(&Checkpoint::open(&dense)?).unwrap_err().to_string().contains("has no place"));
+    Ok(())
+}
+
 #[test]
 fn settings_that_make_no_sense() {
     let root = tempfile::tempdir().unwrap();
@@ -242,6 +352,8 @@ fn settings_that_make_no_sense() {
         (&|c| c.data.rows = 0, "must be at least 1"),
         (&|c| c.init = Some(root.path().join("nowhere")), "nowhere"),
         (&|c| c.data.files = vec![root.path().join("none.jsonl")], "none.jsonl"),
+        (&|c| (c.train, c.lora) = (vec![Part::Language], Some(Default::default())), "leave one of them out"),
+        (&|c| (c.init, c.model, c.lora) = (None, Some(Default::default()), Some(Default::default())), "give init"),
     ] {
         let got = refused(change);
         assert!(got.contains(want), "{got:?} lacks {want:?}");

@@ -1,7 +1,7 @@
 //! One linear map, or several with GELU between (LLaVA-1.5, arXiv 2310.03744; MoE-LLaVA, arXiv 2401.15947).
 
 use candle_core::{Result, bail};
-use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Pointwise, Probe, shown};
+use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, shown};
 
 use crate::{Projected, Projector, ProjectorInput, checked, with_embeds};
 
@@ -18,7 +18,7 @@ pub enum MlpNames {
 #[derive(Clone, Debug)]
 pub struct Mlp {
     maps: Vec<Linear>,
-    act: Pointwise,
+    act: Activation,
 }
 
 impl Mlp {
@@ -38,7 +38,7 @@ impl Mlp {
     }
 
     /// `depth` maps with biases from `inputs` to `outputs`, all but the first from `outputs`, with `act` between.
-    pub fn load(p: &Params, names: &MlpNames, depth: usize, sizes: (usize, usize), act: Pointwise) -> Result<Self> {
+    pub fn load(p: &Params, names: &MlpNames, depth: usize, sizes: (usize, usize), act: Activation) -> Result<Self> {
         Self::with_bias(p, names, depth, sizes, act, true)
     }
 
@@ -48,7 +48,7 @@ impl Mlp {
         names: &MlpNames,
         depth: usize,
         (inputs, outputs): (usize, usize),
-        act: Pointwise,
+        act: Activation,
         bias: bool,
     ) -> Result<Self> {
         let map = |i: usize| {
@@ -70,7 +70,7 @@ impl Mlp {
         let depth = Self::depth(kind)?;
         // The reference's linear projector is the map itself, without a number.
         let names = if kind == "linear" { MlpNames::Each(vec![String::new()]) } else { MlpNames::Sequential };
-        Self::load(p, &names, depth, sizes, Pointwise::Of(Activation::Gelu))
+        Self::load(p, &names, depth, sizes, Activation::Gelu)
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
-use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Pointwise, Probe, Tokens};
+use moesaic_kernels::{Activation, CausalAttention, Init, Linear, Modality, Params, Probe, Tokens};
 
 use crate::{Projected, Projector, ProjectorInput, checked};
 
@@ -108,7 +108,7 @@ impl Queries {
         let attention = CausalAttention::everywhere(1.0 / (d as f64).sqrt());
         let a = attention.forward(&map(0, &q, n)?, &map(1, &x, t)?, &map(2, &x, t)?)?.reshape((b, n, h))?;
         let a = self.norm.forward(&self.linear.forward(&self.attended.forward(&a)?)?)?;
-        self.feed_out.forward(&Pointwise::Of(Activation::GeluTanh).apply(&self.feed_in.forward(&a)?)?)
+        self.feed_out.forward(&Activation::GeluTanh.apply(&self.feed_in.forward(&a)?)?)
     }
 }
 

@@ -31,6 +31,9 @@ struct About {
     )]
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
+    /// Scale pictures down to so many pixels, for models that take them in any size (Qwen3-VL): fewer tokens
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<usize>,
 }
 
 impl About {
@@ -46,6 +49,9 @@ impl About {
             None => VisionChat::from_dir(dir)?,
             Some(dtype) => VisionChat::from_dir_as(dir, dtype)?,
         };
+        if let Some(most) = self.max_pixels {
+            chat.limit_pixels(most);
+        }
         if let Some(writing) = writing {
             writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
         }

@@ -50,8 +50,7 @@ fn writes_text(dir: &Path) -> bool {
 #[cfg(feature = "image")]
 fn looks(dir: &Path) -> bool {
     !is_gguf(dir)
-        && model_type(dir)
-            .is_some_and(|name| moesaic_models::vision::VisionConfig::supported().any(|known| known == name))
+        && model_type(dir).is_some_and(|name| moesaic::VisionModelInfo::supported().any(|known| known == name))
 }
 
 fn model_type(dir: &Path) -> Option<String> {
@@ -116,11 +115,14 @@ fn describe_vision(info: &moesaic::VisionModelInfo) -> String {
         n => format!("{n} a layer, {} for each token", info.experts_per_token),
     };
     let parameters = &info.language_parameters;
+    let size = info.image_size.map_or("pictures of any size".to_string(), |side| format!("{side} x {side} pixels"));
+    let tokens = info.picture_tokens;
+    let tokens = tokens.map_or("tokens by a picture's size".to_string(), |n| format!("{n} tokens a picture"));
     let rows = [
         ("model", info.source.clone()),
         ("architecture", info.architecture.clone()),
-        ("vision tower", format!("{}, {} x {} pixels", info.tower, info.image_size, info.image_size)),
-        ("projector", format!("{}, {} tokens a picture", info.projector, info.picture_tokens)),
+        ("vision tower", format!("{}, {size}", info.tower)),
+        ("projector", format!("{}, {tokens}", info.projector)),
         ("language model", info.language.clone()),
         ("  parameters", format!("{} in all, {} active", count(parameters.total), count(parameters.active))),
         ("  layers", format!("{} ({} of them sparse)", info.layers, info.sparse_layers)),

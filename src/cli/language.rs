@@ -38,7 +38,7 @@ pub(super) struct WritingArgs {
     /// Number type of the weights in memory: f32, bf16 or f16 [default: as stored]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Folder of an adapter (LoRA, as PEFT and `moesaic train language` write it), with its strength after an = if it is not 1;
+    /// Folder of an adapter (LoRA, as PEFT and `moesaic train` write it), with its strength after an = if it is not 1;
     /// may be given several times
     #[arg(long, value_name = "DIR[=X]", value_parser = adapter)]
     adapter: Vec<(PathBuf, f64)>,

@@ -153,7 +153,7 @@ mod hub {
     /// A model that looks at pictures, whole, in the same way.
     #[cfg(feature = "image")]
     pub fn vision(id: &str) -> Result<Snapshot> {
-        moesaic_models::vision::VisionConfig::load(&config(id)?).map_err(|error| anyhow!("{id}: {error}"))?;
+        moesaic::VisionModelInfo::check(config(id)?).map_err(|error| anyhow!("{id}: {error}"))?;
         with(id, |id, hub| hub.model(id))
     }
 

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{DType, Device};
 use moesaic::prompts::{Template, Turn, labelled};
 use moesaic_encoders::image::ImageProcessor;
+use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_models::lora::Adapter;
 use moesaic_models::train::data::pictures::{self, Corpus, Loader, Shuffle};
 use moesaic_models::train::vision::{self, TrainConfig};
 use moesaic_models::vision::VisionModel;
@@ -53,6 +55,9 @@ pub(super) struct EvalArgs {
     /// The folder that pictures are named relative to, where it is not that of the file
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// Folder of an adapter (LoRA) to answer with, as PEFT and `moesaic train vision` write it
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Name of the conversation template, where config.json does not name one
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
@@ -88,7 +93,13 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         bail!("--rows and --most must be at least 1");
     }
     let said = |e: candle_core::Error| anyhow!(moesaic::candle_message(&e));
-    let model = VisionModel::load(&args.model, DType::F32, &Device::Cpu).map_err(|e| said(e.into()))?;
+    let mut model = VisionModel::load(&args.model, DType::F32, &Device::Cpu).map_err(|e| said(e.into()))?;
+    if let Some(dir) = &args.adapter {
+        let adapter = Adapter::open(dir).map_err(said)?;
+        let weights = Checkpoint::open(&args.model).and_then(|own| adapter.over(&own)).map_err(said)?;
+        model.reload(&weights, model.concerned(&adapter), DType::F32).map_err(said)?;
+        model.attach(&adapter, "adapter", 1.0).map_err(said)?;
+    }
     let named = model.config().published.get("conversation").and_then(|name| name.as_str());
     let template =
         args.template.as_deref().or(named).context("the model names no conversation template: give --template")?;

@@ -6,7 +6,7 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::vision::{ProjectorConfig, TowerConfig, VisionConfig};
 use serde::Serialize;
 
-use super::config_error;
+use super::{Config, OTHERS};
 use crate::error::{Error, Result};
 use crate::forecaster::Parameters;
 
@@ -18,13 +18,13 @@ pub struct VisionModelInfo {
     pub source: String,
     /// The model family, as `model_type` in `config.json`.
     pub architecture: String,
-    /// The vision tower: `clip`, `siglip` or `cumo`.
+    /// The vision tower: `clip`, `siglip`, `cumo` or `qwen3_vl`.
     pub tower: &'static str,
-    /// Pixels of a picture's side, as the tower takes it.
-    pub image_size: usize,
-    /// Tokens that a picture has in the language model.
-    pub picture_tokens: usize,
-    /// The projector: `mlp` or `sparse_mlp`.
+    /// Pixels of a picture's side, as the tower takes it, or its largest; none where a picture may have any size.
+    pub image_size: Option<usize>,
+    /// Tokens that a picture has in the language model; none where that depends on its size.
+    pub picture_tokens: Option<usize>,
+    /// The projector: `mlp`, `sparse_mlp`, `queries` or `merger`.
     pub projector: &'static str,
     /// The family of the language model.
     pub language: String,
@@ -49,28 +49,56 @@ impl VisionModelInfo {
     /// As [`VisionChat::from_dir`](super::VisionChat::from_dir), but for what only shows when tokenizer and weights are read.
     pub fn of_dir(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config = VisionConfig::load(dir).map_err(|error| config_error(dir, error))?;
+        let config = Config::load(dir)?;
         let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
         Ok(Self::new(dir, &config, &checkpoint))
     }
 
-    pub(super) fn new(dir: &Path, config: &VisionConfig, checkpoint: &Checkpoint) -> Self {
-        let decoder = &config.decoder;
+    /// Refuses a folder whose `config.json` is not that of a model that looks at pictures, by that file alone.
+    ///
+    /// # Errors
+    /// [`Error::Config`] or [`Error::Io`], as [`of_dir`](Self::of_dir).
+    pub fn check(dir: impl AsRef<Path>) -> Result<()> {
+        Config::load(dir.as_ref()).map(|_| ())
+    }
+
+    /// Every `model_type` of a model that looks at pictures.
+    pub fn supported() -> impl Iterator<Item = &'static str> {
+        VisionConfig::supported().chain(OTHERS)
+    }
+
+    pub(super) fn new(dir: &Path, config: &Config, checkpoint: &Checkpoint) -> Self {
+        let (architecture, tower, image_size, picture_tokens, projector) = match config {
+            Config::Vision(config) => {
+                let tower = match config.tower {
+                    TowerConfig::Clip(_) => "clip",
+                    TowerConfig::Siglip(_) => "siglip",
+                    TowerConfig::Cumo(_) => "cumo",
+                };
+                let projector = match config.projector {
+                    ProjectorConfig::Sparse { .. } => "sparse_mlp",
+                    _ => "mlp",
+                };
+                let (side, tokens) = (config.tower.image_size(), config.picture_tokens());
+                (config.model_type.clone(), tower, Some(side), Some(tokens), projector)
+            }
+            Config::Aria(config) => {
+                let queries = config.projector.queries.values();
+                // Of small and of large pictures; one number where there is but one kind.
+                let tokens = queries.clone().next().copied().filter(|_| queries.len() == 1);
+                ("aria".into(), "siglip", Some(config.tower.image_size), tokens, "queries")
+            }
+            Config::Qwen3Vl(config) => (config.model_type.clone(), "qwen3_vl", None, None, "merger"),
+        };
+        let decoder = config.decoder();
         let parameters = decoder.parameters();
         Self {
             source: dir.display().to_string(),
-            architecture: config.model_type.clone(),
-            tower: match config.tower {
-                TowerConfig::Clip(_) => "clip",
-                TowerConfig::Siglip(_) => "siglip",
-                TowerConfig::Cumo(_) => "cumo",
-            },
-            image_size: config.tower.image_size(),
-            picture_tokens: config.picture_tokens(),
-            projector: match config.projector {
-                ProjectorConfig::Sparse { .. } => "sparse_mlp",
-                _ => "mlp",
-            },
+            architecture,
+            tower,
+            image_size,
+            picture_tokens,
+            projector,
             language: decoder.model_type.clone(),
             language_parameters: Parameters { total: parameters.total(), active: parameters.active() },
             layers: decoder.layers.len(),

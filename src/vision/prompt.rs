@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use moesaic_models::vision::VisionConfig;
 use serde_json::{Value, json};
 
+use super::Config;
 use crate::error::{Error, Result, quoted};
 use crate::prompts::{Template, Turn};
 use crate::text::{ChatTemplate, Message, TemplateOptions, Tokenizer};
@@ -15,16 +15,39 @@ pub(super) const MARK: &str = "<image>";
 /// How a model wants a conversation written.
 #[derive(Debug)]
 pub(super) enum Prompting {
-    /// By its own chat template.
-    Chat(ChatTemplate),
+    /// By its own chat template. Where the prompt holds the picture's own token, what stands for a picture in templates that know
+    /// text alone.
+    Chat(ChatTemplate, Option<&'static str>),
     /// As the code that it was published with does, or as its own configuration says (`conversation`).
     Code(Template),
     /// `USER: .. ASSISTANT:`, as LLaVA-1.5 for `transformers` has it.
     Roles,
+    /// `<|im_start|>user .. <|im_end|>`, as the templates of Aria and Qwen3-VL have it, with this for a picture.
+    Turns(&'static str),
 }
 
+/// A picture in Aria's prompts.
+const ARIA: &str = "<fim_prefix><|img|><fim_suffix>";
+/// A picture in Qwen3-VL's.
+const QWEN: &str = "<|vision_start|><|image_pad|><|vision_end|>";
+const TURN: &str = "<|im_start|>";
+const END: &str = "<|im_end|>";
+
 impl Prompting {
-    pub fn of(dir: &Path, config: &VisionConfig, tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn of(dir: &Path, config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
+        if let Some(mark) = config.written_mark()
+            && tokenizer.token(mark).is_none()
+        {
+            let problem =
+                format!("has no token {mark}, with which config.json marks pictures: fetch both from one place");
+            return Err(Error::config(&dir.join("tokenizer.json"), problem));
+        }
+        let chat = |picture| Ok::<_, Error>(ChatTemplate::load(dir, tokenizer)?.map(|chat| Self::Chat(chat, picture)));
+        let config = match config {
+            Config::Vision(config) => config,
+            Config::Aria(_) => return Ok(chat(Some(ARIA))?.unwrap_or(Self::Turns(ARIA))),
+            Config::Qwen3Vl(_) => return Ok(chat(Some(QWEN))?.unwrap_or(Self::Turns(QWEN))),
+        };
         let moe_llava = config.published.contains_key("mm_image_tower");
         let name = match config.model_type.as_str() {
             "moesaic_vision" => config.published.get("conversation").and_then(Value::as_str),
@@ -48,14 +71,15 @@ impl Prompting {
             };
             return Template::named(name).map(Self::Code).ok_or_else(unknown);
         }
-        Ok(ChatTemplate::load(dir, tokenizer)?.map_or(Self::Roles, Self::Chat))
+        Ok(chat(None)?.unwrap_or(Self::Roles))
     }
 
     /// Further text at which an answer ends.
     pub fn stop(&self) -> Option<&'static str> {
         match self {
             Self::Code(template) => Some(template.stop()),
-            _ => None,
+            Self::Turns(_) => Some(END),
+            Self::Chat(..) | Self::Roles => None,
         }
     }
 
@@ -67,8 +91,22 @@ impl Prompting {
         let options = TemplateOptions::default();
         match self {
             Self::Code(template) => template.prompt(&turns),
-            Self::Chat(template) if template.takes_pieces() => template.render_json(&pieces(&turns), &options),
-            Self::Chat(template) => template.render(&messages(&turns), &options),
+            Self::Chat(template, _) if template.takes_pieces() => template.render_json(&pieces(&turns), &options),
+            Self::Chat(template, None) => template.render(&messages(&turns), &options),
+            Self::Chat(template, Some(picture)) => {
+                let questions: Vec<String> = turns.iter().map(|turn| shown(turn.question, picture)).collect();
+                let turns: Vec<Turn<'_>> =
+                    questions.iter().zip(&turns).map(|(question, turn)| Turn { question, ..*turn }).collect();
+                template.render(&messages(&turns), &options)
+            }
+            Self::Turns(picture) => {
+                let mut text = String::new();
+                for Turn { question, answer } in turns {
+                    text += &format!("{TURN}user\n{}{END}\n{TURN}assistant\n", shown(question, picture));
+                    text += &answer.map_or(String::new(), |answer| format!("{answer}{END}\n"));
+                }
+                Ok(text)
+            }
             Self::Roles => {
                 let mut text = tokenizer.bos().unwrap_or_default().to_string();
                 for Turn { question, answer } in turns {
@@ -79,6 +117,11 @@ impl Prompting {
             }
         }
     }
+}
+
+/// A question with `picture` where pictures stand, and without the line ends behind marks.
+fn shown(question: &str, picture: &str) -> String {
+    question.replace(&format!("{MARK}\n"), picture).replace(MARK, picture)
 }
 
 /// Questions with one mark for each picture. Without any mark, all stand in front of the first question.
@@ -138,13 +181,29 @@ fn pieces(turns: &[Turn<'_>]) -> Value {
     Value::Array(messages)
 }
 
+impl Prompting {
+    /// Ids of a prompt with `mark` for each picture.
+    pub fn ids(&self, prompt: &str, mark: u32, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        match self {
+            // The prompt holds the token itself.
+            Self::Turns(_) | Self::Chat(_, Some(_)) => encoded(prompt, tokenizer),
+            _ => ids(prompt, mark, tokenizer),
+        }
+    }
+}
+
+/// Ids of a prompt by the tokenizer alone.
+fn encoded(prompt: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    // A template may have written what begins a text already.
+    let begins = tokenizer.bos().is_some_and(|bos| !bos.is_empty() && prompt.starts_with(bos));
+    if begins { tokenizer.encode_rendered(prompt) } else { tokenizer.encode(prompt) }
+}
+
 /// Ids of a prompt with `mark` for each picture. Where the tokenizer knows the mark, by the tokenizer alone; else the text
 /// between marks piece by piece, and what begins a text stays at the first only (`tokenizer_image_token` of the references).
 pub(super) fn ids(prompt: &str, mark: u32, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let begins = tokenizer.bos().is_some_and(|bos| !bos.is_empty() && prompt.starts_with(bos));
     if tokenizer.id(MARK) == Some(mark) {
-        // A template may have written what begins a text already.
-        return if begins { tokenizer.encode_rendered(prompt) } else { tokenizer.encode(prompt) };
+        return encoded(prompt, tokenizer);
     }
     let bos = tokenizer.bos().and_then(|bos| tokenizer.id(bos));
     let mut all = Vec::new();

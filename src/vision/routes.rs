@@ -39,7 +39,7 @@ pub(super) fn map(chat: &VisionChat, pictures: &[Picture], turns: &[Turn<'_>]) -
     // Tower and decoder record under the same names.
     let (seeing, reading) = (Probe::new(), Probe::new());
     let asked = chat.look(pictures, turns, Some(&seeing))?;
-    chat.model.forward(&asked.spliced, None, Some(&reading)).map_err(compute)?;
+    chat.model.forward(&asked.spliced, Some(&reading)).map_err(compute)?;
     let mut layers = Vec::new();
     let mut add = |name: String, routes: &Routes, modality: &dyn Fn(usize) -> Modality| -> Result<()> {
         let (image, text) = shares(routes, modality).map_err(compute)?;

@@ -1,8 +1,8 @@
 use std::path::Path;
 
-use moesaic_models::vision::VisionConfig;
 use serde_json::json;
 
+use super::Config;
 use super::prompt::{Prompting, ids};
 use crate::prompts::Turn;
 use crate::text::Tokenizer;
@@ -91,7 +91,7 @@ fn families_write_as_their_code_does() {
         let mut config = llama.clone();
         config["model_type"] = json!(model_type);
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let config = VisionConfig::load(dir.path()).unwrap();
+        let config = Config::load(dir.path()).unwrap();
         let prompting = Prompting::of(dir.path(), &config, &tokenizer).unwrap();
         let text = prompting.prompt(1, &[Turn { question: "a", answer: None }], &tokenizer).unwrap();
         assert!(text.starts_with(start) && text.contains("<image>\na"), "{model_type}: {text}");

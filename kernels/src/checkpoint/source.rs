@@ -4,21 +4,24 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Error, Result};
 
 use super::text::{error, one_line, refuse, shown};
 
-/// A file on disk or bytes in memory, with a length that was taken once, when it was opened.
+/// A file on disk or bytes in memory, with a length that was taken once, when it was opened. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Source {
     label: String,
     len: u64,
     place: Place,
 }
 
+#[derive(Clone)]
 enum Place {
     Disk(PathBuf),
-    Memory(Cow<'static, [u8]>),
+    Memory(Arc<Cow<'static, [u8]>>),
 }
 
 impl std::fmt::Debug for Source {
@@ -29,7 +32,7 @@ impl std::fmt::Debug for Source {
 
 impl Source {
     pub(super) fn memory(label: &str, bytes: Cow<'static, [u8]>) -> Self {
-        Self { label: label.to_string(), len: bytes.len() as u64, place: Place::Memory(bytes) }
+        Self { label: label.to_string(), len: bytes.len() as u64, place: Place::Memory(Arc::new(bytes)) }
     }
 
     /// A regular file: a pipe or a device would block or never end.
@@ -83,7 +86,7 @@ impl Source {
     /// A reader that goes anywhere.
     pub(super) fn seekable(&self) -> Result<Box<dyn ReadSeek + '_>> {
         match (&self.place, self.reader(0)?) {
-            (Place::Memory(bytes), _) => Ok(Box::new(Cursor::new(&**bytes))),
+            (Place::Memory(bytes), _) => Ok(Box::new(Cursor::new(&***bytes))),
             (_, Reader::Disk(file)) => Ok(Box::new(BufReader::new(file))),
             (_, Reader::Memory(bytes)) => Ok(Box::new(Cursor::new(bytes))),
         }

@@ -288,6 +288,13 @@ fn gelu_body<const FMA: bool>(x: &mut [f32]) {
 }
 
 #[inline(always)]
+fn quick_gelu_body<const FMA: bool>(x: &mut [f32]) {
+    for x in x {
+        *x *= sigmoid::<FMA>(1.702 * *x);
+    }
+}
+
+#[inline(always)]
 fn relu_body<const FMA: bool>(x: &mut [f32]) {
     for x in x {
         // Not `max`, which would turn NaN into 0.
@@ -308,6 +315,11 @@ for_isa! {
 for_isa! {
     /// GELU in place.
     pub(crate) fn gelu(x: &mut [f32]) = gelu_body
+}
+
+for_isa! {
+    /// `x * sigmoid(1.702 x)` in place.
+    pub(crate) fn quick_gelu(x: &mut [f32]) = quick_gelu_body
 }
 
 for_isa! {

@@ -11,6 +11,7 @@ use crate::cpu::pack::Packed;
 use crate::host::tracked;
 use crate::lora::{self, LowRank};
 use crate::ops::silu_glu;
+use crate::pointwise;
 use crate::routes::Routes;
 
 /// The non-linearity inside an expert.
@@ -24,6 +25,8 @@ pub enum Activation {
     Gelu,
     /// `max(x, 0)`
     Relu,
+    /// `x * sigmoid(1.702 x)`, a cheap stand-in for GELU (`quick_gelu`; Hendrycks and Gimpel, arXiv 1606.08415, section 2): CLIP's.
+    QuickGelu,
 }
 
 impl Activation {
@@ -34,21 +37,22 @@ impl Activation {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Self::GeluTanh,
             "gelu" => Self::Gelu,
             "relu" => Self::Relu,
+            "quick_gelu" => Self::QuickGelu,
             other => {
                 let other = shown(other);
-                bail!("activation {other} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, relu")
+                bail!(
+                    "activation {other} is not known; known are silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu"
+                )
             }
         })
     }
 
     /// Elementwise, with gradients.
+    ///
+    /// # Shapes
+    /// any shape to the same.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => x.silu(),
-            Self::GeluTanh => x.gelu(),
-            Self::Gelu => x.gelu_erf(),
-            Self::Relu => x.relu(),
-        }
+        pointwise::apply(*self, x)
     }
 }
 

@@ -401,6 +401,7 @@ fn activate(isa: Isa, activation: Activation, x: &mut [f32]) {
         Activation::GeluTanh => math::gelu_tanh(isa, x),
         Activation::Gelu => math::gelu(isa, x),
         Activation::Relu => math::relu(isa, x),
+        Activation::QuickGelu => math::quick_gelu(isa, x),
     }
 }
 

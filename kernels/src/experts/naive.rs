@@ -13,6 +13,7 @@ fn apply(activation: Activation, v: f64) -> f64 {
         }
         Activation::Gelu => 0.5 * v * (1.0 + candle_core::cpu::erf::erf_f64(v / 2f64.sqrt())),
         Activation::Relu => v.max(0.0),
+        Activation::QuickGelu => v / (1.0 + (-1.702 * v).exp()),
     }
 }
 

@@ -29,4 +29,17 @@ impl<'a> Site<'a> {
     pub(super) fn linear(parts: Vec<(String, usize)>, linear: &'a mut Linear) -> Self {
         Self::Linear { parts, linear }
     }
+
+    /// The same map with other names: a language model's inside a larger model.
+    pub(crate) fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Linear { parts, linear } => {
+                Self::Linear { parts: parts.into_iter().map(|(name, out)| (rename(&name), out)).collect(), linear }
+            }
+            Self::Experts { names, prefix, bank } => {
+                let names = names.into_iter().map(|names| names.map(|name| name.map(|name| rename(&name))));
+                Self::Experts { names: names.collect(), prefix: rename(&prefix), bank }
+            }
+        }
+    }
 }

@@ -48,6 +48,8 @@ pub struct AdapterConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// `lora_alpha` of such maps.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules that were trained whole beside the maps, by their last parts; the adapter holds their tensors.
+    pub modules_to_save: Vec<String>,
     /// The model that the adapter is for; kept, not read.
     pub base_model: Option<String>,
 }
@@ -66,6 +68,7 @@ impl Default for AdapterConfig {
             layers_pattern: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
             base_model: None,
         }
     }
@@ -125,6 +128,7 @@ struct File {
     target_modules: Option<Value>,
     exclude_modules: Option<Value>,
     target_parameters: Option<Vec<String>>,
+    modules_to_save: Option<Vec<String>>,
     layers_to_transform: Option<Some1<usize>>,
     layers_pattern: Option<Some1<String>>,
     rank_pattern: Option<Ordered<usize>>,
@@ -169,7 +173,6 @@ impl<T: Serialize> Serialize for InOrder<'_, T> {
 /// What an adapter may ask for beyond LoRA, and what that is: each changes the equations or the weights.
 const REFUSED: &[(&str, &str)] = &[
     ("use_dora", "it is a DoRA (weights split into size and direction), which is not supported"),
-    ("modules_to_save", "it brings whole modules of its own, which is not supported; save them into the base model"),
     ("fan_in_fan_out", "its base model stores weights transposed (Conv1D), which no supported model does"),
     ("lora_bias", "its maps have biases, which is not supported"),
     ("layer_replication", "it repeats layers of its base model, which is not supported"),
@@ -237,6 +240,7 @@ impl AdapterConfig {
             target_modules: Targets::from_value("target_modules", file.target_modules)?,
             exclude_modules: Targets::from_value("exclude_modules", file.exclude_modules)?,
             target_parameters: file.target_parameters.unwrap_or_default(),
+            modules_to_save: file.modules_to_save.unwrap_or_default(),
             layers_to_transform: file.layers_to_transform.map_or(Vec::new(), Into::into),
             layers_pattern: file.layers_pattern.map_or(Vec::new(), Into::into),
             rank_pattern: file.rank_pattern.map_or(Vec::new(), |p| p.0),
@@ -296,7 +300,7 @@ impl AdapterConfig {
             layers_to_transform: list(self.layers_to_transform.is_empty(), json!(self.layers_to_transform)),
             lora_alpha: alpha,
             lora_dropout: self.lora_dropout,
-            modules_to_save: Value::Null,
+            modules_to_save: list(self.modules_to_save.is_empty(), json!(self.modules_to_save)),
             peft_type: "LORA",
             r: self.r,
             rank_pattern: InOrder(&self.rank_pattern),

@@ -161,7 +161,7 @@ impl LoraConfig {
         Ok(config)
     }
 
-    fn base_dtype(&self) -> Result<DType> {
+    pub(super) fn base_dtype(&self) -> Result<DType> {
         Ok(match self.base_dtype.as_str() {
             "f32" => DType::F32,
             "bf16" => DType::BF16,

@@ -3,7 +3,9 @@
 //! The recipe of MoE-LLaVA (arXiv 2401.15947, section 3.4) is three such files: `[parts]` joins a tower and a language model, and
 //! `train = ["projector"]` fits the projector between them; `train = ["projector", "language"]` goes on from there; `[upcycle]` makes
 //! experts of the dense feed-forward parts, and `train = ["experts"]` tunes those. CuMo's co-upcycling (arXiv 2405.05949)
-//! makes experts of the projector too. With `[model]` everything starts from seeded weights.
+//! makes experts of the projector too. With `[model]` everything starts from seeded weights. With `[lora]` the language model
+//! gets low-rank adapters and stays as it is otherwise, while `train` says what is trained whole beside them: LLaVA and MoE-LLaVA
+//! tune the projector so.
 //!
 //! The loss is next-token cross entropy over answers, plus the balance losses of whatever is sparse
 //! ([`VisionModel::loss`]). While the tower stays as it is, its features are computed once a picture.
@@ -15,21 +17,25 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_encoders::image::ImageProcessor;
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::lora::with_dropout;
+use moesaic_kernels::rng::Rng;
 use moesaic_kernels::{Modality, Params, Tokens};
 use serde::{Deserialize, Serialize};
 
 use super::data::pictures::{Batch, Corpus, Loader, Shuffle, Turn};
+use super::language::LoraConfig;
 use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::decoder::Side;
 use crate::folder::BESIDE;
+use crate::lora::{self, AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
 use crate::vision::{Encoded, Row, Spliced, VisionConfig, VisionModel};
 
 pub use config::{DataConfig, Part, PartsConfig, TrainConfig, UpcycleConfig};
 
-use config::choice;
+use config::{adapter, choice};
 
 /// What the run's folder says of the run, so that it is resumed with the same.
 const RUN_FILE: &str = "vision.json";
@@ -40,10 +46,12 @@ pub type Encode<'a> = dyn Fn(&[Turn], u32) -> Result<(Vec<u32>, Vec<i64>)> + Syn
 
 struct Vision<'a> {
     model: VisionModel,
+    adapter: Option<AdapterConfig>,
     train: Loader,
     held_out: Option<Loader>,
     encode: &'a Encode<'a>,
     data: DataConfig,
+    seed: u64,
     accumulation: u64,
     /// Features of pictures by number, of a tower that is not trained; and the bytes that may still be kept.
     features: Option<Mutex<(HashMap<u32, Tensor>, usize)>>,
@@ -95,6 +103,23 @@ impl Vision<'_> {
         let all = numbers.iter().map(find).collect::<Result<Vec<_>>>()?;
         drop(known);
         self.model.project(Tokens::new(Tensor::cat(&all, 0)?, Modality::Image), None).map(Some)
+    }
+
+    /// The loss of the rows from this place of the stream on.
+    fn losses(&self, first: u64) -> Result<StepLoss> {
+        let batch = self.train.batch(first, self.data.rows)?;
+        let encoded = self.pictures(&batch)?;
+        let spliced = splice(&self.model, self.encode, &batch, encoded.as_ref(), self.data.longest)?;
+        let (losses, _) = self.model.loss(&spliced, encoded.as_ref())?;
+        let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
+        if let Some(aux) = &losses.decoder {
+            parts.push(("balance".into(), scalar(aux)?));
+        }
+        if let Some((balance, z)) = &losses.projector {
+            parts.push(("projector balance".into(), scalar(balance)?));
+            parts.push(("projector z".into(), scalar(z)?));
+        }
+        Ok(StepLoss { total: losses.total, parts, tokens: spliced.labels.len() })
     }
 }
 
@@ -163,27 +188,22 @@ impl Trainable for Vision<'_> {
     }
 
     fn loss(&self, first: &u64) -> Result<StepLoss> {
-        let batch = self.train.batch(*first, self.data.rows)?;
-        let encoded = self.pictures(&batch)?;
-        let spliced = splice(&self.model, self.encode, &batch, encoded.as_ref(), self.data.longest)?;
-        let (losses, _) = self.model.loss(&spliced, encoded.as_ref())?;
-        let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
-        if let Some(aux) = &losses.decoder {
-            parts.push(("balance".into(), scalar(aux)?));
-        }
-        if let Some((balance, z)) = &losses.projector {
-            parts.push(("projector balance".into(), scalar(balance)?));
-            parts.push(("projector z".into(), scalar(z)?));
-        }
-        Ok(StepLoss { total: losses.total, parts, tokens: spliced.labels.len() })
+        with_dropout(Rng::keyed(&[self.seed, *first]).next_u64(), || self.losses(*first))
     }
 
     fn config_json(&self) -> Result<String> {
-        self.model.config_json()
+        match &self.adapter {
+            Some(adapter) => adapter.to_json(),
+            None => self.model.config_json(),
+        }
     }
 
     fn format(&self) -> Format {
-        Format { beside: self.files.clone(), ..Format::default() }
+        let beside = self.files.clone();
+        match self.adapter {
+            Some(_) => Format { weights: WEIGHTS_FILE, config: CONFIG_FILE, dtype: DType::F32, beside },
+            None => Format { beside, ..Format::default() },
+        }
     }
 
     /// The share of held-out questions that are answered right, of all and of each source.
@@ -248,15 +268,23 @@ pub fn run(
     let train = loader(&data.files)?;
     let held_out = if data.validation_files.is_empty() { None } else { Some(loader(&data.validation_files)?) };
     remember(config, train.corpus(), resume)?;
-    let (model, params) = start(config, newest.as_deref(), stop)?;
+    let (model, params, adapter) = match &config.lora {
+        Some(lora) => adapt(config, lora, newest.as_deref(), stop)?,
+        None => {
+            let (model, params) = start(config, newest.as_deref(), stop)?;
+            (model, params, None)
+        }
+    };
     let trained = |part: Part| config.train.contains(&part);
     let features = (!trained(Part::Tower)).then(|| Mutex::new((HashMap::new(), data.keep)));
     let trainable = Vision {
         model,
+        adapter,
         train,
         held_out,
         encode,
         data: data.clone(),
+        seed: config.seed,
         accumulation: config.plan.accumulation as u64,
         features,
         files: BESIDE.iter().filter_map(|name| config.file(name)).collect(),
@@ -284,6 +312,34 @@ fn start(config: &TrainConfig, newest: Option<&Path>, stop: &AtomicBool) -> Resu
         None => bail!("a model from nothing is trained as a whole: train = [\"tower\", \"projector\", \"language\"]"),
     };
     Ok((VisionModel::new(vision, &params)?, params))
+}
+
+/// The model, which stays as it is, with adapters; these, and what is trained whole beside them; and what is said of them.
+fn adapt(
+    config: &TrainConfig,
+    lora: &LoraConfig,
+    newest: Option<&Path>,
+    stop: &AtomicBool,
+) -> Result<(VisionModel, Params, Option<AdapterConfig>)> {
+    if newest.is_none() {
+        config.start(stop)?;
+    }
+    let (device, base) = (Device::Cpu, config.base());
+    let mut checkpoint = Checkpoint::open(&base)?;
+    let vision = VisionConfig::load(&base)?.settle(&checkpoint)?;
+    let params = match newest {
+        None => Params::init(config.seed, &device),
+        Some(dir) => {
+            let trained = Checkpoint::open(&dir.join(WEIGHTS_FILE))?;
+            checkpoint = checkpoint.overlaid(&trained, |name| lora::whole(name).map(str::to_string))?;
+            Params::resume(&trained, &device)
+        }
+    };
+    let adapter = adapter(lora, &config.train, &vision, &base)?;
+    let (chosen, owner) = (choice(&config.train, &vision)?, params.pp(lora::PREFIX));
+    let mut model = VisionModel::new(vision, &Params::frozen_but(&checkpoint, lora.base_dtype()?, &owner, chosen))?;
+    lora::attach(&adapter, model.sites(), &params, "training", 1.0, None)?;
+    Ok((model, params, Some(adapter)))
 }
 
 /// Writes down what the run is made of, or checks that it is the same.

@@ -7,7 +7,7 @@ use moesaic_encoders::{
     ClipConfig, ClipVision, CumoConfig, CumoVision, Features, Head, Select, SiglipConfig, SiglipVision, Tower,
 };
 use moesaic_kernels::checkpoint::Checkpoint;
-use moesaic_kernels::{Params, Pointwise, shown};
+use moesaic_kernels::{Activation, Params, shown};
 use moesaic_projectors::{Compression, Mlp, MlpNames, Projector, SparseMlp, SparseMlpConfig};
 use serde_json::{Map, Value};
 
@@ -76,7 +76,7 @@ pub enum ProjectorConfig {
         /// The names of their tensors.
         names: MlpNames,
         /// The non-linearity.
-        activation: Pointwise,
+        activation: Activation,
         /// They have biases.
         bias: bool,
     },
@@ -133,10 +133,19 @@ impl Language {
         match self {
             Self::Own => params.clone(),
             Self::Under(prefix) => params.pp(prefix),
-            Self::Inside => params.renamed(|name| match name.strip_prefix("model.") {
+            Self::Inside => params.renamed(move |name| self.published(name)),
+        }
+    }
+
+    /// The name in a checkpoint of what the decoder knows by this name.
+    pub(super) fn published(self, own: &str) -> String {
+        match self {
+            Self::Own => own.to_string(),
+            Self::Under(prefix) => format!("{prefix}.{own}"),
+            Self::Inside => match own.strip_prefix("model.") {
                 Some(rest) => format!("{INSIDE}{rest}"),
-                None => name.to_string(),
-            }),
+                None => own.to_string(),
+            },
         }
     }
 
@@ -367,7 +376,7 @@ impl ProjectorConfig {
         let depth = Mlp::depth(kind)?;
         // The reference's linear projector is the map itself, without a number.
         let names = if kind == "linear" { MlpNames::Each(vec![String::new()]) } else { MlpNames::Sequential };
-        Ok(Self::Mlp { depth, names, activation: Pointwise::Of(moesaic_kernels::Activation::Gelu), bias: true })
+        Ok(Self::Mlp { depth, names, activation: Activation::Gelu, bias: true })
     }
 
     /// The projector under `params`, from `inputs` to `outputs`.

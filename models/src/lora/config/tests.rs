@@ -76,7 +76,7 @@ fn twenty_thousand_mutated_configs() {
 fn what_cannot_be_run_is_refused() {
     for (extra, word) in [
         (r#", "use_dora": true"#, "DoRA"),
-        (r#", "modules_to_save": ["lm_head"]"#, "modules_to_save"),
+        (r#", "modules_to_save": "lm_head""#, "invalid type"),
         (r#", "fan_in_fan_out": true"#, "Conv1D"),
         (r#", "bias": "all""#, "bias"),
         (r#", "init_lora_weights": "pissa_niter_4""#, "pissa"),

@@ -1,12 +1,13 @@
 //! What a TOML file says of the training of a vision model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::train::language::{Part as Sparse, often};
+use crate::lora::{AdapterConfig, Targets};
+use crate::train::language::{LoraConfig, Part as Sparse, often};
 use crate::train::{AdamWConfig, Plan, at};
 use crate::upcycle;
 use crate::vision::{Parts, Place, Upcycling, VisionConfig};
@@ -32,8 +33,13 @@ pub struct TrainConfig {
     /// What of `init` becomes sparse before training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upcycle: Option<UpcycleConfig>,
-    /// What is trained; the rest stays as it is and costs neither gradients nor moments.
+    /// What is trained whole; the rest stays as it is and costs neither gradients nor moments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub train: Vec<Part>,
+    /// If given, adapters of the language model's maps are trained beside that, and the model stays as it is: the run saves an
+    /// adapter, which holds what is trained whole as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Name of the conversation template.
     pub template: String,
     /// Files that belong beside the weights: `tokenizer.json`, `preprocessor_config.json`; those of `init` otherwise.
@@ -192,8 +198,14 @@ impl TrainConfig {
         if data.rows == 0 || data.together == 0 || data.eval_every == 0 || data.eval_rows == 0 {
             bail!("data: rows, together, eval_every and eval_rows must be at least 1");
         }
-        if self.train.is_empty() {
-            bail!("train names nothing that is trained: give tower, projector, language, router or experts");
+        if self.train.is_empty() && self.lora.is_none() {
+            bail!("train names nothing that is trained: give tower, projector, language, router or experts, or [lora]");
+        }
+        if self.lora.is_some() && self.model.is_some() {
+            bail!("[lora] adapts a trained model: give init instead of [model]");
+        }
+        if self.lora.is_some() && self.train.contains(&Part::Language) {
+            bail!("[lora] adapts the language model, which train names as well: leave one of them out");
         }
         match (&self.model, &self.init, &self.parts) {
             (Some(_), None, None) if self.upcycle.is_some() => bail!("[upcycle] is for a trained model: give init"),
@@ -211,6 +223,14 @@ impl TrainConfig {
         let folders = self.init.iter().chain(self.parts.iter().flat_map(|p| [&p.language, &p.tower]));
         let own = self.files.iter().find(|file| file.ends_with(name)).cloned();
         own.or_else(|| folders.map(|folder| folder.join(name)).find(|file| file.is_file()))
+    }
+
+    /// The folder of the model that stays as it is beside adapters: where training started from.
+    pub(super) fn base(&self) -> PathBuf {
+        match (&self.init, &self.upcycle) {
+            (Some(init), None) => init.clone(),
+            _ => self.plan.out.join(START),
+        }
     }
 
     /// The folder that training starts from; made where it has to be.
@@ -233,7 +253,26 @@ impl TrainConfig {
     }
 }
 
-/// Which published tensors are trained.
+/// The adapter of a run on the model in `base`: what `[lora]` says, of the language model alone, and what is trained whole.
+pub(super) fn adapter(lora: &LoraConfig, parts: &[Part], config: &VisionConfig, base: &Path) -> Result<AdapterConfig> {
+    let Some(layout) = config.layouts.first() else { bail!("{}: the config has no layout", config.model_type) };
+    let names = config.decoder.names;
+    let module = |part: &Part| match part {
+        Part::Tower => layout.tower.clone(),
+        Part::Projector => layout.projector.clone(),
+        Part::Router => format!("{}.{}", names.sparse, names.router.trim_end_matches(".weight")),
+        Part::Experts | Part::Language => names.sparse.to_string(),
+    };
+    // A name as `q_proj` is that of maps of the tower too.
+    let others = [&layout.tower, &layout.projector].map(|name| name.replace('.', r"\."));
+    Ok(AdapterConfig {
+        modules_to_save: parts.iter().map(module).collect(),
+        exclude_modules: Targets::Pattern(format!(r"({})(\..*)?", others.join("|"))),
+        ..lora.adapter(base)?
+    })
+}
+
+/// Which published tensors are trained whole.
 pub(super) fn choice(parts: &[Part], config: &VisionConfig) -> Result<impl Fn(&str) -> bool + Send + Sync + 'static> {
     let sparse = if parts.contains(&Part::Experts) {
         Sparse::Experts.choice(&config.decoder)?

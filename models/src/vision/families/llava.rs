@@ -5,7 +5,7 @@
 //! `image_token_index` stands in the ids once for each token of a picture, or once for a picture.
 
 use candle_core::Error as Candle;
-use moesaic_kernels::Pointwise;
+use moesaic_kernels::Activation;
 use moesaic_projectors::MlpNames;
 use serde_json::{Map, Value, json};
 
@@ -38,7 +38,7 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
         projector: ProjectorConfig::Mlp {
             depth: 2,
             names: MlpNames::Each(vec!["linear_1".into(), "linear_2".into()]),
-            activation: Pointwise::from_name(keys.name("projector_hidden_act")?.unwrap_or("gelu"))?,
+            activation: Activation::from_name(keys.name("projector_hidden_act")?.unwrap_or("gelu"))?,
             bias: keys.flag("multimodal_projector_bias", true)?,
         },
         decoder,

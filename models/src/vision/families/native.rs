@@ -17,7 +17,7 @@
 //! `multi_modal_projector.{0, 2, ..}.*` or `multi_modal_projector.{gate, experts}.*`, and `language_model.*` with the names of the family.
 
 use candle_core::{Error as Candle, bail};
-use moesaic_kernels::{Activation, Pointwise, shown};
+use moesaic_kernels::{Activation, shown};
 use moesaic_projectors::{Compression, MlpNames};
 use serde_json::{Map, Value};
 
@@ -72,7 +72,7 @@ fn projector(keys: &Keys<'_>) -> candle_core::Result<ProjectorConfig> {
             if !(1..=64).contains(&depth) {
                 bail!("the projector's depth is {depth}, expected 1 to 64");
             }
-            let activation = Pointwise::Of(Activation::Gelu);
+            let activation = Activation::Gelu;
             Ok(ProjectorConfig::Mlp { depth, names: MlpNames::Sequential, activation, bias: true })
         }
         Some("sparse_mlp") => Ok(ProjectorConfig::Sparse {
