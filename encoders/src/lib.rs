@@ -21,6 +21,7 @@ mod cumo;
 mod dino;
 pub mod image;
 mod interpolate;
+mod patches;
 mod qwen3_vl;
 mod siglip;
 pub mod speech;

@@ -146,7 +146,7 @@ impl VisionBackend {
         }
     }
 
-    pub(super) fn backbone(&self) -> &(dyn Backbone + Sync) {
+    pub(super) fn backbone(&self) -> &(dyn Backbone + Sync + 'static) {
         match self {
             Self::Vision(model, _) => model.as_ref(),
             Self::Aria(model, _) => model.as_ref(),

@@ -260,13 +260,16 @@ pub fn run(
     let processor = ImageProcessor::load(processor.parent().unwrap_or(Path::new(".")))
         .map_err(|e| Error::Msg(format!("{}: {e}", processor.display())))?;
     let data = &config.data;
-    let loader = |files: &[PathBuf]| -> Result<Loader> {
-        let corpus = Corpus::open(files, data.folder.as_deref())?;
+    let loader = |files: &[PathBuf], kinds: &[String]| -> Result<Loader> {
+        let mut corpus = Corpus::open(files, data.folder.as_deref())?;
+        if !kinds.is_empty() {
+            corpus = corpus.only(kinds)?;
+        }
         let shuffle = Shuffle { seed: config.seed, together: data.together };
         Ok(Loader::new(corpus, processor.clone(), shuffle, data.keep))
     };
-    let train = loader(&data.files)?;
-    let held_out = if data.validation_files.is_empty() { None } else { Some(loader(&data.validation_files)?) };
+    let train = loader(&data.files, &data.kinds)?;
+    let held_out = if data.validation_files.is_empty() { None } else { Some(loader(&data.validation_files, &[])?) };
     remember(config, train.corpus(), resume)?;
     let (model, params, adapter) = match &config.lora {
         Some(lora) => adapt(config, lora, newest.as_deref(), stop)?,

@@ -17,7 +17,7 @@
 mod entry;
 mod loader;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -116,6 +116,13 @@ pub enum CorpusError {
         /// What is wrong.
         problem: String,
     },
+    /// No row is of a kind that was asked for.
+    Kinds {
+        /// Those asked for.
+        wanted: Vec<String>,
+        /// Those that there are.
+        known: Vec<String>,
+    },
     /// A picture became no pixels.
     Pixels(candle_core::Error),
 }
@@ -132,6 +139,9 @@ impl fmt::Display for CorpusError {
                 f,
                 "{at}: {marks} {MARK} marks for {pictures} pictures; give one mark for each picture, or none with \"turns\""
             ),
+            Self::Kinds { wanted, known } => {
+                write!(f, "no conversation is of the kind {}; there are {}", wanted.join(" or "), known.join(", "))
+            }
             Self::Pixels(error) => error.fmt(f),
         }
     }
@@ -235,6 +245,34 @@ impl Corpus {
     /// The pictures' files.
     pub fn pictures(&self) -> &[PathBuf] {
         &self.pictures
+    }
+
+    /// Only the rows of these kinds.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn only(mut self, kinds: &[String]) -> Result<Self, CorpusError> {
+        let wanted: Vec<bool> = self.rows.iter().map(|row| kinds.iter().any(|kind| **kind == *row.kind)).collect();
+        // Of each row, how many before it are left.
+        let (mut before, mut left) = (Vec::with_capacity(wanted.len()), 0u32);
+        for &keep in &wanted {
+            before.push(left);
+            left += u32::from(keep);
+        }
+        if left == 0 {
+            let known: BTreeSet<&str> = self.rows.iter().map(|row| &*row.kind).collect();
+            return Err(CorpusError::Kinds {
+                wanted: kinds.to_vec(),
+                known: known.iter().map(|s| s.to_string()).collect(),
+            });
+        }
+        for row in &mut self.named_by {
+            *row = before.get(*row as usize).copied().unwrap_or_default();
+        }
+        let (mut rows, mut places) = (wanted.iter(), wanted.iter());
+        self.rows.retain(|_| rows.next().is_some_and(|keep| *keep));
+        self.places.retain(|_| places.next().is_some_and(|keep| *keep));
+        Ok(self)
     }
 
     /// Where a row stands.

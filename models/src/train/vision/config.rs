@@ -150,6 +150,9 @@ impl UpcycleConfig {
 pub struct DataConfig {
     /// Files of conversations ([`pictures`](crate::train::data::pictures)).
     pub files: Vec<PathBuf>,
+    /// Only conversations of these kinds are trained on; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<String>,
     /// The folder that pictures are named relative to; absent for that of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
