@@ -3,10 +3,11 @@
 
     venv/bin/python tools/vqa_corpus.py
     cargo build --release
-    python3 tools/vqa_compare.py [--out runs/vision] [--seeds 1 2] [--steps N] [--tune N]
+    python3 tools/vqa_compare.py [--out runs/vision] [--seeds 1 2] [--look N] [--steps N] [--tune N]
 
-For each seed a dense model is trained from seeded weights (examples/vision/train.toml). From it go on, for equally many steps on
-the same rows (examples/vision/tune.toml): the dense model itself; one whose projector became a mixture of experts; one whose
+For each seed a dense model is trained from seeded weights, on captions (examples/vision/look.toml), then on questions (train.toml).
+From it go on, for equally many steps on the same rows
+(tune.toml): the dense model itself; one whose projector became a mixture of experts; one whose
 language model did; and one with both. Needs Python 3.11 or newer. A run that was interrupted goes on where it was; what is finished is not repeated. Writes
 OUT/comparison.json and prints a table in Markdown.
 """
@@ -101,15 +102,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/vision"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, help="steps of the dense model, where not the recipe's")
+    parser.add_argument("--look", type=int, help="steps on captions, where not the recipe's")
+    parser.add_argument("--steps", type=int, help="steps of the dense model on questions, where not the recipe's")
     parser.add_argument("--tune", type=int, help="steps of what goes on from it, where not the recipe's")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data/vqa"))
     args = parser.parse_args()
     steps = lambda n: {"plan": {"steps": n}} if n else {}
     results = {}
     for seed in args.seeds:
-        base = args.out / f"base-{seed}"
-        train(base, "train.toml", seed=seed, **steps(args.steps))
+        look, base = args.out / f"look-{seed}", args.out / f"base-{seed}"
+        train(look, "look.toml", seed=seed, **steps(args.look))
+        train(base, "train.toml", seed=seed, init=str(look), **steps(args.steps))
         for name, upcycle in VARIANTS.items():
             folder = args.out / f"{name.replace(' ', '-')}-{seed}"
             train(folder, "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))

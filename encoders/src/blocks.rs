@@ -1,12 +1,12 @@
 //! The parts that vision transformers share.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
 use moesaic_kernels::{Activation, CausalAttention, ExpertBank, Init, Linear, Params};
 
 /// Initial values of a map of so many inputs, for towers that are trained from nothing: outputs as wide as inputs, as CLIP
 /// starts its maps (`CLIPPreTrainedModel._init_weights`).
-pub(crate) fn scaled(inputs: usize) -> Init {
+fn scaled(inputs: usize) -> Init {
     Init::Normal((inputs.max(1) as f64).powf(-0.5))
 }
 
@@ -37,6 +37,43 @@ impl Norm {
 pub(crate) fn linear(p: &Params, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
     let plain = Linear::new(weight, bias)?;
     if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+}
+
+/// Cuts pictures into patches and maps each to a token: a convolution whose stride is its width.
+#[derive(Clone, Debug)]
+pub(crate) struct Patches {
+    map: Linear,
+    patch: usize,
+    dtype: DType,
+}
+
+impl Patches {
+    /// `{name}.weight [h, 3, patch, patch]` and, if `bias`, `{name}.bias [h]`.
+    pub fn load(p: &Params, name: &str, h: usize, patch: usize, bias: bool) -> Result<Self> {
+        let (parts, width) = ([(format!("{name}.weight"), vec![h, 3, patch, patch])], 3 * patch * patch);
+        let weight = p.stack(&[h, width], &parts, scaled(width))?;
+        let bias = if bias { Some(p.tensor(&format!("{name}.bias"), [h], Init::Zeros)?) } else { None };
+        // As in the decoder: on the CPU activations stay in f32 whatever the weights are.
+        let dtype = if p.device().is_cpu() { DType::F32 } else { p.dtype() };
+        Ok(Self { map: linear(p, weight, bias)?, patch, dtype })
+    }
+
+    /// `pixels [b, 3, h, w]` to tokens `[b, rows * columns, width]` and `(rows, columns)`; what is left of a patch at the right
+    /// and at the bottom is not seen.
+    pub fn forward(&self, pixels: &Tensor) -> Result<(Tensor, (usize, usize))> {
+        let &[b, 3, h, w] = pixels.dims() else {
+            bail!("a vision tower takes pixels [b, 3, h, w], not {:?}", pixels.dims());
+        };
+        let p = self.patch;
+        let (rows, columns) = (h / p, w / p);
+        if b == 0 || rows == 0 || columns == 0 {
+            bail!("{b} pictures of {w} x {h} pixels have no patch of {p} x {p}");
+        }
+        let x = pixels.to_dtype(self.dtype)?.narrow(2, 0, rows * p)?.narrow(3, 0, columns * p)?;
+        let x = x.reshape((b, 3, rows, p, columns, p))?.permute((0, 2, 4, 1, 3, 5))?; // (b, rows, columns, 3, p, p)
+        let x = x.reshape((b, rows * columns, 3 * p * p))?;
+        Ok((self.map.forward(&x)?, (rows, columns)))
+    }
 }
 
 /// Self-attention of all tokens of a picture.

@@ -13,10 +13,9 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, Routes, Tokens};
 use serde_json::Value;
 
-use crate::blocks::{Mlp, Norm, SelfAttention};
+use crate::blocks::{Mlp, Norm, Patches, SelfAttention};
 use crate::config::{self, Object};
 use crate::cumo::SparseMlp;
-use crate::patches::{self, Patches};
 use crate::tower::{Features, Tower};
 
 /// Sizes of a CLIP tower.
@@ -34,8 +33,6 @@ pub struct ClipConfig {
     pub image_size: usize,
     /// Pixels of a patch's side.
     pub patch_size: usize,
-    /// Channels of the convolutions in front of the patches, each of which halves the picture; none in published towers.
-    pub stem_channels: Vec<usize>,
     /// Between the two maps of a network.
     pub activation: Activation,
     /// Added to variances.
@@ -66,21 +63,20 @@ impl ClipConfig {
 
     pub(crate) fn of(object: &Object<'_>) -> Result<Self> {
         let hidden_size = object.size("hidden_size", Some(768))?;
-        let (image_size, patch_size) = (object.size("image_size", Some(224))?, object.size("patch_size", Some(32))?);
-        config::patches(image_size, patch_size)?;
-        Ok(Self {
+        let config = Self {
             hidden_size,
             intermediate_size: object.size("intermediate_size", Some(3072))?,
             layers: object.size("num_hidden_layers", Some(12))?,
             heads: config::heads(object.size("num_attention_heads", Some(12))?, hidden_size)?,
-            image_size,
-            patch_size,
-            stem_channels: patches::stem(object, patch_size, image_size)?,
+            image_size: object.size("image_size", Some(224))?,
+            patch_size: object.size("patch_size", Some(32))?,
             activation: Activation::from_name(&object.name("hidden_act", "quick_gelu")?)?,
             eps: object.positive("layer_norm_eps", 1e-5)?,
             projection_dim: object.size("projection_dim", Some(512))?,
             experts: None,
-        })
+        };
+        config::patches(config.image_size, config.patch_size)?;
+        Ok(config)
     }
 }
 
@@ -197,7 +193,7 @@ impl ClipVision {
             _ => None,
         };
         Ok(Self {
-            patches: Patches::with_stem(&embeddings, "patch_embedding", h, config.patch_size, &config.stem_channels)?,
+            patches: Patches::load(&embeddings, "patch_embedding", h, config.patch_size, false)?,
             class: embeddings.tensor("class_embedding", [h], init)?.to_dtype(DType::F32)?,
             positions: embeddings
                 .tensor("position_embedding.weight", [1 + side * side, h], Init::Grid { lead: 1, side })?

@@ -43,21 +43,6 @@ impl Object<'_> {
         }
     }
 
-    /// Sizes, at most 16; none where the key is absent.
-    pub fn sizes(&self, key: &str) -> Result<Vec<usize>> {
-        const MOST: u64 = 1 << 20;
-        let list = match self.0.get(key) {
-            None | Some(Value::Null) => return Ok(Vec::new()),
-            Some(Value::Array(list)) if list.len() <= 16 => list,
-            Some(value) => bail!("config.json: {key} is {value}, expected a list of at most 16 sizes"),
-        };
-        let size = |value: &Value| match value.as_u64() {
-            Some(n) if (1..=MOST).contains(&n) => Ok(n as usize),
-            _ => bail!("config.json: {key} has {value}, expected sizes from 1 to {MOST}"),
-        };
-        list.iter().map(size).collect()
-    }
-
     /// A positive number.
     pub fn positive(&self, key: &str, default: f64) -> Result<f64> {
         match self.0.get(key) {

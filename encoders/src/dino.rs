@@ -14,10 +14,9 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::ops::silu_glu;
 use moesaic_kernels::{Activation, Init, Linear, Modality, Params, Probe, Tokens};
 
-use crate::blocks::{Mlp, Norm, SelfAttention};
+use crate::blocks::{Mlp, Norm, Patches, SelfAttention};
 use crate::config::{self, Object};
 use crate::interpolate::bicubic;
-use crate::patches::Patches;
 use crate::tower::{Features, Select, Tower};
 
 /// Sizes of a DINOv2 tower.

@@ -21,7 +21,6 @@ mod cumo;
 mod dino;
 pub mod image;
 mod interpolate;
-mod patches;
 mod qwen3_vl;
 mod siglip;
 pub mod speech;

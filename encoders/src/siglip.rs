@@ -15,10 +15,9 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Activation, Init, Modality, Params, Probe, Tokens};
 
-use crate::blocks::{CrossAttention, Mlp, Norm, SelfAttention};
+use crate::blocks::{CrossAttention, Mlp, Norm, Patches, SelfAttention};
 use crate::clip::Head;
 use crate::config::{self, Object};
-use crate::patches::Patches;
 use crate::tower::{Features, Tower};
 
 /// Sizes of a SigLIP tower.

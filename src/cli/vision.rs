@@ -24,7 +24,7 @@ use super::{print, train};
 /// an uninterrupted run would have had.
 #[derive(Debug, clap::Args)]
 pub(super) struct TrainArgs {
-    /// The run: model, pictures, what is trained, optimiser, length (see examples/vision/train.toml)
+    /// The run: model, pictures, what is trained, optimiser, length (see examples/vision/look.toml)
     #[arg(value_name = "CONFIG.toml")]
     config: PathBuf,
     /// Go on from the newest checkpoint of this run
