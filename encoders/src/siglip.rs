@@ -136,7 +136,7 @@ impl SiglipVision {
     /// A tower of tensors `embeddings.*`, `encoder.*` of `p` itself: Aria's (`idefics3_vision`), whose pictures may have any size
     /// ([`encode_any`](Self::encode_any)).
     pub fn bare(config: SiglipConfig, p: &Params, head: Head) -> Result<Self> {
-        let (h, init) = (config.hidden_size, Init::Normal(0.02));
+        let h = config.hidden_size;
         let side = config::patches(config.image_size, config.patch_size)?;
         let names = ["q_proj", "k_proj", "v_proj", "out_proj"];
         let layer = |i: usize| -> Result<Layer> {
