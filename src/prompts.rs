@@ -1,8 +1,8 @@
 //! Conversation templates of models that were published with code instead of a chat template: MoE-LLaVA, LLaVA, CuMo.
 //!
 //! The texts are those of `moellava/conversation.py` (PKU-YuanGroup/MoE-LLaVA at 6cb5f66); the examples that its template
-//! `v0` opens with are left out; `mistral_instruct_system` is of `cumo/conversation.py` (SHI-Labs/CuMo at 6cd979a). A picture
-//! stands as `<image>` in a question.
+//! `v0` opens with are left out; `mistral_instruct_system` is of `cumo/conversation.py` (SHI-Labs/CuMo at 6cd979a), `mistral_instruct`
+//! of `llava/conversation.py` (haotian-liu/LLaVA, for LLaVA-1.6). A picture stands as `<image>` in a question.
 
 mod rows;
 
@@ -67,7 +67,7 @@ const MPT: &str = "<|im_start|>system\nA conversation between a user and an LLM-
 
 impl Template {
     /// The templates' names, some of which mean the same.
-    pub const NAMES: [&'static str; 20] = [
+    pub const NAMES: [&'static str; 21] = [
         "default",
         "v0",
         "v1",
@@ -88,6 +88,7 @@ impl Template {
         "llava_llama_2",
         "mpt",
         "mistral_instruct_system",
+        "mistral_instruct",
     ];
 
     /// The template that the reference calls so.
@@ -116,6 +117,7 @@ impl Template {
             "llava_llama_2" => instruct(VISUAL),
             // Its tokenizer puts one more mark in front of the one that stands here.
             "mistral_instruct_system" => Self { opening: "<s>", first: "", stop: "</s>", ..instruct(TO_USER) },
+            "mistral_instruct" => Self { first: "", stop: "</s>", ..instruct("") },
             "mpt" => Self {
                 style: Style::Marked,
                 user: "<|im_start|>user\n",
@@ -163,7 +165,10 @@ impl Template {
                 Style::Marked => format!("{user}{question}{first}"),
                 Style::Plain => format!("{question}{first}"),
                 Style::Instruct => {
-                    let system = if i == 0 { format!("<<SYS>>\n{}\n<</SYS>>\n\n", self.system) } else { String::new() };
+                    let system = match (i, self.system) {
+                        (0, system) if !system.is_empty() => format!("<<SYS>>\n{system}\n<</SYS>>\n\n"),
+                        _ => String::new(),
+                    };
                     // The tokenizer puts the first mark itself, or one more.
                     let mark = if i == 0 { self.opening } else { first };
                     format!("{mark}[INST] {system}{question} [/INST]")
@@ -202,6 +207,9 @@ mod tests {
         assert!(
             prompt.starts_with("<s>[INST] <<SYS>>\nA chat") && prompt.ends_with("a [/INST] b </s>[INST] c [/INST]")
         );
+        let mistral = Template::named("mistral_instruct").unwrap();
+        let prompt = mistral.prompt(&[turn("a", Some("b")), turn("c", None)]).unwrap();
+        assert_eq!(prompt, "[INST] a [/INST] b </s>[INST] c [/INST]");
         assert_eq!(plain.prompt(&[turn("<image>a cat", None)]).unwrap(), "<image>a cat\n");
     }
 }

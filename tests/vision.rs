@@ -11,7 +11,7 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 
-use looking::{aria_model, name_the_mark, qwen_model, vision_model};
+use looking::{aria_model, llava_next_model, name_the_mark, qwen_model, vision_model};
 use moesaic::prompts::Turn;
 use moesaic::{Picture, TextOptions, VisionChat};
 use support::{Run, example, run};
@@ -246,8 +246,8 @@ fn aria_and_qwen_answer_in_their_own_words() {
             (1, "<image> or <image>?", "2 <image> marks for 1 picture"),
             (2, "is <image> red?", "1 <image> mark for 2 pictures"),
             (0, "is <image> red?", "1 <image> mark for 0 pictures"),
-            (1, &format!("and {mark}?"), "2 picture marks for 1 picture"),
-            (0, &format!("and {mark}?"), "1 picture mark but no picture"),
+            (1, format!("and {mark}?").as_str(), "2 picture marks for 1 picture"),
+            (0, format!("and {mark}?").as_str(), "1 picture mark but no picture"),
         ] {
             let pictures = vec![circle.clone(); pictures];
             match chat.ask(&pictures, question, &options()) {
@@ -325,6 +325,29 @@ fn bad_folders_of_aria_and_qwen() {
     let weights = fs::read(aria.join("model.safetensors")).unwrap();
     fs::write(aria.join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
     fails(folder.path(), &ask("aria"), "model.safetensors");
+}
+
+#[test]
+fn pictures_in_tiles() {
+    let folder = folder();
+    let dir = llava_next_model(folder.path());
+    let (circle, chelsea) = (picture(folder.path(), "circle.png"), picture(folder.path(), "chelsea.jpg"));
+    let chat = VisionChat::from_dir(&dir).unwrap();
+    // As the processor of transformers 4.57.6 counts them.
+    assert_eq!(image_tokens(&chat, std::slice::from_ref(&circle)), 88);
+    assert_eq!(image_tokens(&chat, std::slice::from_ref(&chelsea)), 70);
+    assert_eq!(chat.prompt(1, &[Turn { question: "a", answer: None }]).unwrap(), "<s>USER: <image>\na ASSISTANT:");
+    let answer = chat.ask(std::slice::from_ref(&chelsea), "what is it?", &options()).unwrap();
+    let run_on =
+        |image: &str| run(folder.path(), &["ask", image, "what is it?", "--model", "next", "--max-tokens", "8"]);
+    assert_eq!(good(&run_on("chelsea.jpg")).trim_end(), answer.text.trim_end());
+    assert_ne!(good(&run_on("circle.png")).trim_end(), answer.text.trim_end());
+    let text = run(folder.path(), &["info", "next"]);
+    assert!(
+        good(&text).contains("llava_next") && text.stdout.contains("tokens by a picture's size"),
+        "{}",
+        text.stdout
+    );
 }
 
 #[test]

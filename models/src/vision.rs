@@ -15,7 +15,8 @@
 //! | --- | --- | --- |
 //! | `moesaic_vision` | our own trained models: CLIP or SigLIP, an MLP or sparse MLP, any language family | `families/native.rs` |
 //! | `llava` | LLaVA-1.5 in the layout of `transformers` | `families/llava.rs` |
-//! | `llava`, `llava_llama`, `llava_mistral` | LLaVA-1.5 in the layout of its authors | `families/original.rs` |
+//! | `llava_next` | LLaVA-1.6, whose pictures are cut into tiles, in the layout of `transformers` | `families/llava_next.rs` |
+//! | `llava`, `llava_llama`, `llava_mistral` | LLaVA-1.5 and 1.6 in the layout of their authors | `families/original.rs` |
 //! | `moe_llava_{stablelm, phi, qwen, qwen1_5, mistral, llama}` | MoE-LLaVA, and without `moe_` its dense stage II | `families/moe_llava.rs` |
 //! | `llava_mistral`, `llava_mixtral` | CuMo | `families/cumo.rs` |
 //!
@@ -35,6 +36,7 @@ mod loss;
 pub(crate) mod parts;
 mod save;
 pub(crate) mod splice;
+mod tiles;
 mod towers;
 
 use std::path::Path;
@@ -54,6 +56,7 @@ pub use config::{Language, Layout, LossWeights, Place, ProjectorConfig, TowerCon
 pub use error::{Error, Result};
 pub use loss::VisionLosses;
 pub use splice::{PICTURE, Row, Spliced, share};
+pub use tiles::TilesConfig;
 
 /// A vision model. `Send + Sync`; a forward pass takes `&self`.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ pub struct VisionModel {
     tower: Box<dyn Tower>,
     projector: Box<dyn Projector>,
     decoder: Decoder,
+    /// What stands behind each row of a picture in tiles, `[H]`.
+    newline: Option<Tensor>,
 }
 
 /// Pictures as the decoder takes them.
@@ -123,8 +128,9 @@ impl VisionModel {
         let layout = config.layout()?;
         let tower = config.tower.build(&params.pp(&layout.tower))?;
         let projector = config.build_projector(&params.pp(&layout.projector))?;
+        let newline = config.build_newline(params)?;
         let decoder = Decoder::new(config.decoder.clone(), &layout.language.params(params))?;
-        Self::from_parts(config, tower, projector, decoder)
+        Ok(Self { newline, ..Self::from_parts(config, tower, projector, decoder)? })
     }
 
     /// A model of parts that were made elsewhere.
@@ -141,7 +147,7 @@ impl VisionModel {
         if given != wanted {
             bail!("the projector gives tokens of width {given}, the decoder takes {wanted}");
         }
-        Ok(Self { config, tower, projector, decoder })
+        Ok(Self { config, tower, projector, decoder, newline: None })
     }
 
     /// The configuration.
@@ -184,7 +190,7 @@ impl VisionModel {
         self.config.picture_token.unwrap_or(PICTURE)
     }
 
-    /// Pictures as backbone tokens. A probe gets what the tower records: it needs to be another one than that of
+    /// Pictures as backbone tokens, each seen as one; those of models that cut them go to [`encode_tiles`](Self::encode_tiles). A probe gets what the tower records: it needs to be another one than that of
     /// [`forward`](Self::forward), whose names are the same.
     ///
     /// # Shapes

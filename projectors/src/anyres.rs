@@ -45,7 +45,7 @@ pub fn spatial_unpad(
 
 /// The axis along which a grid of features `(width, height)` is padded, and the first and the number of those that belong to a
 /// picture `(width, height)`.
-fn unpadded((wide, high): (usize, usize), (w, h): (usize, usize)) -> (usize, usize, usize) {
+pub fn unpadded((wide, high): (usize, usize), (w, h): (usize, usize)) -> (usize, usize, usize) {
     // Rounded to seven digits and cut off.
     let cut = |x: f64| if (x - x.round()).abs() <= 5e-8 { x.round() as usize } else { x as usize };
     let around = |all: usize, real: usize| {

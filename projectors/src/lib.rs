@@ -21,7 +21,7 @@ mod smop;
 mod sparse;
 mod two_layer;
 
-pub use anyres::spatial_unpad;
+pub use anyres::{spatial_unpad, unpadded};
 pub use compress::Compression;
 pub use matryoshka::Matryoshka;
 pub use mlp::{Mlp, MlpNames};

@@ -161,10 +161,21 @@ impl VisionBackend {
             return Ok(Vec::new());
         }
         match self {
-            Self::Vision(model, processor) => {
-                let encoded = model.encode(&processor.process(pictures)?, probe);
-                encoded.and_then(|encoded| encoded.pictures()).map_err(compute)
-            }
+            Self::Vision(model, processor) => match &model.config().tiles {
+                None => {
+                    let encoded = model.encode(&processor.process(pictures)?, probe);
+                    encoded.and_then(|encoded| encoded.pictures()).map_err(compute)
+                }
+                Some(tiles) => {
+                    let grids = if processor.grids.is_empty() { &tiles.grids } else { &processor.grids };
+                    let one = |picture: &Picture| {
+                        let (pixels, grid) = processor.tiles(picture, grids)?;
+                        let encoded = model.encode_tiles(&pixels, grid, (picture.width(), picture.height()), probe);
+                        Ok(encoded.map_err(compute)?.tokens)
+                    };
+                    pictures.iter().map(one).collect()
+                }
+            },
             Self::Aria(model, processor) => {
                 let pixels = processor.process(pictures)?;
                 let crops = model.encode(&pixels.pixels, Some(&pixels.mask), probe).map_err(compute)?;

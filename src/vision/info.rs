@@ -80,7 +80,13 @@ impl VisionModelInfo {
                     _ => "mlp",
                 };
                 let (side, tokens) = (config.tower.image_size(), config.picture_tokens());
-                (config.model_type.clone(), tower, Some(side), Some(tokens), projector)
+                (
+                    config.model_type.clone(),
+                    tower,
+                    Some(side),
+                    Some(tokens).filter(|_| config.tiles.is_none()),
+                    projector,
+                )
             }
             Config::Aria(config) => {
                 let queries = config.projector.queries.values();

@@ -52,10 +52,12 @@ impl Prompting {
         let name = match config.model_type.as_str() {
             "moesaic_vision" => config.published.get("conversation").and_then(Value::as_str),
             "llava" if config.published.contains_key("text_config") => None,
+            "llava_next" => None,
             name if name.ends_with("_stablelm") => Some("stablelm"),
             name if name.ends_with("_phi") => Some("phi"),
             name if name.ends_with("_qwen") || name.ends_with("_qwen1_5") => Some("qwen"),
             _ if moe_llava => Some("v1"),
+            "llava_mistral" if config.tiles.is_some() => Some("mistral_instruct"),
             "llava_mistral" | "llava_mixtral" => Some("mistral_instruct_system"),
             _ => Some("vicuna_v1"),
         };

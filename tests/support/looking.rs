@@ -121,6 +121,23 @@ pub fn qwen_model(folder: &Path, sparse: bool) -> PathBuf {
     dir
 }
 
+/// LLaVA-NeXT with tiles of 16 pixels, and the language model of [`config`].
+pub fn llava_next_model(folder: &Path) -> PathBuf {
+    let dir = folder.join("next");
+    fs::create_dir_all(&dir).unwrap();
+    let config = json!({
+        "model_type": "llava_next", "image_token_index": 211, "text_config": config()["text_config"],
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
+        "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]],
+    });
+    let params = Params::init(8, &Device::Cpu);
+    VisionModel::new(VisionConfig::from_map(map(&config), None).unwrap(), &params).unwrap();
+    write(&dir, &params, &config);
+    with_tokens(&dir, &["<image>"]);
+    dir
+}
+
 /// Names the token `<image>`, with which the model marks pictures from now on.
 pub fn name_the_mark(dir: &Path) {
     let mut tokenizer = tiny::tokenizer();

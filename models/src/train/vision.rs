@@ -254,6 +254,9 @@ pub fn run(
     config.validate()?;
     let out: &Path = &config.plan.out;
     let newest = super::newest(out, resume)?;
+    if let Some(init) = config.init.as_ref().filter(|init| !init.is_dir()) {
+        bail!("{}: there is no such folder", init.display());
+    }
     let Some(processor) = config.file("preprocessor_config.json") else {
         bail!("there is no preprocessor_config.json: name it in files, it says how pictures are resized");
     };
@@ -278,6 +281,9 @@ pub fn run(
             (model, params, None)
         }
     };
+    if model.config().tiles.is_some() {
+        bail!("a {} cuts pictures into tiles, which is not supported in training", model.config().model_type);
+    }
     let trained = |part: Part| config.train.contains(&part);
     let features = (!trained(Part::Tower)).then(|| Mutex::new((HashMap::new(), data.keep)));
     let trainable = Vision {

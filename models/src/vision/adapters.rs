@@ -82,6 +82,7 @@ impl VisionModel {
         let layout = config.layout()?;
         let tower = parts.tower.then(|| config.tower.build(&params.pp(&layout.tower))).transpose()?;
         let projector = parts.projector.then(|| config.build_projector(&params.pp(&layout.projector))).transpose()?;
+        let newline = parts.projector.then(|| config.build_newline(&params)).transpose()?;
         let decoder = || Decoder::new(config.decoder.clone(), &layout.language.params(&params));
         let decoder = parts.language.then(decoder).transpose()?;
         if let Some(tower) = tower {
@@ -89,6 +90,9 @@ impl VisionModel {
         }
         if let Some(projector) = projector {
             self.projector = projector;
+        }
+        if let Some(newline) = newline {
+            self.newline = newline;
         }
         if let Some(decoder) = decoder {
             self.decoder = decoder;

@@ -11,7 +11,7 @@ use moesaic_kernels::{Activation, Params, shown};
 use moesaic_projectors::{Compression, Mlp, MlpNames, Projector, SparseMlp, SparseMlpConfig};
 use serde_json::{Map, Value};
 
-use super::{Error, Result, families, towers};
+use super::{Error, Result, TilesConfig, families, towers};
 use crate::decoder::DecoderConfig;
 use crate::folder;
 
@@ -26,6 +26,8 @@ pub struct VisionConfig {
     pub features: Features,
     /// How features are joined before the projector.
     pub compression: Option<Compression>,
+    /// How pictures are cut into tiles; absent where each is seen as one.
+    pub tiles: Option<TilesConfig>,
     /// The projector.
     pub projector: ProjectorConfig,
     /// The language model.
@@ -225,6 +227,15 @@ impl VisionConfig {
         if let Some(compression) = self.compression {
             compression.check(self.features())?;
         }
+        if let Some(tiles) = &self.tiles {
+            tiles.check(self.tower.image_size())?;
+            if self.compression.is_some() || self.features().isqrt().pow(2) != self.features() {
+                bail!(
+                    "pictures in tiles need a square of features of each, and the tower gives {}: see vision_feature_select_strategy",
+                    self.features()
+                );
+            }
+        }
         if let Some(token) = self.picture_token.filter(|&t| t as usize >= self.decoder.vocab_size) {
             bail!("the picture's token {token} is not in the vocabulary of {} tokens", self.decoder.vocab_size);
         }
@@ -245,7 +256,7 @@ impl VisionConfig {
             if inside(&layout.tower) {
                 return Place::Tower;
             }
-            if inside(&layout.projector) {
+            if inside(&layout.projector) || (self.tiles.is_some() && name == layout.newline()) {
                 return Place::Projector;
             }
             if let Some(own) = layout.language.own(name) {
@@ -255,7 +266,7 @@ impl VisionConfig {
         Place::Language(name.to_string())
     }
 
-    /// Tokens that a picture becomes.
+    /// Tokens that a picture becomes; where pictures are cut, the whole of it as one ([`tokens_of`](Self::tokens_of)).
     pub fn picture_tokens(&self) -> usize {
         self.compression.map_or(self.features(), |compression| compression.count(self.features()))
     }

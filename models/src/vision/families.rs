@@ -3,6 +3,7 @@
 mod cumo;
 mod keys;
 mod llava;
+mod llava_next;
 mod moe_llava;
 mod native;
 mod original;
@@ -17,9 +18,10 @@ use crate::decoder::DecoderConfig;
 type Translate = fn(Map<String, Value>, Option<Map<String, Value>>) -> Result<VisionConfig>;
 
 /// Every `model_type`, in the order in which messages list them.
-const FAMILIES: [(&str, Translate); 16] = [
+const FAMILIES: [(&str, Translate); 17] = [
     ("moesaic_vision", native::translate),
     ("llava", llava),
+    ("llava_next", llava_next::translate),
     ("llava_llama", original::translate),
     ("llava_mistral", cumo),
     ("llava_mixtral", cumo),

@@ -61,6 +61,20 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Pairs of whole numbers.
+    pub fn pairs(&self, key: &str) -> Result<Option<Vec<(usize, usize)>>> {
+        let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= 1 << 20);
+        let pair = |v: &Value| match v.as_array().map(Vec::as_slice) {
+            Some([a, b]) => Some((number(a)?, number(b)?)),
+            _ => None,
+        };
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_array().and_then(|all| all.iter().map(pair).collect()) {
+            Some(pairs) => Ok(Some(pairs)),
+            None => bail!("{key} is not a list of pairs of whole numbers"),
+        }
+    }
+
     /// A token's id.
     pub fn token(&self, keys: &[&str]) -> Result<Option<u32>> {
         let Some((key, value)) = keys.iter().find_map(|&key| Some((key, self.get(key)?))) else { return Ok(None) };

@@ -35,6 +35,7 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
         tower,
         features: keys.features("vision_feature_layer", "vision_feature_select_strategy")?,
         compression: None,
+        tiles: None,
         projector: ProjectorConfig::Mlp {
             depth: 2,
             names: MlpNames::Each(vec!["linear_1".into(), "linear_2".into()]),

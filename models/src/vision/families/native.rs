@@ -40,6 +40,7 @@ pub(super) fn translate(published: Map<String, Value>, _: Option<Map<String, Val
         tower: TowerConfig::from_map(vision)?,
         features: keys.features("vision_feature_layer", "vision_feature_select_strategy")?,
         compression: keys.object("compression")?.map(|c| compression(&Keys(c))).transpose()?,
+        tiles: None,
         projector: self::projector(&Keys(projector))?,
         decoder,
         picture_token: keys.token(&["image_token_index", "image_token_id"])?,

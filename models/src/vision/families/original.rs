@@ -1,8 +1,9 @@
-//! LLaVA-1.5 as its authors publish it (`liuhaotian/llava-v1.5-7b`): the language model's keys at the top of `config.json`, the tower
-//! only named.
+//! LLaVA-1.5 and 1.6 as their authors publish them (`liuhaotian/llava-v1.5-7b`, `liuhaotian/llava-v1.6-mistral-7b`): the language
+//! model's keys at the top of `config.json`, the tower only named.
 //!
-//! Paper: Liu et al., arXiv 2310.03744. Reference: `llava/model/llava_arch.py` of haotian-liu/LLaVA. Pictures cut into tiles
-//! (`image_newline`, from 1.6 on) are not supported.
+//! Paper: Liu et al., arXiv 2310.03744. Reference: `llava/model/llava_arch.py` of haotian-liu/LLaVA. From 1.6 on pictures are cut
+//! into tiles (`image_aspect_ratio: anyres`, `mm_patch_merge_type: spatial_unpad`, `image_newline`); `image_grid_pinpoints` are
+//! pairs of width and height.
 
 use candle_core::Error as Candle;
 use moesaic_kernels::shown;
@@ -10,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
 use crate::decoder::DecoderConfig;
-use crate::vision::{Error, Language, Layout, LossWeights, ProjectorConfig, Result, TowerConfig, VisionConfig};
+use crate::vision::{
+    Error, Language, Layout, LossWeights, ProjectorConfig, Result, TilesConfig, TowerConfig, VisionConfig,
+};
 
 pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String, Value>>) -> Result<VisionConfig> {
     let keys = Keys(&published);
@@ -23,6 +26,7 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
         tower,
         features: keys.features("mm_vision_select_layer", "mm_vision_select_feature")?,
         compression: None,
+        tiles: tiles(&keys)?,
         projector,
         decoder: language_model(&published)?,
         picture_token: None,
@@ -32,6 +36,26 @@ pub(super) fn translate(published: Map<String, Value>, tower: Option<Map<String,
         layouts: vec![layout("model.vision_tower.vision_tower"), layout("model.vision_tower")],
         published,
     })
+}
+
+/// How pictures are cut, by models from 1.6 on.
+fn tiles(keys: &Keys<'_>) -> Result<Option<TilesConfig>> {
+    let (ratio, merge) = (keys.name("image_aspect_ratio")?, keys.name("mm_patch_merge_type")?);
+    match (ratio, merge.unwrap_or("flat")) {
+        (Some("anyres"), "spatial_unpad") => {}
+        (Some(ratio), merge) if ratio.starts_with("anyres") || merge.contains("unpad") => {
+            return Err(Error::other(format!(
+                "pictures are cut ({}) and put together again ({}) in a way that is not supported, only anyres with spatial_unpad is",
+                shown(ratio),
+                shown(merge)
+            )));
+        }
+        _ => return Ok(None),
+    }
+    match keys.pairs("image_grid_pinpoints")? {
+        Some(grids) => Ok(Some(TilesConfig { grids })),
+        None => Err(Error::other("image_aspect_ratio is anyres, but there are no image_grid_pinpoints")),
+    }
 }
 
 /// The tower's `vision_config`: in `config.json`, in the file beside it, or of the tower that the key names.
