@@ -3,13 +3,16 @@
 mod bounds;
 mod combine;
 mod context;
+mod distribution;
 mod intervals;
 mod many;
 mod model;
+mod options;
 
 use std::path::Path;
 
 use candle_core::{DType, Device};
+use moesaic_models::moirai_moe::MoiraiMoe;
 use moesaic_models::time_moe::TimeMoe;
 use serde::Serialize;
 
@@ -20,11 +23,13 @@ use crate::series::{Series, Stamp};
 use bounds::Bounds;
 use combine::Trial;
 use context::{Context, constant};
+pub use distribution::{Group, Quantile};
 use intervals::Calibration;
 pub use intervals::Interval;
-use model::ModelFiles;
 pub use model::parse_config;
+use model::{ModelConfig, ModelFiles};
 pub use model::{ModelFile, ModelInfo, Parameters};
+pub use options::{DEFAULT_CONTEXT, ForecastOptions, MAX_HORIZON, Missing};
 
 /// A pretrained forecasting model. It holds no state between calls: one forecaster behind an `Arc` serves any number of
 /// threads.
@@ -42,110 +47,21 @@ pub use model::{ModelFile, ModelInfo, Parameters};
 /// * A forecast does not pass a floor or a cap that its history shows ([`ForecastOptions::bounds`]).
 /// * Intervals, if asked for ([`ForecastOptions::interval`]), are calibrated on what the model says about up to 20 points
 ///   in the series' own past, which takes as many more forecasts. Combined forecasts are combined anew at each, from what lay before it.
+///
+/// A Moirai-MoE predicts distributions, which changes some of this: missing values are left to it, which has a mask for them; the
+/// point forecast is the median; intervals are those of the distribution, not calibrated; there are quantiles and sample paths
+/// too; and nothing is combined.
 pub struct Forecaster {
-    model: TimeMoe,
+    model: Model,
     info: ModelInfo,
     /// Whether forecasts are combined unless the options say otherwise.
     combines: bool,
 }
 
-/// How to forecast. `ForecastOptions::default()` suits most uses.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct ForecastOptions {
-    /// The most values of history that the model sees. `None` for 512, or what the model has room for beside the
-    /// horizon if that is less.
-    pub context: Option<usize>,
-    /// Series computed together, at least 1. Larger batches are faster and take more memory; results do not change.
-    pub batch: usize,
-    /// What to do with missing values between observed ones.
-    pub missing: Missing,
-    /// Raise negative forecasts to zero, for counts, demand and other quantities that cannot be negative.
-    pub non_negative: bool,
-    /// Keep forecasts between a floor and a cap that the history shows: an extreme that a tenth of the values that the model
-    /// sees, in three or more separate runs, are equal to, as the nights of a solar plant are. On by default.
-    pub bounds: bool,
-    /// Combine the model's forecast with smoothed seasonal ones at lags that the history shows, each weighted by how it did on
-    /// the history's own past; takes about six times as long. `None`: the embedded model combines, others, whose numbers are to
-    /// be those of their reference, do not. Histories below 16 values are left to the model.
-    pub combine: Option<bool>,
-    /// Levels, above 0 and below 1, of the intervals to give with each forecast; none by default. See [`Interval`].
-    pub intervals: Vec<f64>,
-}
-
-/// What to do with missing values between observed ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Missing {
-    /// Draw a straight line between the neighbours.
-    #[default]
-    Interpolate,
-    /// Fail, naming the first missing value.
-    Refuse,
-}
-
-/// Values of history that the model sees unless told otherwise.
-pub const DEFAULT_CONTEXT: usize = 512;
-
-/// No model is asked for more steps than this at once.
-pub const MAX_HORIZON: usize = 10_000;
-
-impl Default for ForecastOptions {
-    fn default() -> Self {
-        ForecastOptions {
-            context: None,
-            batch: 32,
-            missing: Missing::default(),
-            non_negative: false,
-            bounds: true,
-            combine: None,
-            intervals: Vec::new(),
-        }
-    }
-}
-
-impl ForecastOptions {
-    /// At most this many values of history.
-    pub fn context(mut self, values: usize) -> Self {
-        self.context = Some(values);
-        self
-    }
-
-    /// This many series computed together.
-    pub fn batch(mut self, series: usize) -> Self {
-        self.batch = series;
-        self
-    }
-
-    /// This treatment of missing values.
-    pub fn missing(mut self, missing: Missing) -> Self {
-        self.missing = missing;
-        self
-    }
-
-    /// One more interval with each forecast, that should hold the truth in this share of rows (0.9 for 90 %).
-    pub fn interval(mut self, level: f64) -> Self {
-        self.intervals.push(level);
-        self
-    }
-
-    /// Whether forecasts stay between the floor and the cap that the history shows.
-    pub fn bounds(mut self, yes: bool) -> Self {
-        self.bounds = yes;
-        self
-    }
-
-    /// Whether the model's forecast is combined with smoothed seasonal ones.
-    pub fn combine(mut self, yes: bool) -> Self {
-        self.combine = Some(yes);
-        self
-    }
-
-    /// Whether negative forecasts are raised to zero.
-    pub fn non_negative(mut self, yes: bool) -> Self {
-        self.non_negative = yes;
-        self
-    }
+/// The models that forecast.
+enum Model {
+    TimeMoe(Box<TimeMoe>),
+    MoiraiMoe(Box<MoiraiMoe>),
 }
 
 /// The continuation of one series.
@@ -162,6 +78,15 @@ pub struct Forecast {
     /// calibrate one (below 13 values).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub intervals: Vec<Interval>,
+    /// The mean of each row's distribution, where the model predicts one; [`values`](Self::values) are its medians then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mean: Vec<f32>,
+    /// The quantiles that were asked for, in that order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quantiles: Vec<Quantile>,
+    /// The sample paths that were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Vec<f32>>,
     /// Values of history that the forecast rests on, filled ones included.
     pub context: usize,
     /// How many of those were missing and filled.
@@ -225,12 +150,19 @@ impl Forecaster {
     fn load(files: ModelFiles) -> Result<Self> {
         let info = ModelInfo::new(&files);
         let ModelFiles { source, config, checkpoint } = files;
-        if config.input_size != 1 {
-            let problem = format!("input_size is {}: only models of one variable (1) forecast", config.input_size);
-            return Err(Error::config(&source, problem));
-        }
-        let model = TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
-            .map_err(|error| Error::weights(&source, &error))?;
+        let model = match config {
+            ModelConfig::TimeMoe(config) if config.input_size != 1 => {
+                let problem = format!("input_size is {}: only models of one variable (1) forecast", config.input_size);
+                return Err(Error::config(&source, problem));
+            }
+            ModelConfig::TimeMoe(config) => TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
+                .map(Box::new)
+                .map(Model::TimeMoe),
+            ModelConfig::MoiraiMoe(config) => MoiraiMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
+                .map(Box::new)
+                .map(Model::MoiraiMoe),
+        };
+        let model = model.map_err(|error| Error::weights(&source, &error))?;
         Ok(Forecaster { model, info, combines: false })
     }
 
@@ -254,6 +186,10 @@ impl Forecaster {
     /// should not be. [`Error::Compute`] when the model fails.
     pub fn forecast(&self, series: &[Series], horizon: usize, options: &ForecastOptions) -> Result<Vec<Forecast>> {
         let limit = self.check(horizon, options)?;
+        let model = match &self.model {
+            Model::TimeMoe(model) => model,
+            Model::MoiraiMoe(model) => return distribution::forecast(model, series, horizon, limit, options),
+        };
         let reach = if options.intervals.is_empty() { 0 } else { Calibration::reach(horizon) };
         let contexts = series
             .iter()
@@ -265,8 +201,8 @@ impl Forecaster {
             .map(|(series, context)| future(series, context.end, horizon))
             .collect::<Result<Vec<_>>>()?;
         let newest: Vec<&[f32]> = contexts.iter().map(|context| context.newest(limit)).collect();
-        let values = self.point(&newest, horizon, options)?;
-        let intervals = self.intervals(&contexts, &values, limit, options)?;
+        let values = self.point(model, &newest, horizon, options)?;
+        let intervals = self.intervals(model, &contexts, &values, limit, options)?;
         let rows = series.iter().zip(contexts).zip(stamps).zip(values.into_iter().zip(intervals));
         rows.map(|(((series, context), timestamps), (mut values, mut intervals))| {
             if values.iter().any(|value| !value.is_finite()) {
@@ -283,13 +219,42 @@ impl Forecaster {
             bounds.apply(values.iter_mut().chain(ends));
             let (name, start) = (series.name.clone(), context.end);
             let (length, filled) = (context.newest(limit).len(), context.filled(limit));
-            Ok(Forecast { name, timestamps, values, intervals, context: length, filled, start })
+            let (mean, quantiles, samples) = Default::default();
+            let context = length;
+            Ok(Forecast { name, timestamps, values, intervals, mean, quantiles, samples, context, filled, start })
         })
         .collect()
     }
 
+    /// Continues the series of each group together by `horizon` rows, each seeing the others and the covariates. Answers are in the
+    /// order of the groups and their targets, and do not depend on what else is in the call. Takes a Moirai-MoE.
+    ///
+    /// # Errors
+    /// As [`Forecaster::forecast`], and [`Error::Input`] naming the series when lengths within a group do not fit, or a known
+    /// covariate stops before the horizon.
+    pub fn forecast_groups(
+        &self,
+        groups: &[Group],
+        horizon: usize,
+        options: &ForecastOptions,
+    ) -> Result<Vec<Vec<Forecast>>> {
+        let limit = self.check(horizon, options)?;
+        match &self.model {
+            Model::MoiraiMoe(model) => distribution::forecast_groups(model, groups, horizon, limit, options),
+            Model::TimeMoe(_) => Err(Error::option(
+                "this model forecasts one variable at a time: give the series alone, or take a Moirai-MoE",
+            )),
+        }
+    }
+
     /// Continues each history by `horizon` values, combined if the options or the model want it so.
-    fn point(&self, histories: &[&[f32]], horizon: usize, options: &ForecastOptions) -> Result<Vec<Vec<f32>>> {
+    fn point(
+        &self,
+        model: &TimeMoe,
+        histories: &[&[f32]],
+        horizon: usize,
+        options: &ForecastOptions,
+    ) -> Result<Vec<Vec<f32>>> {
         let combine = options.combine.unwrap_or(self.combines);
         let mut values = vec![Vec::new(); histories.len()];
         let mut alone = Vec::new();
@@ -299,32 +264,13 @@ impl Forecaster {
                 alone.push(at);
                 continue;
             };
-            let ask =
-                |question: &combine::Question| self.model.forecast_from(&question.values, &question.origins, horizon);
+            let ask = |question: &combine::Question| model.forecast_from(&question.values, &question.origins, horizon);
             let answers = trial.questions.iter().map(ask).collect::<candle_core::Result<Vec<_>>>();
             values[at] = trial.finish(&answers.map_err(|error| Error::compute(&error))?);
         }
         let plain: Vec<&[f32]> = alone.iter().map(|&at| histories[at]).collect();
-        for (at, forecast) in alone.into_iter().zip(self.go_on(&plain, horizon, options.batch)?) {
+        for (at, forecast) in alone.into_iter().zip(go_on(model, &plain, horizon, options.batch)?) {
             values[at] = forecast;
-        }
-        Ok(values)
-    }
-
-    /// Continues each history by `horizon` values, as the model does alone.
-    fn go_on(&self, histories: &[&[f32]], horizon: usize, batch: usize) -> Result<Vec<Vec<f32>>> {
-        let constants: Vec<Option<f32>> = histories.iter().map(|history| constant(history)).collect();
-        let mut values: Vec<Vec<f32>> =
-            constants.iter().map(|constant| vec![constant.unwrap_or(f32::NAN); horizon]).collect();
-        let mut open: Vec<usize> = (0..histories.len()).filter(|&at| constants[at].is_none()).collect();
-        // Neighbours of similar length waste little padding.
-        open.sort_by_key(|&at| histories[at].len());
-        for batch in open.chunks(batch) {
-            let inputs: Vec<&[f32]> = batch.iter().map(|&at| histories[at]).collect();
-            let outputs = self.model.forecast(&inputs, horizon).map_err(|error| Error::compute(&error))?;
-            for (&at, output) in batch.iter().zip(outputs) {
-                values[at] = output;
-            }
         }
         Ok(values)
     }
@@ -332,6 +278,7 @@ impl Forecaster {
     /// The intervals of each forecast, calibrated on forecasts of its own past.
     fn intervals(
         &self,
+        model: &TimeMoe,
         contexts: &[Context],
         forecasts: &[Vec<f32>],
         limit: usize,
@@ -349,7 +296,7 @@ impl Forecaster {
                 .iter()
                 .map(|&origin| &context.values[origin.saturating_sub(limit)..origin])
                 .collect();
-            let past = self.point(&histories, calibration.steps, options)?;
+            let past = self.point(model, &histories, calibration.steps, options)?;
             *intervals = calibration.intervals(context, &past, forecast, levels);
         }
         Ok(intervals)
@@ -373,6 +320,20 @@ impl Forecaster {
         if let Some(level) = options.intervals.iter().find(|level| !(**level > 0.0 && **level < 1.0)) {
             return Err(Error::option(format!("the interval level {level} is not between 0 and 1: 0.9 asks for 90 %")));
         }
+        if let Some(level) = options.quantiles.iter().find(|level| !(**level > 0.0 && **level < 1.0)) {
+            let problem = format!("the quantile level {level} is not between 0 and 1: 0.5 asks for the median");
+            return Err(Error::option(problem));
+        }
+        match self.model {
+            Model::MoiraiMoe(_) => distribution::check(options)?,
+            Model::TimeMoe(_) if options.quantiles.is_empty() && options.samples.is_none() => {}
+            Model::TimeMoe(_) => {
+                return Err(Error::option(
+                    "quantiles and sample paths take a model that predicts a distribution, as Moirai-MoE does: ask this \
+                     one for intervals",
+                ));
+            }
+        }
         let room = positions.saturating_sub(horizon).max(1);
         match options.context {
             None => Ok(DEFAULT_CONTEXT.min(room)),
@@ -384,6 +345,24 @@ impl Forecaster {
             Some(context) => Ok(context),
         }
     }
+}
+
+/// Continues each history by `horizon` values, as the model does alone.
+fn go_on(model: &TimeMoe, histories: &[&[f32]], horizon: usize, batch: usize) -> Result<Vec<Vec<f32>>> {
+    let constants: Vec<Option<f32>> = histories.iter().map(|history| constant(history)).collect();
+    let mut values: Vec<Vec<f32>> =
+        constants.iter().map(|constant| vec![constant.unwrap_or(f32::NAN); horizon]).collect();
+    let mut open: Vec<usize> = (0..histories.len()).filter(|&at| constants[at].is_none()).collect();
+    // Neighbours of similar length waste little padding.
+    open.sort_by_key(|&at| histories[at].len());
+    for batch in open.chunks(batch) {
+        let inputs: Vec<&[f32]> = batch.iter().map(|&at| histories[at]).collect();
+        let outputs = model.forecast(&inputs, horizon).map_err(|error| Error::compute(&error))?;
+        for (&at, output) in batch.iter().zip(outputs) {
+            values[at] = output;
+        }
+    }
+    Ok(values)
 }
 
 /// The names of `horizon` rows from row `from` on.

@@ -3,7 +3,8 @@
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
-//! library, or any Time-MoE in a folder in the Hugging Face layout or on the Hub.
+//! library, or any Time-MoE in a folder in the Hugging Face layout or on the Hub. It runs Moirai-MoE too, which predicts
+//! distributions (quantiles, sample paths), also of several series together and with covariates ([`Group`]).
 //!
 //! ```
 //! use moesaic::{ForecastOptions, Forecaster, Table, TableOptions};
@@ -66,8 +67,8 @@ pub use error::{Error, Place, Result};
 #[doc(hidden)] // apart from the files that it reads, for tests of damaged configurations
 pub use forecaster::parse_config;
 pub use forecaster::{
-    DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, Interval, MAX_HORIZON, Missing, ModelFile, ModelInfo,
-    Parameters,
+    DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, Group, Interval, MAX_HORIZON, Missing, ModelFile,
+    ModelInfo, Parameters, Quantile,
 };
 pub use series::{Index, Series, Stamp};
 #[cfg(feature = "table")]

@@ -101,7 +101,9 @@ mod tests {
         let timestamps = (rows..rows + horizon).map(|row| series.stamp(row as i64).unwrap()).collect();
         let values = (rows..rows + horizon).map(value).collect();
         let name = series.name.clone();
-        (series, Forecast { name, timestamps, values, intervals: Vec::new(), context: rows, filled: 0, start: rows })
+        let (intervals, mean, quantiles, samples) = Default::default();
+        let (context, start, filled) = (rows, rows, 0);
+        (series, Forecast { name, timestamps, values, intervals, mean, quantiles, samples, context, filled, start })
     }
 
     #[test]

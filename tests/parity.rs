@@ -26,6 +26,8 @@ mod compare;
 mod decoder;
 #[path = "parity/families.rs"]
 mod families;
+#[path = "parity/moirai_moe.rs"]
+mod moirai_moe;
 #[path = "parity/pictured.rs"]
 mod pictured;
 #[path = "parity/run.rs"]

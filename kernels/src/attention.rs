@@ -1,4 +1,6 @@
-//! Fused attention with gradients: causal, or of all queries to all keys.
+//! Fused attention with gradients: causal, of all queries to all keys, or over lists of keys.
+
+mod biased;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -6,6 +8,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Re
 use crate::cpu::decode::{Stored, decode};
 use crate::cpu::{SendPtr, attention as kernel};
 use crate::host::{Values, as_f32, slice, storage_of, tensor, tracked};
+
+pub use biased::{BiasedAttention, Sight};
 
 /// Causal attention of queries that stand at the end of the keys: `softmax(scale * Q K^T) V` in f32, each query seeing
 /// the keys up to its own position. Key-value heads are repeated for grouped-query attention.

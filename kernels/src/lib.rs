@@ -34,7 +34,7 @@ pub mod routers;
 mod routes;
 mod tokens;
 
-pub use attention::CausalAttention;
+pub use attention::{BiasedAttention, CausalAttention, Sight};
 pub use blocks::{BlockFormat, Blocks};
 #[doc(hidden)] // how the messages of the workspace show what stands in a file
 pub use checkpoint::text::{one_line, shown};

@@ -1,7 +1,9 @@
-//! Differentiable row-wise operations that candle's fused forms cut gradients in: softmax, RMSNorm, LayerNorm and gated units.
+//! Differentiable row-wise operations that candle's fused forms cut gradients in: softmax, RMSNorm, LayerNorm and gated units; and distances.
 
+mod distance;
 mod gelu;
 
+pub use distance::distances;
 pub use gelu::gelu;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};

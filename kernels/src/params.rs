@@ -240,15 +240,29 @@ impl Params {
     /// One published tensor in f32, whatever the dtype of the others: routers that must not be rounded.
     pub fn tensor_f32(&self, name: &str, shape: impl Into<Vec<usize>>, init: Init) -> Result<Tensor> {
         let shape = shape.into();
-        self.stack_as(DType::F32, &shape, &[(name.to_string(), shape.clone())], init)
+        self.stack_as(DType::F32, &shape, &[(name.to_string(), shape.clone())], init, false)
+    }
+
+    /// One published tensor in f32 that is no parameter, as centroids that are fixed before training: never a variable, saved
+    /// with those that stay as they are ([`kept`](Self::kept)).
+    pub fn buffer(&self, name: &str, shape: impl Into<Vec<usize>>, init: Init) -> Result<Tensor> {
+        let shape = shape.into();
+        self.stack_as(DType::F32, &shape, &[(name.to_string(), shape.clone())], init, true)
     }
 
     /// Published tensors laid one after the other into a tensor of `shape`: a stack of experts.
     pub fn stack(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
-        self.stack_as(self.inner.dtype, shape, parts, init)
+        self.stack_as(self.inner.dtype, shape, parts, init, false)
     }
 
-    fn stack_as(&self, dtype: DType, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init) -> Result<Tensor> {
+    fn stack_as(
+        &self,
+        dtype: DType,
+        shape: &[usize],
+        parts: &[(String, Vec<usize>)],
+        init: Init,
+        fixed: bool,
+    ) -> Result<Tensor> {
         let count = |dims: &[usize]| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let (Some(total), Some(sum)) =
             (count(shape), parts.iter().try_fold(0usize, |n, (_, dims)| n.checked_add(count(dims)?)))
@@ -271,6 +285,7 @@ impl Params {
         let chosen = choice.map(|choice| parts.iter().any(|part| (choice.chosen)(&part.name)));
         // Whose variable it becomes.
         let owner = match (self.inner.mode, chosen) {
+            _ if fixed => None,
             (Mode::Train, None | Some(true)) => Some(None),
             (Mode::Frozen, Some(true)) => Some(choice.and_then(|choice| choice.owner.as_ref())),
             _ => None,
@@ -434,7 +449,8 @@ impl Params {
         Ok(all)
     }
 
-    /// The published tensors that stay as they are beside variables ([`resume_some`](Self::resume_some)), sorted by name.
+    /// The published tensors that stay as they are beside variables ([`resume_some`](Self::resume_some),
+    /// [`buffer`](Self::buffer)), sorted by name.
     pub fn kept(&self, dtype: DType) -> Result<Vec<(String, Tensor)>> {
         let state = self.state();
         let mut all = Vec::new();

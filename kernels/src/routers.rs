@@ -7,7 +7,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::experts::linear;
 use crate::host::with_f32;
-use crate::ops::softmax;
+use crate::ops::{distances, softmax};
 use crate::routes::{RouteInput, Routes};
 
 mod capacity;
@@ -325,13 +325,7 @@ impl Router for CentroidTopK {
     }
 
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
-        let x = input.x.to_dtype(DType::F32)?;
-        let centroids = self.centroids.to_dtype(DType::F32)?;
-        // One expert at a time keeps the differences at [T, H] instead of [T, E, H].
-        let distances = (0..self.experts())
-            .map(|e| x.broadcast_sub(&centroids.narrow(0, e, 1)?)?.sqr()?.sum_keepdim(1)?.sqrt())
-            .collect::<Result<Vec<_>>>()?;
-        let distances = Tensor::cat(&distances, 1)?; // (T, E)
+        let distances = distances(&input.x.to_dtype(DType::F32)?, &self.centroids.to_dtype(DType::F32)?)?; // (T, E)
         let choices = choose(&distances, self.k, None, max, input.mask)?;
         let chosen = gather(&distances, &choices, self.k)?;
         let weights = if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()?;

@@ -6,8 +6,8 @@ use moesaic_kernels::rng::Rng;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle};
 use moesaic_kernels::routers::{CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
 use moesaic_kernels::{
-    Activation, CausalAttention, ExpertBank, MoeLayer, OutputNorm, RouteInput, Router, Routes, SharedExpert, combine,
-    dispatch, grouped_linear, linear, losses,
+    Activation, BiasedAttention, CausalAttention, ExpertBank, MoeLayer, OutputNorm, RouteInput, Router, Routes,
+    SharedExpert, Sight, combine, dispatch, grouped_linear, linear, losses,
 };
 
 fn normal(rng: &mut Rng, shape: &[usize], std: f64) -> Tensor {
@@ -238,6 +238,24 @@ fn joint_attention() {
 }
 
 #[test]
+fn attention_over_lists_of_keys() {
+    let mut rng = Rng::new(14);
+    let (n, m, heads, d) = (7, 40, 3, 5);
+    let mut sight = Sight::new();
+    for i in 0..n {
+        // Runs and gaps; query 2 sees nothing.
+        sight.push((0..m).filter(|j| i != 2 && (i * 7 + j) % 9 > 2).map(|j| (j, (i + j / 4) % 2)));
+    }
+    let attention = BiasedAttention { scale: 0.6, sight: sight.into() };
+    let inputs = [
+        normal(&mut rng, &[n, heads, d], 1.0),
+        normal(&mut rng, &[m, 2, heads, d], 1.0),
+        normal(&mut rng, &[2, heads], 1.0),
+    ];
+    check("lists of keys", &inputs, |v| attention.forward(&v[0], &v[1], &v[2]));
+}
+
+#[test]
 fn routers() {
     let mut rng = Rng::new(4);
     let (t, e, h) = (6, 8, 5);
@@ -262,8 +280,8 @@ fn routers() {
     check("sparse mixer", &[x.clone(), w.clone()], |v| {
         both(SparseMixer { weight: v[1].clone(), jitter: 0.4 }.route(&RouteInput::new(&v[0]))?)
     });
-    check("centroids", std::slice::from_ref(&x), |v| {
-        both(CentroidTopK { centroids: w.clone(), k: 2 }.route(&RouteInput::new(&v[0]))?)
+    check("centroids", &[x.clone(), w.clone()], |v| {
+        both(CentroidTopK { centroids: v[1].clone(), k: 2 }.route(&RouteInput::new(&v[0]))?)
     });
     check("cross entropy", &[normal(&mut rng, &[5, 9], 2.0)], |v| {
         losses::cross_entropy(&v[0], &[3, -100, 0, 8, 8])?.reshape(1)

@@ -8,6 +8,7 @@ pub mod decoder;
 pub mod folder;
 pub mod generate;
 pub mod lora;
+pub mod moirai_moe;
 pub mod qwen3_vl;
 pub mod time_moe;
 pub mod train;

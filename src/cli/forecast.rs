@@ -58,6 +58,19 @@ pub(super) struct Args {
     /// forecasts of each series' own past, which takes 20 times as long
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     interval: Vec<f64>,
+    /// Give the value that this share of outcomes should not exceed, such as 0.1; may be given several times. For models that
+    /// predict a distribution (Moirai-MoE)
+    #[arg(long, value_name = "LEVEL", value_parser = level)]
+    quantile: Vec<f64>,
+    /// Give this many sample paths, in JSON. For models that predict a distribution
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
+    /// Seed of the random numbers behind the distribution of later rows
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Compute every patch of a Moirai-MoE's forecast from the whole sequence, as its reference does; slow
+    #[arg(long)]
+    exact: bool,
     #[command(flatten)]
     model: ModelArgs,
     /// Print JSON: the model, remarks, and for each series its stamps and values
@@ -84,6 +97,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         bail!("the horizon is 0: ask for at least 1 step");
     }
     let output = args.output.as_deref().map(|path| open_output(path, &args.file)).transpose()?;
+    if args.samples.is_some() && !(args.json || matches!(output, Some((_, Form::Json)))) {
+        bail!("sample paths are written as JSON: add --json, or give --output a name that ends in .json");
+    }
     let picture = args.plot.as_deref().map(open_picture).transpose()?;
     let mut table = read(args)?;
     let empty = leave_out_empty(&mut table);
@@ -93,6 +109,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     options.context = args.context;
     options.intervals.clone_from(&args.interval);
     options.combine = args.combine.choice();
+    options.quantiles.clone_from(&args.quantile);
+    (options.samples, options.seed, options.exact) = (args.samples, args.seed, args.exact);
     let forecasts = progress::forecast(&model, &table.series, horizon, &options)?;
     let caption = caption(&table, model.info(), horizon, &forecasts);
 
@@ -142,6 +160,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 /// Columns of a terminal that nobody has made narrower.
 const WIDTH: usize = 80;
+
+/// A level of a quantile.
+fn level(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(level) if level > 0.0 && level < 1.0 => Ok(level),
+        _ => Err("a quantile has a level between 0 and 1: give, for example, 0.1".into()),
+    }
+}
 
 fn open_picture(path: &Path) -> Result<Output> {
     match path.extension().and_then(|extension| extension.to_str()) {

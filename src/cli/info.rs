@@ -149,6 +149,9 @@ fn describe(info: &ModelInfo) -> String {
     let horizons: Vec<String> = info.horizons.iter().map(ToString::to_string).collect();
     let sparse = info.experts > 1;
     let experts = match sparse {
+        true if info.shared_experts == 0 => {
+            format!("{} a layer, {} for each patch", info.experts, info.experts_per_token)
+        }
         true => format!("{} a layer, {} for each value, and 1 shared", info.experts, info.experts_per_token),
         false => "none (dense)".into(),
     };

@@ -32,13 +32,15 @@ pub(super) fn readable(time: Option<&str>, series: &[Series], forecasts: &[Forec
     out + &beside(&blocks, width)
 }
 
-/// The columns of one forecast: its values, without a name of their own, and the ends of its intervals.
+/// The columns of one forecast: its values, without a name of their own, its quantiles, and the ends of its intervals.
 fn columns(forecast: &Forecast) -> impl Iterator<Item = (Option<String>, &[f32])> {
     let ends = forecast.intervals.iter().flat_map(|interval| {
         let level = (interval.level * 1e4).round() / 1e2;
         [(Some(format!("lo-{level}")), &interval.lower[..]), (Some(format!("hi-{level}")), &interval.upper[..])]
     });
-    std::iter::once((None, &forecast.values[..])).chain(ends)
+    let quantiles =
+        forecast.quantiles.iter().map(|quantile| (Some(format!("q-{}", quantile.level)), &quantile.values[..]));
+    std::iter::once((None, &forecast.values[..])).chain(quantiles).chain(ends)
 }
 
 /// Rows above which a table of one series is split into blocks.
@@ -118,7 +120,8 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// The time column, one column for each series, and two for each of its intervals (`y lo-90`, `y hi-90`). With an `id` the
+    /// The time column, one column for each series, one for each of its quantiles (`y q-0.1`) and two for each of its intervals
+    /// (`y lo-90`, `y hi-90`). With an `id` the
     /// table is long: one row for each series and time.
     pub fn of(id: Option<&str>, time: Option<&str>, forecasts: &[Forecast]) -> Self {
         let time = time.unwrap_or("step").to_string();

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_models::moirai_moe;
 use moesaic_models::time_moe::Config;
 use serde::Serialize;
 
@@ -16,8 +17,14 @@ use crate::hub::{Hub, Snapshot};
 pub(super) struct ModelFiles {
     /// Where they come from.
     pub source: PathBuf,
-    pub config: Config,
+    pub config: ModelConfig,
     pub checkpoint: Checkpoint,
+}
+
+/// The configuration of a model that forecasts.
+pub(super) enum ModelConfig {
+    TimeMoe(Config),
+    MoiraiMoe(moirai_moe::Config),
 }
 
 const CONFIG: &str = "config.json";
@@ -33,7 +40,7 @@ static EMBEDDED_WEIGHTS: &[u8] = include_bytes!("../../assets/forecaster/model.s
 impl ModelFiles {
     pub fn embedded() -> Result<Self> {
         let source = PathBuf::from(EMBEDDED);
-        let config = parse_config(&source, EMBEDDED_CONFIG)?;
+        let config = ModelConfig::TimeMoe(parse_config(&source, EMBEDDED_CONFIG)?);
         let checkpoint =
             Checkpoint::from_bytes(EMBEDDED, EMBEDDED_WEIGHTS).map_err(|error| Error::weights(&source, &error))?;
         Ok(ModelFiles { source, config, checkpoint })
@@ -59,30 +66,44 @@ impl ModelFiles {
 }
 
 /// Reads the configuration in a model's folder.
-fn read_config(dir: &Path) -> Result<Config> {
+fn read_config(dir: &Path) -> Result<ModelConfig> {
     let path = dir.join(CONFIG);
     let size = fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?.len();
     if size > LONGEST_CONFIG {
         return Err(Error::config(&path, format!("has {size} bytes, which no configuration has: check the file")));
     }
     let text = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    parse_config(&path, &text)
+    parse_model_config(&path, &text)
 }
 
-/// Reads a configuration and refuses models of another kind before their other fields are looked at.
+/// Reads the configuration of a Time-MoE and refuses models of another kind before their other fields are looked at.
 pub fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
+    match parse_model_config(path, text)? {
+        ModelConfig::TimeMoe(config) => Ok(config),
+        ModelConfig::MoiraiMoe(_) => Err(Error::config(path, "is that of a Moirai-MoE, expected a Time-MoE")),
+    }
+}
+
+/// Reads a configuration and refuses models that do not forecast.
+fn parse_model_config(path: &Path, text: &[u8]) -> Result<ModelConfig> {
     let refuse = |problem: String| Error::config(path, problem);
     let text = std::str::from_utf8(text).map_err(|_| refuse("is not UTF-8 text: check the file".into()))?;
     let json: serde_json::Value = serde_json::from_str(text)
         .map_err(|error| refuse(format!("is not valid JSON ({}): check the file", one_line(&error.to_string()))))?;
+    // Moirai's files do not name the kind of model.
+    if moirai_moe::Config::describes(&json) {
+        let config = moirai_moe::Config::from_json(text).map_err(|error| refuse(candle_message(&error)))?;
+        return Ok(ModelConfig::MoiraiMoe(config));
+    }
     match json.get("model_type").and_then(serde_json::Value::as_str) {
         Some("time_moe") => {}
         Some(other) => {
-            return Err(refuse(format!("model_type is {}: this version forecasts with time_moe only", quoted(other))));
+            let other = quoted(other);
+            return Err(refuse(format!("model_type is {other}: this version forecasts with time_moe and Moirai-MoE")));
         }
-        None => return Err(refuse("has no model_type: give the config.json of a time_moe model".into())),
+        None => return Err(refuse("has no model_type: give the config.json of a time_moe or Moirai-MoE model".into())),
     }
-    Config::from_json(text).map_err(|error| refuse(candle_message(&error)))
+    Ok(ModelConfig::TimeMoe(Config::from_json(text).map_err(|error| refuse(candle_message(&error)))?))
 }
 
 /// What a model is: its shape, its size, and the files it comes from.
@@ -91,7 +112,7 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<Config> {
 pub struct ModelInfo {
     /// The folder, `org/name@commit` for a model from the Hub, or `embedded`.
     pub source: String,
-    /// The model family, as `model_type` in `config.json`.
+    /// The model family, as `model_type` in `config.json`; `moirai_moe` for Moirai-MoE, whose file does not name it.
     pub architecture: String,
     /// Sizes in parameters.
     pub parameters: Parameters,
@@ -105,9 +126,11 @@ pub struct ModelInfo {
     pub kv_heads: usize,
     /// Routed experts in each layer; 1 for a dense model.
     pub experts: usize,
-    /// Routed experts that each token is sent to, beside the shared one.
+    /// Routed experts that each token is sent to, beside those that are shared.
     pub experts_per_token: usize,
-    /// Lengths that the forecast heads emit at once.
+    /// Experts that see every token.
+    pub shared_experts: usize,
+    /// Lengths that the forecast heads emit at once; the sizes of patches for Moirai-MoE.
     pub horizons: Vec<usize>,
     /// The most values of history and forecast together.
     pub positions: usize,
@@ -153,9 +176,21 @@ impl ModelInfo {
         let file_name = |label: &str| {
             Path::new(label).file_name().map_or_else(|| label.to_string(), |name| name.to_string_lossy().into_owned())
         };
-        let parameters = config.parameters();
+        let info = match config {
+            ModelConfig::TimeMoe(config) => Self::of_time_moe(config),
+            ModelConfig::MoiraiMoe(config) => Self::of_moirai_moe(config),
+        };
         ModelInfo {
             source: source.display().to_string(),
+            dtypes,
+            files: checkpoint.files().map(|(label, bytes)| ModelFile { name: file_name(label), bytes }).collect(),
+            ..info
+        }
+    }
+
+    fn of_time_moe(config: &Config) -> Self {
+        let parameters = config.parameters();
+        ModelInfo {
             architecture: config.model_type.clone(),
             parameters: Parameters { total: parameters.total, active: parameters.active },
             layers: config.num_hidden_layers,
@@ -164,10 +199,32 @@ impl ModelInfo {
             kv_heads: config.kv_heads(),
             experts: if config.use_dense { 1 } else { config.num_experts },
             experts_per_token: if config.use_dense { 1 } else { config.num_experts_per_tok },
+            shared_experts: usize::from(!config.use_dense),
             horizons: config.horizon_lengths.clone(),
             positions: config.max_position_embeddings,
-            dtypes,
-            files: checkpoint.files().map(|(label, bytes)| ModelFile { name: file_name(label), bytes }).collect(),
+            source: String::new(),
+            dtypes: BTreeMap::new(),
+            files: Vec::new(),
+        }
+    }
+
+    fn of_moirai_moe(config: &moirai_moe::Config) -> Self {
+        let parameters = config.parameters();
+        ModelInfo {
+            architecture: "moirai_moe".into(),
+            parameters: Parameters { total: parameters.total, active: parameters.active },
+            layers: config.num_layers,
+            hidden: config.d_model,
+            heads: config.heads(),
+            kv_heads: config.heads(),
+            experts: moirai_moe::EXPERTS,
+            experts_per_token: moirai_moe::EXPERTS_PER_TOKEN,
+            shared_experts: 0,
+            horizons: config.patch_sizes.clone(),
+            positions: config.max_seq_len.saturating_mul(config.default_patch()),
+            source: String::new(),
+            dtypes: BTreeMap::new(),
+            files: Vec::new(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::case::{Case, Got};
-use crate::{audio_features, av_hubert, avsr, decoder, pictured, speech, time_moe, vision, vision_models};
+use crate::{audio_features, av_hubert, avsr, decoder, moirai_moe, pictured, speech, time_moe, vision, vision_models};
 
 /// Computes everything that the case wants, by the library's own loader and forward path.
 pub type Runner = fn(&Case, &mut Got) -> Result<()>;
@@ -59,6 +59,7 @@ pub fn families() -> &'static [Family] {
         language("mistral"),
         language("mixtral"),
         Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },
+        Family { name: "moirai_moe", run: moirai_moe::run, meaningful: moirai_moe::meaningful },
         language("olmoe"),
         language("phi"),
         language("phimoe"),
@@ -82,14 +83,7 @@ pub fn families() -> &'static [Family] {
 pub fn not_supported() -> &'static [(&'static str, &'static str)] {
     const SPEECH: &str = "this speech encoder is not built";
     const USAM: &str = "U-SAM's parts are not built";
-    &[
-        ("ced", SPEECH),
-        ("moirai_moe", "the Moirai-MoE forecaster is not built (its router is, in kernels/)"),
-        ("usam", USAM),
-        ("usam_moe_projector", USAM),
-        ("usam_qformer", USAM),
-        ("usam_saclm", USAM),
-    ]
+    &[("ced", SPEECH), ("usam", USAM), ("usam_moe_projector", USAM), ("usam_qformer", USAM), ("usam_saclm", USAM)]
 }
 
 #[test]

@@ -119,6 +119,30 @@ for_isa! {
     pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
 }
 
+#[inline(always)]
+fn squared_distance_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    lanes(n, |i, acc| fma::<FMA>(a[i] - b[i], a[i] - b[i], acc))
+}
+
+for_isa! {
+    /// `sum (a - b)^2`
+    pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f32 = squared_distance_body
+}
+
+#[inline(always)]
+fn add_difference_body<const FMA: bool>(w: f32, a: &[f32], b: &[f32], y: &mut [f32]) {
+    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+        *y = fma::<FMA>(w, a - b, *y);
+    }
+}
+
+for_isa! {
+    /// `y += w * (a - b)`
+    pub(crate) fn add_difference(w: f32, a: &[f32], b: &[f32], y: &mut [f32]) = add_difference_body
+}
+
 /// The largest value.
 #[inline(always)]
 fn largest(row: &[f32]) -> f32 {
