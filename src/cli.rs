@@ -9,6 +9,8 @@ mod forecast;
 mod generate;
 mod info;
 mod language;
+#[cfg(feature = "audio")]
+mod listen;
 mod model;
 mod output;
 #[cfg(feature = "table")]
@@ -27,7 +29,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text, answers questions about pictures.
+/// Runs sparse mixture-of-experts models offline: forecasts time series, writes text, answers questions about pictures
+/// and sound.
 #[derive(Debug, Parser)]
 #[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -45,6 +48,8 @@ enum Command {
     Ask(ask::Args),
     #[cfg(feature = "image")]
     Routes(ask::RoutesArgs),
+    #[cfg(feature = "audio")]
+    Listen(listen::Args),
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
     Quantize(quantise::Args),
@@ -103,6 +108,8 @@ pub fn run() -> ExitCode {
         Command::Ask(args) => ask::run(args),
         #[cfg(feature = "image")]
         Command::Routes(args) => ask::routes(args),
+        #[cfg(feature = "audio")]
+        Command::Listen(args) => listen::run(args),
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
         Command::Quantize(args) => quantise::run(args),

@@ -35,7 +35,7 @@ pub enum Error {
         /// What is wrong there, and what to do.
         problem: String,
     },
-    /// A picture cannot be used: it is none, damaged, or beyond the limits.
+    /// A picture or a sound cannot be used: it is none, damaged, or beyond the limits.
     #[error("{0}")]
     Media(String),
     /// The compute device cannot be used.

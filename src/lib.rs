@@ -1,5 +1,5 @@
 //! Multimodal sparse mixture-of-experts models in Rust, without Python. What works today is forecasting, text,
-//! and questions about pictures.
+//! and questions about pictures and sound.
 //!
 //! [`Forecaster`] continues any time series without being trained on it. It runs Time-MoE, a decoder-only transformer
 //! whose feed-forward layers are sparse mixtures of experts: a small model trained by this project and compiled into the
@@ -27,6 +27,8 @@
 //! `VisionChat` (feature `image`) answers questions about pictures with MoE-LLaVA, CuMo, LLaVA-1.5, models trained by this
 //! project ([`moesaic_models::vision`]), Aria ([`moesaic_models::aria`]) and Qwen3-VL ([`moesaic_models::qwen3_vl`]).
 //!
+//! `AudioChat` (feature `audio`) answers questions about speech, sounds and music with U-SAM ([`moesaic_models::usam`]).
+//!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
 //! * [`convert`] writes checkpoints of torch as model folders, and executes nothing of them.
@@ -39,8 +41,11 @@
 //! * `cli` (default): the `moesaic` program and the module `plot`. Embedders use `default-features = false`.
 //! * `hub` (default): the module `hub` and `Forecaster::from_hub`. Nothing uses the network unless it is given a Hub id.
 //! * `image` (default): picture files, and models that look at them.
+//! * `audio` (default): sound files, and models that listen to them.
 //! * `table`: Parquet files and Arrow record batches.
 
+#[cfg(feature = "audio")]
+mod audio;
 mod calendar;
 mod convert;
 mod error;
@@ -81,6 +86,10 @@ pub use text::{
     gguf_tokenizer, quantise, write_gguf,
 };
 
+#[cfg(feature = "audio")]
+pub use audio::{AudioChat, AudioModelInfo, Heard};
+#[cfg(feature = "audio")]
+pub use moesaic_encoders::audio::{AudioError, AudioOptions, AudioReader, Windows};
 #[cfg(feature = "image")]
 pub use moesaic_encoders::image::{DecodeOptions, ImageError, Limits, Picture};
 #[cfg(feature = "image")]

@@ -1,7 +1,7 @@
 //! Language models: text in, text out.
 
-#[cfg_attr(not(feature = "image"), allow(dead_code))]
-mod adapters;
+#[cfg_attr(not(any(feature = "image", feature = "audio")), allow(dead_code))]
+pub(crate) mod adapters;
 mod chat;
 mod detokenizer;
 mod generator;
@@ -18,7 +18,7 @@ mod tokenizer;
 
 pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
-#[cfg(feature = "image")]
+#[cfg(any(feature = "image", feature = "audio"))]
 pub(crate) use generator::{generation_config, stored_dtype};
 pub use gguf::{gguf_tokenizer, write_gguf};
 pub use info::{LayerParameters, TextModelInfo};

@@ -36,6 +36,8 @@ mod run;
 mod speech;
 #[path = "parity/time_moe.rs"]
 mod time_moe;
+#[path = "parity/usam.rs"]
+mod usam;
 #[path = "parity/vision.rs"]
 mod vision;
 #[path = "parity/vision_models.rs"]

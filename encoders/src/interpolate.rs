@@ -1,4 +1,5 @@
-//! Changing the size of grids of floats, with gradients: positions of another grid, pictures at another scale.
+//! Changing the size of grids of floats, with gradients: positions of another grid, pictures at another scale, sound at another
+//! rate.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -42,6 +43,34 @@ pub fn bicubic(x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
     down.matmul(&x)?.reshape((b, c, height, width))
 }
 
+/// Linear interpolation along time as torch computes it (`interpolate(mode="linear", align_corners=False)`): nothing is widened when
+/// there become fewer tokens.
+///
+/// # Shapes
+/// `x [b, t, c]` to `[b, to, c]`
+pub fn linear_in_time(x: &Tensor, to: usize) -> Result<Tensor> {
+    let (b, t, c) = x.dims3()?;
+    if [b, t, c, to].contains(&0) {
+        bail!("{t} tokens of width {c} in {b} rows cannot become {to}");
+    }
+    if t == to {
+        return Ok(x.clone());
+    }
+    let scale = t as f64 / to as f64;
+    let (mut before, mut after, mut share) = (Vec::with_capacity(to), Vec::with_capacity(to), Vec::with_capacity(to));
+    for i in 0..to {
+        let at = ((i as f64 + 0.5) * scale - 0.5).max(0.0);
+        let low = (at as usize).min(t - 1);
+        before.push(low as u32);
+        after.push((low + 1).min(t - 1) as u32);
+        share.push((at - low as f64) as f32);
+    }
+    let pick = |at: Vec<u32>| x.index_select(&Tensor::from_vec(at, to, x.device())?, 1); // (b, to, c)
+    let share = Tensor::from_vec(share, (1, to, 1), x.device())?.to_dtype(x.dtype())?;
+    let (before, after) = (pick(before)?, pick(after)?);
+    &before + (&after - &before)?.broadcast_mul(&share)?
+}
+
 /// The mean of each `n x n` cells.
 ///
 /// # Shapes
@@ -79,6 +108,21 @@ mod tests {
             assert!(row.iter().all(|v| (v - expected).abs() < 1e-6), "{r}: {row:?} {expected}");
         }
         assert!(bicubic(&x, (0, 3)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn time_is_stretched_and_squeezed() -> Result<()> {
+        let x = Tensor::new(&[[[0f32, 10.], [4., 20.]]], &Device::Cpu)?;
+        let rows = |to| linear_in_time(&x, to)?.squeeze(0)?.to_vec2::<f32>();
+        assert_eq!(rows(4)?, [[0., 10.], [1., 12.5], [3., 17.5], [4., 20.]]);
+        assert_eq!((rows(2)?, rows(1)?), (vec![vec![0., 10.], vec![4., 20.]], vec![vec![2., 15.]]));
+        assert!(linear_in_time(&x, 0).is_err());
+        // Every output's weights sum to one, so that the gradient of the sum does to the number of outputs.
+        let x = candle_core::Var::from_tensor(&x)?;
+        let grads = linear_in_time(x.as_tensor(), 5)?.sum_all()?.backward()?;
+        let grad = grads.get(x.as_tensor()).expect("a gradient").sum(1)?.squeeze(0)?.to_vec1::<f32>()?;
+        assert!(grad.iter().all(|g| (g - 5.0).abs() < 1e-6), "{grad:?}");
         Ok(())
     }
 

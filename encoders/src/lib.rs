@@ -30,7 +30,7 @@ pub mod video;
 pub use clip::{ClipConfig, ClipOutput, ClipVision, Head};
 pub use cumo::{CumoConfig, CumoLosses, CumoOutput, CumoVision};
 pub use dino::{DinoConfig, DinoOutput, DinoVision};
-pub use interpolate::{bicubic, mean_pool};
+pub use interpolate::{bicubic, linear_in_time, mean_pool};
 pub use qwen3_vl::{Qwen3VlConfig, Qwen3VlVision};
 pub use siglip::{SiglipConfig, SiglipOutput, SiglipVision};
 pub use tower::{Features, Select, Tower};

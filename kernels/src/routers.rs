@@ -11,8 +11,10 @@ use crate::ops::{distances, softmax};
 use crate::routes::{RouteInput, Routes};
 
 mod capacity;
+mod mixing;
 
 pub use capacity::{Assignment, Capacity, SecondChoice};
+pub use mixing::SoftmaxMixing;
 
 /// Decides which experts see which token.
 pub trait Router: Send + Sync + std::fmt::Debug {

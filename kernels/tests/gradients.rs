@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use moesaic_kernels::ops::{layer_norm, rms_norm, silu_glu, softmax};
 use moesaic_kernels::rng::Rng;
 use moesaic_kernels::rotary::{Rotary, RotaryStyle};
-use moesaic_kernels::routers::{CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax};
+use moesaic_kernels::routers::{
+    CentroidTopK, GroupLimit, SigmoidTopK, SoftmaxMixing, SoftmaxTopK, SparseMixer, TopKSoftmax,
+};
 use moesaic_kernels::{
     Activation, BiasedAttention, CausalAttention, ExpertBank, MoeLayer, OutputNorm, RouteInput, Router, Routes,
     SharedExpert, Sight, combine, dispatch, grouped_linear, linear, losses,
@@ -282,6 +284,11 @@ fn routers() {
     });
     check("centroids", &[x.clone(), w.clone()], |v| {
         both(CentroidTopK { centroids: v[1].clone(), k: 2 }.route(&RouteInput::new(&v[0]))?)
+    });
+    let (condition, wide) = (normal(&mut rng, &[t, 3], 1.0), normal(&mut rng, &[e, h + 3], 1.0));
+    check("mixing", &[x.clone(), condition, wide], |v| {
+        let input = RouteInput { condition: Some(&v[1]), ..RouteInput::new(&v[0]) };
+        both(SoftmaxMixing { weight: v[2].clone() }.route(&input)?)
     });
     check("cross entropy", &[normal(&mut rng, &[5, 9], 2.0)], |v| {
         losses::cross_entropy(&v[0], &[3, -100, 0, 8, 8])?.reshape(1)

@@ -37,6 +37,8 @@ use moesaic_projectors::{Matryoshka, Projector, ProjectorInput, Smop};
 use crate::decoder::{Context, Input, Output};
 use crate::generate::{Beam, BeamOptions, Generated, Options, Prompts, beam_search, generate};
 
+pub(crate) use config::llm as language_model;
+
 pub use assemble::{ADDED_TOKENS, Parts, assemble};
 pub use config::{AudioConfig, AvsrConfig, LaneConfig, ProjectorConfig, Task};
 pub use encoders::{AvEncoder, Encoders, SAMPLES_PER_FRAME, SpeechEncoder, fit_to_video};

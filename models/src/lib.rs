@@ -13,4 +13,5 @@ pub mod qwen3_vl;
 pub mod time_moe;
 pub mod train;
 pub mod upcycle;
+pub mod usam;
 pub mod vision;

@@ -247,6 +247,7 @@ fn beams_are_those_of_the_reference() {
                 _ => EarlyStopping::Never,
             },
             max_new_tokens: case.max_new_tokens,
+            min_new_tokens: 0,
             repetition_penalty: case.repetition_penalty,
             eos: case.eos.clone(),
         };

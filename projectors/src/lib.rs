@@ -8,6 +8,8 @@
 //! | [`TwoLayer`] | `two_layer.rs` | compression and a two-layer network: Llama-AVSR |
 //! | [`Matryoshka`] | `matryoshka.rs` | one such network for each of several rates of compression: Llama-MTSK |
 //! | [`Smop`] | `smop.rs` | sparse mixture of projectors over several modalities: Llama-SMoP |
+//! | [`WindowQFormer`] | `qformer.rs` | learned queries that look at each window of sound: U-SAM |
+//! | [`TaskMixture`] | `task_mixture.rs` | a mixture of projectors, weighed by sound and prompt: U-SAM |
 //!
 //! [`Compression`] makes fewer tokens of many before a projector; [`spatial_unpad`] makes one sequence of the tokens of a
 //! picture's tiles behind it.
@@ -16,18 +18,22 @@ mod anyres;
 mod compress;
 mod matryoshka;
 mod mlp;
+mod qformer;
 mod queries;
 mod smop;
 mod sparse;
+mod task_mixture;
 mod two_layer;
 
 pub use anyres::{spatial_unpad, unpadded};
 pub use compress::Compression;
 pub use matryoshka::Matryoshka;
 pub use mlp::{Mlp, MlpNames};
+pub use qformer::{WindowQFormer, WindowQFormerConfig};
 pub use queries::{Queries, QueriesConfig};
 pub use smop::{Sharing, Smop, SmopConfig};
 pub use sparse::{SparseMlp, SparseMlpConfig};
+pub use task_mixture::{MixtureSum, TaskMixture, TaskMixtureConfig};
 pub use two_layer::{Intake, TwoLayer};
 
 use candle_core::{Result, Tensor, bail};

@@ -31,6 +31,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_vision(&info) };
         return Ok(print(&text)?);
     }
+    #[cfg(feature = "audio")]
+    if let Some(info) = model::describe_audio(args.model.as_deref(), listens)? {
+        let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_audio(&info) };
+        return Ok(print(&text)?);
+    }
     if let Some(info) = model::describe_text(args.model.as_deref(), writes_text)? {
         let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_text(&info) };
         return Ok(print(&text)?);
@@ -51,6 +56,12 @@ fn writes_text(dir: &Path) -> bool {
 fn looks(dir: &Path) -> bool {
     !is_gguf(dir)
         && model_type(dir).is_some_and(|name| moesaic::VisionModelInfo::supported().any(|known| known == name))
+}
+
+/// Whether the folder's `config.json` names a model that listens.
+#[cfg(feature = "audio")]
+fn listens(dir: &Path) -> bool {
+    !is_gguf(dir) && model_type(dir).is_some_and(|name| name == "usam")
 }
 
 fn model_type(dir: &Path) -> Option<String> {
@@ -127,6 +138,23 @@ fn describe_vision(info: &moesaic::VisionModelInfo) -> String {
         ("  parameters", format!("{} in all, {} active", count(parameters.total), count(parameters.active))),
         ("  layers", format!("{} ({} of them sparse)", info.layers, info.sparse_layers)),
         ("  experts", sparse),
+        ("weights", bytes(info.bytes)),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+}
+
+#[cfg(feature = "audio")]
+fn describe_audio(info: &moesaic::AudioModelInfo) -> String {
+    let parameters = &info.language_parameters;
+    let rows = [
+        ("model", info.source.clone()),
+        ("architecture", info.architecture.to_string()),
+        ("encoders", format!("{}, {} wide together", info.encoders.join(", "), info.width)),
+        ("hears at once", format!("{:.0} s", info.seconds)),
+        ("projector", format!("{} mixed, summed over {}", info.experts, info.mixture_sum)),
+        ("language model", info.language.clone()),
+        ("  parameters", format!("{} in all, {} active", count(parameters.total), count(parameters.active))),
+        ("  layers", info.layers.to_string()),
         ("weights", bytes(info.bytes)),
     ];
     rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()

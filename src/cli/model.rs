@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+#[cfg(feature = "audio")]
+use moesaic::AudioModelInfo;
 #[cfg(feature = "image")]
 use moesaic::VisionModelInfo;
 use moesaic::{Forecaster, ModelInfo, TextModelInfo};
@@ -97,6 +99,32 @@ pub(super) fn vision_folder(model: &Path) -> Result<PathBuf> {
     Ok(model.to_path_buf())
 }
 
+/// The folder of a model that listens, named by it or by its id.
+#[cfg(feature = "audio")]
+pub(super) fn audio_folder(model: &Path) -> Result<PathBuf> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = hub::id(model) {
+        return Ok(hub::audio(id)?.folder);
+    }
+    Ok(model.to_path_buf())
+}
+
+/// Describes the model in this folder or of this id, if it listens.
+#[cfg(feature = "audio")]
+pub(super) fn describe_audio(model: Option<&Path>, listens: impl Fn(&Path) -> bool) -> Result<Option<AudioModelInfo>> {
+    #[cfg(feature = "hub")]
+    if let Some(id) = model.and_then(hub::id) {
+        if !listens(&hub::config(id)?) {
+            return Ok(None);
+        }
+        let snapshot = hub::audio(id)?;
+        let mut info = AudioModelInfo::of_dir(&snapshot.folder)?;
+        info.source = snapshot.to_string();
+        return Ok(Some(info));
+    }
+    model.filter(|dir| listens(dir)).map(|dir| Ok(AudioModelInfo::of_dir(dir)?)).transpose()
+}
+
 #[cfg(feature = "hub")]
 mod hub {
     use std::path::{Path, PathBuf};
@@ -154,6 +182,14 @@ mod hub {
     #[cfg(feature = "image")]
     pub fn vision(id: &str) -> Result<Snapshot> {
         moesaic::VisionModelInfo::check(config(id)?).map_err(|error| anyhow!("{id}: {error}"))?;
+        with(id, |id, hub| hub.model(id))
+    }
+
+    /// A model that listens, whole, in the same way.
+    #[cfg(feature = "audio")]
+    pub fn audio(id: &str) -> Result<Snapshot> {
+        moesaic_models::usam::UsamConfig::load(&config(id)?)
+            .map_err(|error| anyhow!("{id}: {}", moesaic::candle_message(&error)))?;
         with(id, |id, hub| hub.model(id))
     }
 

@@ -85,6 +85,17 @@ pub struct Speed {
 }
 
 impl Speed {
+    /// The sum of two generations.
+    pub fn with(&self, other: &Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            reused_tokens: self.reused_tokens + other.reused_tokens,
+            prefill_seconds: self.prefill_seconds + other.prefill_seconds,
+            decode_tokens: self.decode_tokens + other.decode_tokens,
+            decode_seconds: self.decode_seconds + other.decode_seconds,
+        }
+    }
+
     /// Prompt tokens per second, of those that were computed.
     pub fn prefill(&self) -> f64 {
         self.prompt_tokens.saturating_sub(self.reused_tokens) as f64 / self.prefill_seconds.max(1e-9)

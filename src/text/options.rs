@@ -106,7 +106,7 @@ impl TextOptions {
     }
 
     /// The same for a beam search that returns `sequences` answers.
-    pub(super) fn search(&self, config: &GenerationConfig, sequences: usize) -> Result<BeamOptions> {
+    pub(crate) fn search(&self, config: &GenerationConfig, sequences: usize) -> Result<BeamOptions> {
         let base = config.beam_options();
         let options = BeamOptions {
             beams: self.beams.unwrap_or(base.beams),

@@ -2,8 +2,9 @@
 //! `extract_features` and `ctc_logits`.
 
 use anyhow::{Result, bail, ensure};
-use candle_core::DType;
-use moesaic_encoders::speech::{Hubert, Wav2Vec2, WavLm, WaveConfig, WhisperConfig, WhisperEncoder};
+use candle_core::{DType, Tensor};
+use moesaic_encoders::audio::CedFeatures;
+use moesaic_encoders::speech::{Ced, CedConfig, Hubert, Wav2Vec2, WavLm, WaveConfig, WhisperConfig, WhisperEncoder};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Params, Probe, Tokens};
 
@@ -47,6 +48,32 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     Ok(())
 }
 
+/// CED from samples: `short.` and `long.` with `mel_db`, what the network records, and `tokens`.
+pub fn ced(case: &Case, got: &mut Got) -> Result<()> {
+    let model = Ced::load(&case.dir, DType::F32, &case.device)?;
+    let params = Params::resume(&Checkpoint::open(&case.dir)?, &case.device);
+    let config = CedConfig::load(&case.dir)?.named_as(&Checkpoint::open(&case.dir)?, "");
+    let trained = Ced::new(config, &params)?;
+    let extractor = CedFeatures::with_bands(model.config().n_mels)?;
+    for name in ["short", "long"] {
+        let input = format!("audio_{name}");
+        if !case.has_input(&input) {
+            continue;
+        }
+        let clips = case.input(&input)?.to_vec2::<f32>()?;
+        let features = extractor.batch(&clips.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let features = features.iter().map(|f| f.tensor(&case.device)).collect::<candle_core::Result<Vec<_>>>()?;
+        let features = Tensor::stack(&features, 0)?; // (b, bands, frames)
+        let probe = Probe::new();
+        let tokens = model.forward(&features, Some(&probe))?;
+        ensure!(tokens.embeds.dim(1)? == model.config().tokens(features.dim(2)?), "{name}: the number of tokens");
+        got.put(format!("{name}.mel_db"), features.clone());
+        got.put_all(&format!("{name}."), probe.tensors());
+        gradients(case, &params, &tokens, &trained.forward(&features, None)?)?;
+    }
+    Ok(())
+}
+
 /// The case's weights as variables: all, and under the encoder's prefix.
 fn trained(case: &Case, prefix: &str) -> Result<(Params, Params)> {
     let checkpoint = Checkpoint::open(&case.dir)?;
@@ -63,6 +90,11 @@ fn gradients(case: &Case, params: &Params, packed: &Tokens, trained: &Tokens) ->
     // A sum would vanish behind the last norm.
     let grads = trained.embeds.powf(3.0)?.sum_all()?.backward()?;
     for (name, var) in params.variables() {
+        if name.contains(".running_") {
+            // Statistics of training.
+            ensure!(grads.get(&var).is_none(), "{name} is a statistic and gets a gradient");
+            continue;
+        }
         let Some(grad) = grads.get(&var) else { bail!("{name} gets no gradient") };
         let sum = grad.sqr()?.sum_all()?.to_scalar::<f32>()?;
         // The same bias for all keys changes no softmax.

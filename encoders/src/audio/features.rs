@@ -255,8 +255,33 @@ impl CedFeatures {
 
     /// 64 bands to 8 kHz.
     pub fn new() -> Self {
-        let bank = Bank::htk(64, 257, f64::from(SAMPLE_RATE) / 2.0);
+        Self::of(64)
+    }
+
+    /// Another number of bands to 8 kHz.
+    ///
+    /// # Errors
+    /// There are no bands, or more than the spectrum has bins.
+    pub fn with_bands(bands: usize) -> AudioResult<Self> {
+        match bands {
+            1..=257 => Ok(Self::of(bands)),
+            _ => Err(AudioError::Input(format!("CED features of {bands} bands: expected 1 to 257, usual are 64"))),
+        }
+    }
+
+    fn of(bands: usize) -> Self {
+        let bank = Bank::htk(bands, 257, f64::from(SAMPLE_RATE) / 2.0);
         Self { spectrum: Spectrum::new(512, hann(512), 160, bank) }
+    }
+
+    /// Clips as the model takes a batch of them: limited to 120 dB below the loudest value of all.
+    ///
+    /// # Errors
+    /// As [`extract`](Self::extract).
+    pub fn batch(&self, clips: &[&[f32]]) -> AudioResult<Vec<Features>> {
+        let mut features = clips.iter().map(|clip| self.decibels(clip)).collect::<AudioResult<Vec<_>>>()?;
+        Self::limit(&mut features);
+        Ok(features)
     }
 
     /// A single clip, limited to 120 dB below its own loudest value.

@@ -297,6 +297,25 @@ impl ExpertBank {
         combine(&self.networks(&dispatch(x, routes)?, routes)?, routes)
     }
 
+    /// The output of every route before it is weighted, in the order of the routes: for sums that are not over a token's experts,
+    /// as in U-SAM's released code. With gradients, unless the weights are [packed](Self::pack).
+    ///
+    /// # Shapes
+    /// `x [T, H]` to `[R, O]`
+    pub fn forward_each(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if routes.experts() != self.experts() || x.dims2()?.0 != routes.tokens() || routes.is_empty() {
+            bail!(
+                "{} routes of {} tokens to {} experts do not fit input {:?} and {} experts",
+                routes.len(),
+                routes.tokens(),
+                routes.experts(),
+                x.dims(),
+                self.experts()
+            );
+        }
+        self.networks(&dispatch(x, routes)?, routes)
+    }
+
     /// A bank of one expert on every token with weight 1: a dense layer, without dispatch and combine.
     ///
     /// # Shapes

@@ -182,7 +182,7 @@ fn keys<T: DeserializeOwned>(map: &Map<String, Value>) -> Result<T> {
 }
 
 /// The language model under `llama` (or `llm`); without `model_type` it is a Llama.
-pub(super) fn llm(map: &Map<String, Value>) -> Result<DecoderConfig> {
+pub(crate) fn llm(map: &Map<String, Value>) -> Result<DecoderConfig> {
     let Some(Value::Object(llm)) = map.get("llama").or(map.get("llm")) else {
         bail!("config.json has no key llama with the language model's configuration");
     };

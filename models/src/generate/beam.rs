@@ -191,6 +191,13 @@ impl<'o> Search<'o> {
                 let seen = distinct(&[&self.prompt[..], &beam.tokens].concat());
                 apply_penalty(&mut scores, &seen, self.options.repetition_penalty);
             }
+            if length <= self.options.min_new_tokens {
+                for &id in &self.options.eos {
+                    if let Some(score) = scores.get_mut(id as usize) {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
             let mut order: Vec<u32> = (0u32..).take(scores.len()).collect();
             let by_score = |a: &u32, b: &u32| {
                 let at = |id: u32| scores.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);

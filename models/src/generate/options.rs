@@ -96,6 +96,8 @@ pub struct BeamOptions {
     pub early_stopping: EarlyStopping,
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
+    /// Tokens that a continuation has before one of `eos` may end it: `min_new_tokens` of `transformers`.
+    pub min_new_tokens: usize,
     /// As in [`Options::repetition_penalty`]; as in `transformers` it applies to log-probabilities here, all of which are
     /// negative.
     pub repetition_penalty: f64,
@@ -111,6 +113,7 @@ impl Default for BeamOptions {
             length_penalty: 1.0,
             early_stopping: EarlyStopping::default(),
             max_new_tokens: 256,
+            min_new_tokens: 0,
             repetition_penalty: 1.0,
             eos: Vec::new(),
         }
@@ -126,6 +129,9 @@ impl BeamOptions {
         }
         if self.sequences == 0 || self.sequences > self.beams {
             bail!("{} sequences of {} beams: give 1 to {}", self.sequences, self.beams, self.beams);
+        }
+        if self.min_new_tokens > self.max_new_tokens {
+            bail!("at least {} new tokens, but at most {}", self.min_new_tokens, self.max_new_tokens);
         }
         if !self.length_penalty.is_finite() {
             bail!("the length penalty is {}: give a number, 1 for the mean log-probability", self.length_penalty);
