@@ -13,7 +13,8 @@ pub enum Rule {
     Exact,
     /// `|got - expected| <= atol + rtol * |expected|`
     Near { atol: f64, rtol: f64 },
-    /// The absolute part is `times` an expected tensor (one value, or one that broadcasts to the compared shape).
+    /// The absolute part is `times` an expected tensor (one value, one that broadcasts to the compared shape, or else its largest
+    /// value).
     NearTimes { tensor: String, times: f64, rtol: f64 },
 }
 
@@ -184,6 +185,16 @@ fn distance(got: f64, expected: f64) -> f64 {
     }
 }
 
+/// The expected tensor that a tolerance names: itself, or that of the case's one pass (`step1.scale` for `scale`).
+fn named<'a>(name: &str, all: &'a BTreeMap<String, Tensor>) -> Result<&'a Tensor> {
+    let of_a_pass = |key: &str| key.split_once('.').is_some_and(|(_, rest)| rest == name);
+    let mut found = all.iter().filter(|(key, _)| of_a_pass(key)).map(|(_, tensor)| tensor);
+    match (all.get(name), found.next(), found.next()) {
+        (Some(tensor), ..) | (None, Some(tensor), None) => Ok(tensor),
+        _ => bail!("atol_times names {name}, which is not in the case, or in several passes"),
+    }
+}
+
 fn bounds(rule: &Rule, tensor: &Tensor, values: &[f64], all: &BTreeMap<String, Tensor>) -> Result<Vec<f64>> {
     // The bound at a value that is not finite must not become infinite, or anything would pass there.
     let relative = |rtol: f64, v: f64| if v.is_finite() { rtol * v.abs() } else { 0.0 };
@@ -191,10 +202,13 @@ fn bounds(rule: &Rule, tensor: &Tensor, values: &[f64], all: &BTreeMap<String, T
         Rule::Exact => vec![0.0; values.len()],
         Rule::Near { atol, rtol } => values.iter().map(|v| atol + relative(*rtol, *v)).collect(),
         Rule::NearTimes { tensor: name, times, rtol } => {
-            let by = all.get(name).with_context(|| format!("atol_times names {name}, which is not in the case"))?;
-            let by = by.to_dtype(DType::F64)?;
+            let by = named(name, all)?.to_dtype(DType::F64)?;
             let by = if by.elem_count() == 1 { by.reshape(())? } else { by };
-            let by = numbers(&by.broadcast_as(tensor.shape())?)?;
+            let by = match by.broadcast_as(tensor.shape()) {
+                Ok(by) => numbers(&by)?,
+                // Of other positions than those compared: its largest value counts.
+                Err(_) => vec![numbers(&by)?.iter().fold(0.0, |most: f64, v| most.max(v.abs())); values.len()],
+            };
             ensure!(by.iter().all(|v| v.is_finite()), "{name}, which the tolerance depends on, is not finite");
             by.iter().zip(values).map(|(by, v)| times * by.abs() + relative(*rtol, *v)).collect()
         }

@@ -43,11 +43,11 @@ pub(super) fn beta(a: f64, b: f64, x: f64, y: f64) -> f64 {
     }
     let front = (ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b) + a * x.ln() + b * y.ln()).exp();
     // The fraction converges quickly on the side of x that is below the mean.
-    if x * (a + b + 2.0) < a + 1.0 {
-        (front / a * fraction(a, b, x)).clamp(0.0, 1.0)
-    } else {
-        (1.0 - front / b * fraction(b, a, y)).clamp(0.0, 1.0)
-    }
+    let side = |a: f64, b: f64, x: f64| match front {
+        0.0 => 0.0,
+        front => (front / a * fraction(a, b, x)).clamp(0.0, 1.0),
+    };
+    if x * (a + b + 2.0) < a + 1.0 { side(a, b, x) } else { 1.0 - side(b, a, y) }
 }
 
 /// Terms after which the fraction is as good as it gets: it takes about the square root of the larger parameter.
@@ -61,8 +61,8 @@ fn fraction(a: f64, b: f64, x: f64) -> f64 {
     for m in 1..TERMS {
         let m = m as f64;
         for term in [
-            m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0)),
+            m / (a + 2.0 * m - 1.0) * ((b - m) / (a + 2.0 * m)) * x,
+            -(a + m) / (a + 2.0 * m) * ((a + b + m) / (a + 2.0 * m + 1.0)) * x,
         ] {
             d = 1.0 / away(1.0 + term * d);
             c = away(1.0 + term / c);
