@@ -1,6 +1,5 @@
 //! Language models: text in, text out.
 
-#[cfg_attr(not(any(feature = "image", feature = "audio")), allow(dead_code))]
 pub(crate) mod adapters;
 mod chat;
 mod detokenizer;

@@ -22,7 +22,7 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROGRAM = ROOT / "target/release/moesaic"
+PROGRAM = pathlib.Path(os.environ.get("MOESAIC", ROOT / "target/release/moesaic"))
 RECIPES = ROOT / "examples/vision"
 CONNECTOR = {"projector_experts": 4, "projector_top_k": 2}
 # Four copies of a dense network, each cut in two: two halves for a token are as much work as the network was.
@@ -46,17 +46,18 @@ def toml(table, name=""):
 
 
 def train(out, recipe, **changes):
-    """Runs a recipe into `out`, unless it is finished; `changes` replace values of the recipe, `plan` key by key."""
+    """The model that a recipe makes, in `out` unless it is there; `changes` replace values of the recipe, `plan` key by key."""
     config = tomllib.loads((RECIPES / recipe).read_text())
     plan = {**config["plan"], **changes.pop("plan", {})}
     config = {key: value for key, value in {**config, **changes, "plan": plan}.items() if value is not None}
     config["plan"]["out"] = str(out)
-    if (out / "model.safetensors").exists():
-        return
+    model = out / "model"
+    if (model / "model.safetensors").exists():
+        return model
     path = out.with_suffix(".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(toml(config)) + "\n")
-    command = [PROGRAM, "train", "vision", path] + (["--resume"] if any(out.glob("step-*")) else [])
+    command = [PROGRAM, "train", "vision", path] + (["--resume"] if any(out.glob("checkpoint-*")) else [])
     with open(out.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(command, env={**os.environ, "CANDLE_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -66,6 +67,7 @@ def train(out, recipe, **changes):
             print(f"{out.name}: {line}", end="", flush=True)
         if process.wait():
             sys.exit(f"{out}: training failed; its log is {out.with_suffix('.log')}")
+    return model
 
 
 def measure(folder, data):
@@ -110,14 +112,13 @@ def main():
     steps = lambda n: {"plan": {"steps": n}} if n else {}
     results = {}
     for seed in args.seeds:
-        look, base = args.out / f"look-{seed}", args.out / f"base-{seed}"
-        train(look, "look.toml", seed=seed, **steps(args.look))
-        train(base, "train.toml", seed=seed, init=str(look), **steps(args.steps))
+        look = train(args.out / f"look-{seed}", "look.toml", seed=seed, **steps(args.look))
+        base = train(args.out / f"base-{seed}", "train.toml", seed=seed, init=str(look), **steps(args.steps))
         for name, upcycle in VARIANTS.items():
-            folder = args.out / f"{name.replace(' ', '-')}-{seed}"
-            train(folder, "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))
-            results.setdefault(name, []).append({"measured": measure(folder, args.data / "test.jsonl"),
-                                                 "parameters": parameters(folder)})
+            out = args.out / f"{name.replace(' ', '-')}-{seed}"
+            model = train(out, "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))
+            results.setdefault(name, []).append({"measured": measure(model, args.data / "test.jsonl"),
+                                                 "parameters": parameters(model)})
     (args.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
     show(results)
 

@@ -27,7 +27,7 @@ impl TextGenerator {
     }
 }
 
-fn attach(decoder: &mut Decoder, dir: &Path, strength: f64) -> Result<()> {
+pub(crate) fn attach(decoder: &mut Decoder, dir: &Path, strength: f64) -> Result<()> {
     let name = dir.display().to_string();
     let opened = Adapter::open(dir).map_err(|error| Error::weights(dir, &error))?;
     detach(decoder, dir);
@@ -38,7 +38,7 @@ fn attach(decoder: &mut Decoder, dir: &Path, strength: f64) -> Result<()> {
     })
 }
 
-fn detach(decoder: &mut Decoder, dir: &Path) {
+pub(crate) fn detach(decoder: &mut Decoder, dir: &Path) {
     let name = dir.display().to_string();
     // Every other one keeps the strength it has.
     adjust(decoder.sites(), |attached, strength| (attached != name).then_some(strength));
