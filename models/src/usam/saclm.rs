@@ -255,7 +255,7 @@ mod tests {
     /// values are so rare at this seed that none is met.
     #[test]
     fn gradients_are_those_of_finite_differences() -> Result<()> {
-        for (n, m) in [(7, 4), (4, 7), (5, 5)] {
+        for (n, m) in [(7, 4), (4, 7)] {
             let params = Params::init(11, &Device::Cpu);
             let loss = Saclm::load(config(), &params)?;
             let mut rng = Rng::new(3 + n as u64);
