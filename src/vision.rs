@@ -53,9 +53,6 @@ pub struct VisionChat {
     whole: Option<(PathBuf, Concerned)>,
 }
 
-/// Where the shipped model is: too large for the program itself, so in the repository that it was built in.
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/vqa");
-
 impl From<ImageError> for Error {
     fn from(error: ImageError) -> Self {
         match error {
@@ -111,20 +108,6 @@ impl VisionChat {
         let model = config.with_processor(dir)?.model(dir, &checkpoint, dtype)?;
         let (weights, attached, whole) = ((dir.to_path_buf(), dtype), Vec::new(), None);
         Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached, whole })
-    }
-
-    /// The small model of this project, in the repository's folder `assets/vqa`: it knows three shapes, eight colours and
-    /// handwritten digits.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where that folder is not there any more, and as [`from_dir`](Self::from_dir).
-    pub fn shipped() -> Result<Self> {
-        let dir = Path::new(SHIPPED);
-        if !dir.join("config.json").is_file() {
-            let problem = "the small model of the repository is not there: give the folder of a model that looks at pictures (--model)";
-            return Err(Error::config(dir, problem));
-        }
-        Self::from_dir(dir)
     }
 
     /// What the model is.

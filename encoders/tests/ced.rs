@@ -15,7 +15,7 @@ fn config() -> CedConfig {
 
 fn features(rows: usize, frames: usize) -> Result<Tensor> {
     let p = Params::init(5, &Device::Cpu);
-    Ok((p.tensor("features", [rows, 8, frames], Init::Normal(10.0))?.detach() - 30.0)?)
+    p.tensor("features", [rows, 8, frames], Init::Normal(10.0))?.detach() - 30.0
 }
 
 fn worst(a: &Tensor, b: &Tensor) -> Result<f32> {
@@ -112,7 +112,8 @@ fn clips_of_all_lengths() -> Result<()> {
 #[test]
 fn configs_are_checked_before_anything_is_made() {
     let p = Params::init(1, &Device::Cpu);
-    let wrong: [(&str, fn(&mut CedConfig)); 11] = [
+    type Spoil = fn(&mut CedConfig);
+    let wrong: [(&str, Spoil); 11] = [
         ("embed_dim", |c| c.embed_dim = 0),
         ("embed_dim", |c| c.embed_dim = usize::MAX),
         ("depth", |c| c.depth = 1 << 40),

@@ -47,7 +47,7 @@ impl Compression {
             }
             Self::AverageGrid(n) | Self::PixelShuffle(n) => {
                 let side = tokens.isqrt();
-                if n == 0 || side * side != tokens || side < n || side % n != 0 {
+                if n == 0 || side * side != tokens || side < n || !side.is_multiple_of(n) {
                     bail!("{tokens} tokens are no square grid that divides into cells of {n} x {n}");
                 }
                 Ok(())

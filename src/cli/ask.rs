@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use moesaic::plot::{HeatMap, heat_maps};
 use moesaic::prompts::Turn;
 use moesaic::{Answer, ExpertShares, Picture, RouteMap, Speed, VisionChat, VisionModelInfo};
@@ -23,14 +23,14 @@ struct About {
     /// The question; <image> in it says where each picture stands, else all stand in front
     #[arg(value_name = "QUESTION", required = true)]
     question: String,
-    /// Folder of a model that looks at pictures; the small one of this project if left out
+    /// Folder of a model that looks at pictures
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
         doc = "Also the id of one on the Hub, which is downloaded once: org/name or org/name@revision."
     )]
     #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
+    model: PathBuf,
     /// Scale pictures down to so many pixels, for models that take them in any size (Qwen3-VL): fewer tokens
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
@@ -44,11 +44,10 @@ impl About {
 
     fn open(&self, writing: Option<&WritingArgs>) -> Result<VisionChat> {
         let dtype = writing.and_then(|writing| writing.dtype);
-        let mut chat = match (self.model.as_deref().map(vision_folder).transpose()?, dtype) {
-            (Some(dir), None) => VisionChat::from_dir(dir)?,
-            (Some(dir), Some(dtype)) => VisionChat::from_dir_as(dir, dtype)?,
-            (None, None) => VisionChat::shipped()?,
-            (None, Some(_)) => bail!("--dtype is for a model that --model names"),
+        let dir = vision_folder(&self.model)?;
+        let mut chat = match dtype {
+            None => VisionChat::from_dir(dir)?,
+            Some(dtype) => VisionChat::from_dir_as(dir, dtype)?,
         };
         if let Some(most) = self.max_pixels {
             chat.limit_pixels(most);

@@ -36,7 +36,7 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         // What cannot be read is left to the family, whose messages say what is wrong.
-        let map = || Some(serde_json::from_str::<Map<String, Value>>(&read_text(&path, LONGEST_CONFIG).ok()??).ok()?);
+        let map = || serde_json::from_str::<Map<String, Value>>(&read_text(&path, LONGEST_CONFIG).ok()??).ok();
         let named = map().and_then(|map| map.get("model_type")?.as_str().map(str::to_string)).unwrap_or_default();
         let own = |error: candle_core::Error| config_error(dir, error.into());
         Ok(match named.as_str() {

@@ -265,7 +265,7 @@ mod tests {
         let mut rng = Rng::new(1);
         let (q, kv) = (normal(&mut rng, &[n, heads, d]), normal(&mut rng, &[m, 2, heads, d]));
         let bias = normal(&mut rng, &[2, heads]);
-        let sees = |i: usize, j: usize| if i == 3 || (i + 2 * j) % 3 == 0 { None } else { Some((i + j) % 2) };
+        let sees = |i: usize, j: usize| if i == 3 || (i + 2 * j).is_multiple_of(3) { None } else { Some((i + j) % 2) };
         let mut sight = Sight::new();
         (0..n).for_each(|i| sight.push((0..m).filter_map(|j| Some((j, sees(i, j)?)))));
         let tensor = |v: &[f32], shape: &[usize]| Tensor::from_slice(v, shape, &Device::Cpu);
@@ -283,9 +283,9 @@ mod tests {
                     })
                     .collect();
                 let sum = weights.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-                for c in 0..d {
+                for (c, got) in got[i][h].iter().enumerate() {
                     let want: f64 = (0..m).map(|j| weights[j] / sum * at(1, j, c)).sum();
-                    assert!((f64::from(got[i][h][c]) - want).abs() < 1e-5, "{i} {h} {c}: {} {want}", got[i][h][c]);
+                    assert!((f64::from(*got) - want).abs() < 1e-5, "{i} {h} {c}: {got} {want}");
                 }
             }
         }

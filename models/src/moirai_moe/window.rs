@@ -133,9 +133,9 @@ impl Windows {
             }
         }
         (targets..targets + known).for_each(|v| push_past(&mut tokens, v));
-        for v in targets..targets + known {
+        for (v, variate) in variates.iter().enumerate().skip(targets).take(known) {
             let ahead = |i: usize| match i < horizon {
-                true => (variates[v].values[seen + i], variates[v].observed[seen + i], false),
+                true => (variate.values[seen + i], variate.observed[seen + i], false),
                 false => (0.0, false, false),
             };
             for t in 0..future {

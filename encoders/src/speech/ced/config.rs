@@ -107,8 +107,7 @@ impl CedConfig {
 
     /// The same config for the names of a checkpoint, which stand behind `prefix`.
     pub fn named_as(mut self, checkpoint: &Checkpoint, prefix: &str) -> Self {
-        let has = |name: &str| checkpoint.info(&format!("{prefix}blocks.0.attn.k_proj.{name}")).is_some();
-        self.split = has("weight");
+        self.split = checkpoint.info(&format!("{prefix}blocks.0.attn.k_proj.weight")).is_some();
         self
     }
 
