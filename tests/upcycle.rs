@@ -272,7 +272,7 @@ fn an_interrupt_leaves_nothing() {
     command.args(["upcycle", "model", "--experts", "16384", "--top-k", "2", "--output", "out"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let written = || {
-        let partial = names(path).into_iter().find(|name| name.starts_with(".out.partial-"));
+        let partial = names(path).into_iter().find(|name| name.starts_with(".out.") && name.ends_with(".tmp"));
         partial.is_some_and(|name| !names(&path.join(name)).is_empty())
     };
     for _ in 0..1000 {

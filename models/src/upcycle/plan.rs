@@ -179,6 +179,10 @@ impl Plan {
         saved?;
         let file = |path: PathBuf, e: std::io::Error| Error::Files { path, problem: e.to_string() };
         copy_beside(&first.path, folder)?;
+        for (name, content) in &self.beside {
+            let path = folder.join(name);
+            std::fs::write(&path, content).map_err(|e| file(path, e))?;
+        }
         let path = folder.join("config.json");
         let json = serde_json::to_string_pretty(&self.config.published).map_err(|e| file(path.clone(), e.into()))?;
         std::fs::write(&path, json + "\n").map_err(|e| file(path, e))
