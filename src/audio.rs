@@ -89,10 +89,7 @@ impl AudioChat {
     }
 
     fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
-        if !dir.is_dir() {
-            let what = if dir.exists() { "is not a folder" } else { "does not exist" };
-            return Err(Error::config(dir, format!("{what}: give a folder with config.json and model.safetensors")));
-        }
+        Error::unless_folder(dir)?;
         let config = read_config(dir)?;
         // Weights take long to read: all else comes first.
         let tokenizer = Tokenizer::load(dir)?;

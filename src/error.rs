@@ -142,6 +142,15 @@ impl Error {
         Error::Config { path: path.to_path_buf(), problem: problem.into() }
     }
 
+    /// Checks that a model's folder is one, before anything of it is looked for.
+    pub(crate) fn unless_folder(dir: &Path) -> Result<()> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let what = if dir.exists() { "is not a folder" } else { "does not exist" };
+        Err(Self::config(dir, format!("{what}: give a folder with config.json and model.safetensors")))
+    }
+
     pub(crate) fn weights(path: &Path, error: &candle_core::Error) -> Self {
         let (name, message) = (path.display().to_string(), candle_message(error));
         // Most messages of the loader name their file.

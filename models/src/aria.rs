@@ -138,7 +138,7 @@ impl Aria {
         let inside = checkpoint.names().any(|name| name.starts_with("model.language_model."));
         let model = Self::new(config, &if inside { params.renamed(inner) } else { params.clone() })?;
         let of_language = |name: &str| model.decoder.config().ignorable(name);
-        parts::no_others(&params, &checkpoint, "aria", |name| {
+        folder::no_others(&params, &checkpoint, "aria", |name| {
             // The norm behind the tower's last layer and the pooling head: features are taken before them.
             ["vision_tower.post_layernorm.", "vision_tower.head."].iter().any(|part| name.contains(part))
                 || of_language(name)

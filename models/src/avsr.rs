@@ -35,6 +35,7 @@ use moesaic_kernels::{Modality, Params, Probe, Routes, Tokens};
 use moesaic_projectors::{Matryoshka, Projector, ProjectorInput, Smop};
 
 use crate::decoder::{Context, Input, Output};
+use crate::folder::no_others;
 use crate::generate::{Beam, BeamOptions, Generated, Options, Prompts, beam_search, generate};
 
 pub(crate) use config::llm as language_model;
@@ -143,16 +144,9 @@ impl Avsr {
         let before = lightning(checkpoint);
         let root = if before.is_empty() { params.clone() } else { params.pp("model") };
         let model = Self::new(config, vocabulary, Sources::one(&root), Some(checkpoint))?;
-        let known = |name: &String| name.strip_prefix(before).is_some_and(|name| model.ignorable(name));
-        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !known(name)).collect();
-        match unknown.as_slice() {
-            [] => Ok(model),
-            [first, ..] => bail!(
-                "{}: {} tensors do not belong to a speech model of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                unknown.len()
-            ),
-        }
+        let known = |name: &str| name.strip_prefix(before).is_some_and(|name| model.ignorable(name));
+        no_others(&params, checkpoint, "speech model", known)?;
+        Ok(model)
     }
 
     /// The model with tensors from `sources`. `checkpoint` is that of the encoder of sound, where there is one: it tells how

@@ -57,6 +57,8 @@ pub use quantise::{MatrixKind, Quantisation, QuantisedTensor};
 pub use rope::{RopeConfig, RopeScaling};
 pub use sites::Site;
 
+use crate::folder::no_others;
+
 use attention::Attention;
 use ffn::Ffn;
 use input::Placed;
@@ -137,16 +139,8 @@ impl Decoder {
     ) -> Result<Self> {
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.config.ignorable(name)).collect();
-        match unknown.as_slice() {
-            [] => Ok(model),
-            [first, ..] => bail!(
-                "{}: {} tensors do not belong to a {} of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                unknown.len(),
-                model.config.model_type
-            ),
-        }
+        no_others(&params, checkpoint, &model.config.model_type, |name| model.config.ignorable(name))?;
+        Ok(model)
     }
 
     /// The model with tensors from `params`: of a checkpoint, or variables to be trained. Its tensors stand under their

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, bail};
+use moesaic_kernels::Params;
+use moesaic_kernels::checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
 /// Files that make a folder of weights a model that can be talked to and shown pictures, where they are there.
@@ -54,6 +56,24 @@ pub(crate) fn config(path: &Path) -> Result<Map<String, Value>> {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(at(path, "this is not a configuration: expected a JSON object")),
         Err(e) => Err(at(path, format!("this is not JSON: {e}"))),
+    }
+}
+
+/// Refuses a checkpoint with tensors that nobody asked for, unless they are known to be of no use.
+pub(crate) fn no_others(
+    params: &Params,
+    checkpoint: &Checkpoint,
+    model_type: &str,
+    ignorable: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let unknown: Vec<String> = params.unused().into_iter().filter(|name| !ignorable(name)).collect();
+    match unknown.first() {
+        None => Ok(()),
+        Some(first) => bail!(
+            "{}: {} tensors do not belong to a {model_type} of this config, the first is {first}; check config.json",
+            checkpoint.label(),
+            unknown.len()
+        ),
     }
 }
 

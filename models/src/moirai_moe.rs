@@ -30,7 +30,7 @@ use moesaic_kernels::{
     Activation, BiasedAttention, ExpertBank, Init, Linear, MoeLayer, Params, Probe, RouteInput, Routes, Sight,
 };
 
-use crate::folder::{at, config_text};
+use crate::folder::{at, config_text, no_others};
 
 use config::{NORM_EPS, ROPE_THETA};
 use projection::{Inputs, Outputs};
@@ -232,14 +232,8 @@ impl MoiraiMoe {
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Self> {
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        match params.unused().as_slice() {
-            [] => Ok(model),
-            [first, ..] => bail!(
-                "{}: {} tensors do not belong to a Moirai-MoE of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                params.unused().len()
-            ),
-        }
+        no_others(&params, checkpoint, "Moirai-MoE", |_| false)?;
+        Ok(model)
     }
 
     /// The configuration.

@@ -114,7 +114,7 @@ impl Qwen3Vl {
         let params = Params::load(&checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
         let of_language = |name: &str| model.decoder.config().ignorable(name);
-        parts::no_others(&params, &checkpoint, &model.config.model_type, of_language)?;
+        folder::no_others(&params, &checkpoint, &model.config.model_type, of_language)?;
         Ok(model)
     }
 

@@ -20,6 +20,8 @@ use moesaic_kernels::{
     Activation, CausalAttention, ExpertBank, Init, Linear, MoeLayer, Params, Probe, RouteInput, Routes, SharedExpert,
 };
 
+use crate::folder::{at, config_text, no_others};
+
 pub use config::{Config, Parameters};
 pub use forecast::Normalisation;
 pub use loss::{Losses, Targets};
@@ -315,14 +317,7 @@ impl TimeMoe {
     /// Loads a folder in the Hugging Face layout: `config.json` and safetensors weights.
     pub fn load(dir: &std::path::Path, dtype: DType, device: &Device) -> Result<Self> {
         let path = dir.join("config.json");
-        let json = std::fs::read_to_string(&path).map_err(|e| {
-            candle_core::Error::msg(format!(
-                "{}: {e}; a model is a folder with config.json and model.safetensors",
-                path.display()
-            ))
-        })?;
-        let config =
-            Config::from_json(&json).map_err(|e| candle_core::Error::msg(format!("{}: {e}", path.display())))?;
+        let config = Config::from_json(&config_text(&path)?).map_err(|e| at(&path, e))?;
         Self::from_checkpoint(config, &Checkpoint::open(dir)?, dtype, device)
     }
 
@@ -330,14 +325,8 @@ impl TimeMoe {
     pub fn from_checkpoint(config: Config, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Self> {
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        match params.unused().as_slice() {
-            [] => Ok(model),
-            [first, ..] => bail!(
-                "{}: {} tensors do not belong to a Time-MoE of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                params.unused().len()
-            ),
-        }
+        no_others(&params, checkpoint, "Time-MoE", |_| false)?;
+        Ok(model)
     }
 
     /// The configuration.

@@ -35,6 +35,7 @@ use moesaic_kernels::{Params, Probe, Tokens};
 use moesaic_projectors::{Projected, Projector, ProjectorInput, TaskMixture, WindowQFormer};
 
 use crate::decoder::{Context, Decoder, Input, Output, Segment};
+use crate::folder::no_others;
 use crate::generate::{Beam, BeamOptions, Generated, Options, Prompts, beam_search, generate};
 use crate::lora::{AdapterConfig, Targets, attach};
 
@@ -165,15 +166,8 @@ impl Usam {
         let params = Params::load(checkpoint, dtype, device);
         let layout = Layout::of(checkpoint);
         let model = Self::new(config, vocabulary, Sources::one(&params), layout, Some(checkpoint))?;
-        let unknown: Vec<String> = params.unused().into_iter().filter(|name| !model.ignorable(name, layout)).collect();
-        match unknown.as_slice() {
-            [] => Ok(model),
-            [first, ..] => bail!(
-                "{}: {} tensors do not belong to a U-SAM of this config, the first is {first}; check config.json",
-                checkpoint.label(),
-                unknown.len()
-            ),
-        }
+        no_others(&params, checkpoint, "U-SAM", |name| model.ignorable(name, layout))?;
+        Ok(model)
     }
 
     /// The model with tensors from `sources`. `checkpoint` is the one behind them, where there is one: it tells how MERT's positional

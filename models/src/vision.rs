@@ -117,7 +117,7 @@ impl VisionModel {
         let config = config.settle(checkpoint)?;
         let params = Params::load(checkpoint, dtype, device);
         let model = Self::new(config, &params)?;
-        parts::no_others(&params, checkpoint, &model.config.model_type, |name| model.config.ignorable(name))?;
+        crate::folder::no_others(&params, checkpoint, &model.config.model_type, |name| model.config.ignorable(name))?;
         Ok(model)
     }
 

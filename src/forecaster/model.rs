@@ -47,11 +47,7 @@ impl ModelFiles {
     }
 
     pub fn open(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            let what = if dir.exists() { "is not a folder" } else { "does not exist" };
-            let problem = format!("{what}: give a folder with config.json and model.safetensors");
-            return Err(Error::config(dir, problem));
-        }
+        Error::unless_folder(dir)?;
         let config = read_config(dir)?;
         let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
         Ok(ModelFiles { source: dir.to_path_buf(), config, checkpoint })

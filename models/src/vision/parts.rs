@@ -1,8 +1,6 @@
 //! What models of several parts do alike with their `config.json` and their checkpoint.
 
 use candle_core::{Error, Result, bail};
-use moesaic_kernels::Params;
-use moesaic_kernels::checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
 use crate::decoder::DecoderConfig;
@@ -38,22 +36,4 @@ pub(crate) fn token(published: &Map<String, Value>, keys: &[&str], default: u32)
         }
     }
     Ok(default)
-}
-
-/// Refuses a checkpoint with tensors that nobody asked for, unless they are known to be of no use.
-pub(crate) fn no_others(
-    params: &Params,
-    checkpoint: &Checkpoint,
-    model_type: &str,
-    ignorable: impl Fn(&str) -> bool,
-) -> Result<()> {
-    let unknown: Vec<String> = params.unused().into_iter().filter(|name| !ignorable(name)).collect();
-    match unknown.first() {
-        None => Ok(()),
-        Some(first) => bail!(
-            "{}: {} tensors do not belong to a {model_type} of this config, the first is {first}; check config.json",
-            checkpoint.label(),
-            unknown.len()
-        ),
-    }
 }
