@@ -1,10 +1,11 @@
 //! Asks a question about a picture and prints the answer as it is written.
 //!
 //! ```console
+//! cargo run --release --example vqa -- examples/data/pictures/scene-1.png "How many blue shapes are there?"
 //! cargo run --release --example vqa -- photo.jpg "What is it?" --model path/to/MoE-LLaVA-StableLM-1.6B-4e
 //! ```
 //!
-//! `moesaic ask` takes ids of the Hub as well.
+//! Without `--model` it asks the small model that is part of the library, which knows shapes and digits. `moesaic ask` takes ids of the Hub as well.
 
 use std::io::Write;
 
@@ -13,12 +14,15 @@ use moesaic::prompts::Turn;
 use moesaic::{Picture, TextOptions, VisionChat};
 
 fn main() -> anyhow::Result<()> {
-    let usage = "usage: vqa IMAGE QUESTION --model FOLDER";
+    let usage = "usage: vqa IMAGE QUESTION [--model FOLDER]";
     let mut arguments = std::env::args().skip(1);
     let (image, question) = arguments.next().zip(arguments.next()).context(usage)?;
     // A `VisionChat` is `Send + Sync` and keeps nothing between calls: put one behind an `Arc` and ask it from all threads.
-    let (Some("--model"), Some(folder)) = (arguments.next().as_deref(), arguments.next()) else { bail!(usage) };
-    let chat = VisionChat::from_dir(folder)?;
+    let chat = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => VisionChat::embedded()?,
+        (Some("--model"), Some(folder)) => VisionChat::from_dir(folder)?,
+        _ => bail!(usage),
+    };
     let picture = Picture::open(image)?;
     // To go on with the conversation, give the answer to this turn and put the next question behind it.
     let turns = [Turn { question: &question, answer: None }];

@@ -8,6 +8,7 @@ mod eval;
 mod forecast;
 mod generate;
 mod info;
+mod interrupt;
 mod language;
 #[cfg(feature = "audio")]
 mod listen;
@@ -145,6 +146,7 @@ fn keep_quiet_about_damaged_files() {
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {
+    interrupt::leave_if_interrupted();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has seen enough (`moesaic ... | head`).

@@ -18,7 +18,7 @@ mod tokenizer;
 pub use chat::Chat;
 pub use generator::{Answer, Speed, TextGenerator, TokenProbability};
 #[cfg(any(feature = "image", feature = "audio"))]
-pub(crate) use generator::{generation_config, stored_dtype};
+pub(crate) use generator::{ended_by, generation_config, stored_dtype};
 pub use gguf::{gguf_tokenizer, write_gguf};
 pub use info::{LayerParameters, TextModelInfo};
 pub use moesaic_models::generate::{Finish, Memory};

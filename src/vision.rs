@@ -2,6 +2,7 @@
 
 mod adapters;
 mod backend;
+mod embedded;
 mod info;
 mod processor;
 mod prompt;
@@ -45,8 +46,7 @@ pub struct VisionChat {
     prompting: Prompting,
     config: GenerationConfig,
     info: VisionModelInfo,
-    /// Where the weights come from, and what they became.
-    weights: (PathBuf, DType),
+    weights: Weights,
     /// Adapters, each with its strength.
     attached: Vec<(PathBuf, f64)>,
     /// The one of them that brought parts of its own.
@@ -59,6 +59,24 @@ impl From<ImageError> for Error {
             ImageError::Read { path, source } => Error::io("read", &path, source),
             ImageError::Tensor(error) => Error::compute(&error),
             other => Error::Media(other.to_string()),
+        }
+    }
+}
+
+/// Where a model's weights come from, and what they became.
+struct Weights {
+    /// The folder, or what stands for it in messages.
+    place: PathBuf,
+    dtype: DType,
+    /// Weights that no folder has.
+    in_memory: Option<Checkpoint>,
+}
+
+impl Weights {
+    fn open(&self) -> Result<Checkpoint> {
+        match &self.in_memory {
+            Some(checkpoint) => Ok(checkpoint.clone()),
+            None => Checkpoint::open(&self.place).map_err(|error| Error::weights(&self.place, &error)),
         }
     }
 }
@@ -103,8 +121,8 @@ impl VisionChat {
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
         let info = VisionModelInfo::new(dir, &config, &checkpoint);
         let model = config.with_processor(dir)?.model(dir, &checkpoint, dtype)?;
-        let (weights, attached, whole) = ((dir.to_path_buf(), dtype), Vec::new(), None);
-        Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached, whole })
+        let weights = Weights { place: dir.to_path_buf(), dtype, in_memory: None };
+        Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached: Vec::new(), whole: None })
     }
 
     /// What the model is.

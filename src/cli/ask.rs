@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use moesaic::plot::{HeatMap, heat_maps};
 use moesaic::prompts::Turn;
 use moesaic::{Answer, ExpertShares, Picture, RouteMap, Speed, VisionChat, VisionModelInfo};
@@ -23,14 +23,14 @@ struct About {
     /// The question; <image> in it says where each picture stands, else all stand in front
     #[arg(value_name = "QUESTION", required = true)]
     question: String,
-    /// Folder of a model that looks at pictures
+    /// Folder of a model that looks at pictures; the small one of the program if left out, which knows shapes and digits
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
         doc = "Also the id of one on the Hub, which is downloaded once: org/name or org/name@revision."
     )]
     #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    model: Option<PathBuf>,
     /// Scale pictures down to so many pixels, for models that take them in any size (Qwen3-VL): fewer tokens
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
@@ -44,10 +44,11 @@ impl About {
 
     fn open(&self, writing: Option<&WritingArgs>) -> Result<VisionChat> {
         let dtype = writing.and_then(|writing| writing.dtype);
-        let dir = vision_folder(&self.model)?;
-        let mut chat = match dtype {
-            None => VisionChat::from_dir(dir)?,
-            Some(dtype) => VisionChat::from_dir_as(dir, dtype)?,
+        let mut chat = match (self.model.as_deref().map(vision_folder).transpose()?, dtype) {
+            (Some(dir), None) => VisionChat::from_dir(dir)?,
+            (Some(dir), Some(dtype)) => VisionChat::from_dir_as(dir, dtype)?,
+            (None, None) => VisionChat::embedded()?,
+            (None, Some(_)) => bail!("--dtype is for a model that --model names"),
         };
         if let Some(most) = self.max_pixels {
             chat.limit_pixels(most);

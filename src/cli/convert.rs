@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use moesaic::convert;
 
-use super::{INTERRUPTED, bytes, note, print};
+use super::interrupt::leave_after;
+use super::{bytes, note, print};
 
 /// Write a checkpoint of torch (.pt, .pth, .ckpt) as a model folder with safetensors.
 ///
@@ -32,12 +33,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     // What is unfinished stands beside the folder, under a name of this process.
     let name = args.output.file_name().map(|name| format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
     let unfinished = name.map(|name| args.output.with_file_name(name));
-    ctrlc::set_handler(move || {
+    leave_after(move || {
         if let Some(unfinished) = &unfinished {
             // Once more where a file appeared meanwhile.
             let _ = std::fs::remove_dir_all(unfinished).or_else(|_| std::fs::remove_dir_all(unfinished));
         }
-        std::process::exit(INTERRUPTED);
     })
     .context("cannot take over Ctrl-C")?;
     let made = convert(&args.file, &args.output, args.key.as_deref())?;

@@ -41,11 +41,10 @@ impl Output {
         }
         // Without the handler an interrupted run would leave its temporary file; nothing else depends on it.
         HANDLER.call_once(|| {
-            let _ = ctrlc::set_handler(|| {
+            let _ = super::interrupt::leave_after(|| {
                 for path in unfinished().drain(..) {
                     let _ = fs::remove_file(path);
                 }
-                std::process::exit(super::INTERRUPTED);
             });
         });
         let mut waiting = unfinished();

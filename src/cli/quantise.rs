@@ -8,8 +8,9 @@ use moesaic::{Dtype, TextGenerator, quantise};
 use moesaic_kernels::BlockFormat;
 use moesaic_models::decoder::{Quantisation, QuantisedTensor};
 
+use super::interrupt::leave_after;
 use super::model::text_folder;
-use super::{INTERRUPTED, bytes, print};
+use super::{bytes, print};
 
 /// Write a language model once more with its weights in 8 or 4 bits.
 ///
@@ -119,10 +120,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let folder = tempfile::Builder::new().prefix(".moesaic-").tempdir_in(parent);
     let folder = folder.map_err(|error| anyhow!("cannot write {}: {}", out.display(), error.kind()))?;
     let unfinished = folder.path().to_path_buf();
-    ctrlc::set_handler(move || {
+    leave_after(move || {
         // Once more where a file appeared meanwhile.
         let _ = std::fs::remove_dir_all(&unfinished).or_else(|_| std::fs::remove_dir_all(&unfinished));
-        std::process::exit(INTERRUPTED);
     })
     .context("cannot take over Ctrl-C")?;
     let made = folder.path().join(name);

@@ -352,19 +352,28 @@ pub(super) fn decoder_config(dir: &Path) -> Result<DecoderConfig> {
 pub(crate) fn generation_config(dir: &Path, config: &DecoderConfig, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
     let path = dir.join("generation_config.json");
     let json = if dir.is_dir() { read_text(&path, LONGEST_CONFIG)? } else { None };
-    let mut settings = match json {
+    let settings = match json {
         Some(json) => {
             GenerationConfig::from_json(&json).map_err(|error| Error::config(&path, candle_message(&error)))?
         }
         None => GenerationConfig::default(),
     };
+    Ok(ended_by(settings, config, tokenizer))
+}
+
+/// These settings, with every token that ends a text as [`generation_config`] has it.
+pub(crate) fn ended_by(
+    mut settings: GenerationConfig,
+    config: &DecoderConfig,
+    tokenizer: &Tokenizer,
+) -> GenerationConfig {
     if settings.eos_token_ids.is_empty() {
         settings.eos_token_ids.clone_from(&config.eos_token_ids);
     }
     settings.eos_token_ids.extend(tokenizer.eos());
     settings.eos_token_ids.sort_unstable();
     settings.eos_token_ids.dedup();
-    Ok(settings)
+    settings
 }
 
 /// The number type that takes the most bytes of a checkpoint, blocks aside; f32 where there is none.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::lora::{Adapter, adjust};
 use moesaic_models::vision::Concerned;
 
@@ -58,13 +57,12 @@ impl VisionChat {
 
     /// Reads parts of the model again, with what an adapter brings or without.
     fn reload(&mut self, adapter: Option<&Adapter>, dir: &Path, parts: Concerned) -> Result<()> {
-        let (weights, dtype) = &self.weights;
-        let own = Checkpoint::open(weights).map_err(|error| Error::weights(weights, &error))?;
+        let own = self.weights.open()?;
         let (checkpoint, file) = match adapter {
             Some(adapter) => (adapter.over(&own).map_err(|error| Error::weights(dir, &error))?, dir),
-            None => (own, weights.as_path()),
+            None => (own, self.weights.place.as_path()),
         };
-        self.model.reload(&checkpoint, parts, *dtype).map_err(|error| Error::weights(file, &error))?;
+        self.model.reload(&checkpoint, parts, self.weights.dtype).map_err(|error| Error::weights(file, &error))?;
         if parts.language {
             // A language model that was read anew has none of those that were attached.
             for (dir, strength) in &self.attached {

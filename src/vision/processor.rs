@@ -13,15 +13,19 @@ use crate::error::{Error, Result};
 /// Mean and deviation of the colours that OpenAI's CLIP was trained with.
 const CLIP: ([f64; 3], [f64; 3]) = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
 
-/// The processor of a model folder: its `preprocessor_config.json`, or that of the tower's family. Pictures are padded to a
-/// square where `config.json` says so.
+/// The processor of a model folder: its `preprocessor_config.json`, or that of the tower's family.
 pub(super) fn of(dir: &Path, config: &VisionConfig) -> Result<ImageProcessor> {
     let path = dir.join("preprocessor_config.json");
     let processor = match path.is_file() {
         true => ImageProcessor::load(&path).map_err(|error| Error::config(&path, error.to_string()))?,
         false => usual(&config.tower),
     };
-    Ok(processor.with_padding(config.image_aspect_ratio.as_deref() == Some("pad")))
+    Ok(padded(processor, config))
+}
+
+/// This processor, padding pictures to a square where `config.json` says so.
+pub(super) fn padded(processor: ImageProcessor, config: &VisionConfig) -> ImageProcessor {
+    processor.with_padding(config.image_aspect_ratio.as_deref() == Some("pad"))
 }
 
 /// What a folder's `preprocessor_config.json` says, or this text where there is none.
