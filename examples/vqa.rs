@@ -1,7 +1,7 @@
 //! Asks a question about a picture and prints the answer as it is written.
 //!
 //! ```console
-//! cargo run --release --example vqa -- examples/data/pictures/scene-1.png "How many blue shapes are there?"
+//! cargo run --release --example vqa -- examples/data/pictures/scene-2.png "What colour is the shape right of the brown triangle?"
 //! cargo run --release --example vqa -- photo.jpg "What is it?" --model path/to/MoE-LLaVA-StableLM-1.6B-4e
 //! ```
 //!

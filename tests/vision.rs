@@ -64,6 +64,52 @@ fn ask_prints_the_answer_and_the_speed() {
     assert_eq!(json["answers"][0]["log_probs"].as_array().unwrap().len(), 8);
 }
 
+/// Pictures and what is asked about them, with the right answers.
+fn questions() -> Vec<(String, Vec<(String, String)>)> {
+    let text = fs::read_to_string(example("pictures/questions.jsonl")).unwrap();
+    let text_of = |value: &serde_json::Value| value.as_str().unwrap().to_string();
+    let line = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let turns = row["turns"].as_array().unwrap();
+        (
+            text_of(&row["image"]),
+            turns.iter().map(|turn| (text_of(&turn["question"]), text_of(&turn["answer"]))).collect(),
+        )
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn the_embedded_model_answers_about_the_pictures_of_the_examples() {
+    let chat = VisionChat::embedded().unwrap();
+    let mut asked = 0;
+    for (image, turns) in questions() {
+        let picture = [Picture::open(example("pictures").join(&image)).unwrap()];
+        for (question, answer) in turns {
+            let got = chat.ask(&picture, &question, &TextOptions::default()).unwrap();
+            assert_eq!(got.text, answer, "{image}: {question}");
+            asked += 1;
+        }
+    }
+    assert!(asked >= 40, "{asked} questions");
+    // Sparse in its connector and in its language model.
+    assert_eq!((chat.info().projector, chat.info().experts > 0), ("sparse_mlp", true));
+}
+
+#[test]
+fn ask_and_routes_need_no_model() {
+    let folder = folder();
+    let ask = run(folder.path(), &["ask", "circle.png", "what shape does the image contain?"]);
+    assert_eq!(good(&ask), "circle\n");
+    let routes = run(folder.path(), &["routes", "circle.png", "what shape is it?", "--out", "routes.svg"]);
+    good(&routes);
+    assert!(fs::read_to_string(folder.path().join("routes.svg")).unwrap().starts_with("<svg"));
+    // Words that it has never seen, no words, and a number type that is not its own.
+    good(&run(folder.path(), &["ask", "chelsea.jpg", "Würde Chelsea das gefallen?"]));
+    fails(folder.path(), &["ask", "circle.png", "  "], "question");
+    fails(folder.path(), &["ask", "circle.png", "what is it?", "--dtype", "bf16"], "--dtype is for a model");
+}
+
 #[test]
 fn the_library_answers_as_the_program_does_and_in_conversations() {
     let folder = folder();

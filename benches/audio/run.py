@@ -113,11 +113,16 @@ def main():
             us.ask("encode 1")
             mine = statistics.median(us.ask("encode 1")["seconds"] for _ in range(rounds))
             table.append((f"Whisper-base encoder, {dtype}, 1 x 30 s", f"{mine:.3f} s", "", "", f"torch has no fast {dtype} here"))
+    projectors = [(clips, us.ask(f"smop {clips}")) for clips in [1, 8]]
     us.close()
     theirs.close()
 
     print(f"\nAudio; {shared.processor()}; {time.strftime('%Y-%m-%d')}\n")
     shared.show([("what", "moesaic", "reference", "ratio", ""), *table])
+    print()
+    shared.show([("projector on 30 s of sound", "dense, 2,048 inside", "SMoP, 2 of 4 experts of 1,024", "SMoP / dense"), *(
+        (f"{clips} clip{'s' if clips > 1 else ''}", f"{t['dense'] * 1000:.2f} ms", f"{t['sparse'] * 1000:.2f} ms", f"{t['sparse'] / t['dense']:.3f}")
+        for clips, t in projectors)])
     print(f"\nmoesaic's process peaks at {memory['peak'] / 2**20:.0f} MiB over {memory['windows']} windows of the file, "
           f"which has {file.stat().st_size / 2**20:.0f} MiB")
     print("ceilings in the same run:", ", ".join(f"{name} {value:.0f}" for name, value in ceilings.items() if name != "seconds"))

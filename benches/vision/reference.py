@@ -4,6 +4,8 @@
     preprocess crop|pad slow|fast    seconds for one picture, the fastest of several
     load DTYPE                  loads the encoder
     encode N                    seconds for N pictures, the fastest of several
+    chat-make, chat-load DTYPE  writes and loads the model of moe_llava.py
+    chat-run PROMPT STEPS       seconds of a picture, of a prompt with it and PROMPT words, and of STEPS words more
     ceilings                    matrix products, for scale
 """
 
@@ -16,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPImageProcessorFast, CLIPVisionConfig, CLIPVisionModel
+
+import moe_llava
 
 FOLDER = Path(sys.argv[1])
 WIDTH, HEIGHT = 2000, 1500
@@ -89,7 +93,7 @@ def ceilings():
 
 
 def main():
-    model, dtype = None, None
+    model, dtype, chat = None, None, None
     for line in sys.stdin:
         match line.split():
             case ["make"]:
@@ -105,6 +109,18 @@ def main():
                 seconds, states = best(lambda: model(pixels.to(dtype)).last_hidden_state, 3)
                 write("encode", states.float().numpy())
                 answer = {"seconds": seconds}
+            case ["chat-make"]:
+                moe_llava.make(FOLDER / "chat")
+                np.random.default_rng(9).standard_normal((1, 3, 336, 336)).astype(np.float32).tofile(FOLDER / "chat.f32")
+                answer = {}
+            case ["chat-load", name]:
+                model, dtype, chat = None, DTYPES[name], None
+                chat = moe_llava.load(FOLDER / "chat", dtype)
+                answer = {}
+            case ["chat-run", prompt, steps]:
+                pixels = torch.from_numpy(np.fromfile(FOLDER / "chat.f32", np.float32).reshape(1, 3, 336, 336)).to(dtype)
+                answer, scores = moe_llava.run(chat, pixels, int(prompt), int(steps))
+                write("chat", scores)
             case ["ceilings"]:
                 answer = ceilings()
             case _:

@@ -3,9 +3,10 @@
 
     python3 benches/vision/run.py [--rounds 3] [--dtype f32]
 
-Two jobs. Preprocessing: a picture of 2000 x 1500 pixels in memory to the 224 x 224 that CLIP takes, by the published slow
+Three jobs. Preprocessing: a picture of 2000 x 1500 pixels in memory to the 224 x 224 that CLIP takes, by the published slow
 processor (Pillow and NumPy) and the fast one (torch), and to the 336 x 336 of LLaVA on a square of the mean colour. Encoder:
-CLIP ViT-B/16 with random weights on 1 and 8 pictures. Makes a virtual environment under target/vision; the sides take turns,
+CLIP ViT-B/16 with random weights on 1 and 8 pictures. Answers: a model of MoE-LLaVA's shape with random weights (moe_llava.py;
+1.3 billion parameters), from the pixels of one picture to 32 words of an answer. Makes a virtual environment under target/vision; the sides take turns,
 and what they compute is compared.
 """
 
@@ -23,6 +24,7 @@ from side_by_side import run as shared  # noqa: E402
 WORK = ROOT / "target" / "vision"
 PACKAGES = ["torch==2.8.0", "torchvision==0.23.0", "transformers==4.57.6", "numpy", "pillow"]
 PICTURES = [1, 8]
+PROMPT, STEPS = 40, 32
 
 
 def floats(path):
@@ -75,6 +77,21 @@ def main():
                 name = f"ViT-B/16, {dtype}, {n} picture{'s' if n > 1 else ''}"
                 both(f"encode {n}", name, [("moesaic", moesaic, ""), ("torch", torch, "")])
                 differs[name] = difference("encode")
+
+    if not (WORK / "chat" / "config.json").exists():
+        torch.ask("chat-make")
+    for dtype in arguments.dtype or ["f32", "bf16"]:
+        moesaic.ask(f"chat-load {dtype}")
+        torch.ask(f"chat-load {dtype}")
+        for turn in range(arguments.rounds + 1):
+            for side, worker in [("moesaic", moesaic), ("torch", torch)]:
+                answer = worker.ask(f"chat-run {PROMPT} {STEPS}")
+                print(dtype, side, {k: round(v, 3) for k, v in answer.items()}, file=sys.stderr)
+                for part, name in [("encode", "picture to tokens"), ("prefill", "prompt of 616"), ("decode", "a word")]:
+                    seconds = answer[part] / (STEPS if part == "decode" else 1)
+                    # The first turn warms caches.
+                    took.setdefault((f"MoE-LLaVA, {dtype}, {name}", side), []).extend([seconds] if turn else [])
+            differs.update({f"MoE-LLaVA, {dtype}, {name}": difference("chat") for name in ["picture to tokens", "prompt of 616", "a word"]})
 
     print(f"\n{shared.processor()}; {time.strftime('%Y-%m-%d')}\n")
     table = [("what", "moesaic ms", "transformers ms", "ratio", "fast processor ms", "ratio", "differs by")]

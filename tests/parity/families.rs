@@ -59,6 +59,7 @@ pub fn families() -> &'static [Family] {
         plain("llama_mtsk", avsr::matryoshka),
         plain("llama_smop", avsr::model),
         Family { name: "llava", run: vision_models::llava, meaningful: decoder::meaningful },
+        Family { name: "llava_next", run: vision_models::llava_next, meaningful: decoder::meaningful },
         language("mistral"),
         language("mixtral"),
         Family { name: "moe_llava", run: vision_models::moe_llava, meaningful: |_, _| Ok(None) },

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use candle_core::{D, DType, Device, Tensor};
+use moesaic_encoders::image::best_grid;
 use moesaic_kernels::losses::first_choice_balance;
 use moesaic_kernels::{Probe, Routes, Tokens};
 use moesaic_models::decoder::{Cache, Context, Input, Side};
@@ -16,10 +17,36 @@ pub fn llava(case: &Case, got: &mut Got) -> Result<()> {
     let model = VisionModel::load(&case.dir, DType::F32, &case.device)?;
     let encoded = model.encode(&case.input("pixel_values")?, None)?;
     got.put("image_features", encoded.tokens.embeds.flatten(0, 1)?);
-    let pictures = encoded.pictures()?;
+    marked(case, &model, &encoded.pictures()?, got)
+}
+
+/// LLaVA-1.6 in the layout of `transformers`, as [`llava`]: `pixel_values` has the tiles of each picture, filled up to the most, and
+/// `image_sizes` its height and width before it was cut.
+pub fn llava_next(case: &Case, got: &mut Got) -> Result<()> {
+    let model = VisionModel::load(&case.dir, DType::F32, &case.device)?;
+    let tiles = model.config().tiles.as_ref().context("the configuration names no grids")?;
+    let (pixels, sizes) =
+        (case.input("pixel_values")?, case.input("image_sizes")?.to_dtype(DType::I64)?.to_vec2::<i64>()?);
+    let side = model.config().tower.image_size();
+    let mut pictures = Vec::new();
+    for (i, size) in sizes.iter().enumerate() {
+        let &[h, w] = &size[..] else { anyhow::bail!("image_sizes has {} columns", size.len()) };
+        let picture = (usize::try_from(w)?, usize::try_from(h)?);
+        let grid = best_grid(picture, &tiles.grids).context("no grid")?;
+        let views = 1 + (grid.0 / side) * (grid.1 / side);
+        let encoded = model.encode_tiles(&pixels.get(i)?.narrow(0, 0, views)?, grid, picture, None)?;
+        pictures.push(encoded.tokens);
+    }
+    let all: Vec<Tensor> = pictures.iter().map(|picture| picture.embeds.squeeze(0)).collect::<Result<_, _>>()?;
+    got.put("image_features", Tensor::cat(&all, 0)?);
+    marked(case, &model, &pictures, got)
+}
+
+/// A batch with expanded marks, from its pictures on.
+fn marked(case: &Case, model: &VisionModel, pictures: &[Tokens], got: &mut Got) -> Result<()> {
     let rows = ids(case, model.picture_token())?;
     let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-    let shares = share(&rows, model.picture_token(), &pictures)?;
+    let shares = share(&rows, model.picture_token(), pictures)?;
     let rows: Vec<Row<'_>> =
         rows.iter().zip(shares).map(|(ids, pictures)| Row { ids, pictures, ..Row::default() }).collect();
     let spliced = model.splice(&rows, Side::Left, None)?;
@@ -28,7 +55,7 @@ pub fn llava(case: &Case, got: &mut Got) -> Result<()> {
     let output = model.forward(&spliced, None, Some(&probe))?;
     got.put_all("", probe.tensors());
     got.put("logits", model.logits(&output.hidden)?);
-    greedy(case, &model, &spliced, got)
+    greedy(case, model, &spliced, got)
 }
 
 /// MoE-LLaVA: `image_features`, `projected_features`, `inputs_embeds`, `spliced_attention_mask`, `spliced_labels`, `hidden.{i}`,
