@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use moesaic_encoders::audio::{AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, WhisperFeatures, resample};
 use moesaic_encoders::speech::WhisperEncoder;
-use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_kernels::{Init, Modality, Params, Tokens};
 use moesaic_projectors::{Compression, Intake, Projector, ProjectorInput, Sharing, Smop, SmopConfig, TwoLayer};
 
@@ -114,12 +114,7 @@ fn projectors(clips: usize, file: &Path) -> Result<(f64, f64)> {
     // Random weights, read again as a checkpoint's: what trains is laid out otherwise than what answers.
     let made = Params::init(1, &Device::Cpu);
     load(&made)?;
-    let tensors = made
-        .variables()
-        .into_iter()
-        .map(|(name, variable)| (name, variable.as_tensor().clone()))
-        .collect::<std::collections::HashMap<String, Tensor>>();
-    candle_core::safetensors::save(&tensors, file)?;
+    save(file, &made.published(|variable| Some(variable.as_tensor().clone()))?, &[])?;
     let (sparse, dense) = load(&Params::load(&Checkpoint::open(file)?, DType::F32, &Device::Cpu))?;
     let embeds = Params::init(2, &Device::Cpu).tensor("tokens", [clips, 1500, 1024], Init::Normal(1.0))?.detach();
     let tokens = [Tokens::new(embeds, Modality::Audio)];

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "benches"))
 from side_by_side import run as shared  # noqa: E402
 
 WORK = ROOT / "target" / "audio"
-PACKAGES = ["torch==2.8.0", "torchaudio==2.8.0", "transformers==4.57.6", "python_speech_features==0.6", "numpy"]
+PACKAGES = ["torch==2.8.0", "torchaudio==2.8.0", "transformers==4.57.6", "python_speech_features==0.6", "scipy", "numpy"]
 # Seconds of sound for what is measured in memory.
 SECONDS = 600
 

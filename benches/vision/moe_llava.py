@@ -1,7 +1,7 @@
 """A model of MoE-LLaVA's shape on torch: transformers' CLIP tower and StableLM, whose every other feed-forward network is four of
 them behind DeepSpeed's second-choice gate as the published code evaluates it (no noise; a capacity that drops nothing at four
-experts). Its experts are run one after the other on the tokens that chose them, which costs less than the published einsum over
-all places of the capacity.
+experts). Its experts are run one after the other on the tokens that chose them, which is less work than the published einsum over all
+places of the capacity.
 """
 
 import json
