@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """Trains the small vision model and what becomes of it as it grows sparse, and prints how many test questions each answers right.
 
-    venv/bin/python tools/vqa_corpus.py
-    cargo build --release
     python3 tools/vqa_compare.py [--out runs/vision] [--seeds 1 2] [--look N] [--steps N] [--tune N]
 
-For each seed a dense model is trained from seeded weights, on captions (examples/vision/look.toml), then on questions (train.toml).
-From it go on, for equally many steps on the same rows
-(tune.toml): the dense model itself; one whose projector became a mixture of experts; one whose
-language model did; and one with both. Needs Python 3.11 or newer. A run that was interrupted goes on where it was; what is finished is not repeated. Writes
-OUT/comparison.json and prints a table in Markdown.
+Builds the program (the variable MOESAIC names another), and makes the corpus of tools/vqa_corpus.py where it is not there, in a
+virtual environment of its own (pillow and numpy). For each seed a dense model is trained from seeded weights, on captions
+(examples/vision/look.toml), then on questions (train.toml). From it go on, for equally many steps on the same rows (tune.toml): the
+dense model itself; one whose projector became a mixture of experts; one whose language model did; and one with both. Needs Python
+3.11 or newer. A run that was interrupted goes on where it was; what is finished is not repeated. Writes OUT/comparison.json and prints
+a table in Markdown.
 """
 
 import argparse
@@ -43,6 +42,14 @@ def toml(table, name=""):
         if isinstance(value, dict):
             lines += ["", *toml(value, f"{name}.{key}" if name else key)]
     return lines
+
+
+def corpus(venv, out):
+    if not (venv / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        subprocess.run([venv / "bin/pip", "install", "-q", "pillow", "numpy"], check=True)
+        (venv / "ready").touch()
+    subprocess.run([venv / "bin/python", ROOT / "tools/vqa_corpus.py", "--out", out], check=True)
 
 
 def train(out, recipe, **changes):
@@ -109,6 +116,10 @@ def main():
     parser.add_argument("--tune", type=int, help="steps of what goes on from it, where not the recipe's")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data/vqa"))
     args = parser.parse_args()
+    if "MOESAIC" not in os.environ:
+        subprocess.run(["cargo", "build", "--release", "--workspace", "--bins"], check=True, cwd=ROOT)
+    if not (args.data / "test.jsonl").exists():
+        corpus(args.out / "venv", args.data)
     steps = lambda n: {"plan": {"steps": n}} if n else {}
     results = {}
     for seed in args.seeds:
