@@ -159,7 +159,7 @@ def expected_of(family, model, inputs):
         expected["position_ids"], expected["rope_deltas"] = positions, deltas
     cache, step, tokens, logits, gap = DynamicCache(config=model.config.get_text_config()), dict(inputs), [], [], math.inf
     for i in range(DECODED):
-        if family != "qwen3_vl" and family != "qwen3_vl_moe":
+        if not family.startswith("qwen3_vl"):
             step["position_ids"] = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)[:, -step["input_ids"].shape[1]:]
         else:
             step["cache_position"] = torch.arange(mask.shape[1] - step["input_ids"].shape[1], mask.shape[1])

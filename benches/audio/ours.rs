@@ -4,8 +4,7 @@
 //! * `whisper MELS`, `avhubert`, `ced`, `resample`: features of the samples in WAVE.f32 (windows of 30 s for Whisper and CED), and
 //!   those samples from 44.1 to 16 kHz; seconds, and the last window's values to OUT
 //! * `load DTYPE`, `encode BATCH`: Whisper's encoder on the last Whisper features; seconds, and the last row's values to OUT
-
-//! * `smop CLIPS`: a mixture of projectors of which a token takes two halves, and a dense projector of their size together, on the
+//! * `smop CLIPS`: a mixture of projectors of which a token takes two experts, and a dense projector of the size of both, on the
 //!   tokens of CLIPS clips of 30 s; the fastest seconds of both
 
 use std::io::{BufRead, Write};
