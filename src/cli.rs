@@ -69,6 +69,7 @@ enum TrainCommand {
     Language(train::LanguageArgs),
     #[cfg(feature = "image")]
     Vision(vision::TrainArgs),
+    Encoder(train::EncoderArgs),
     Speech(train::SpeechArgs),
 }
 
@@ -119,6 +120,7 @@ pub fn run() -> ExitCode {
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         #[cfg(feature = "image")]
         Command::Train(TrainCommand::Vision(args)) => vision::run(args),
+        Command::Train(TrainCommand::Encoder(args)) => train::encoder(args),
         Command::Train(TrainCommand::Speech(args)) => train::speech(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),

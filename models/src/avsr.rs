@@ -23,6 +23,7 @@
 mod assemble;
 mod config;
 mod encoders;
+mod loss;
 mod scales;
 mod sequence;
 
@@ -39,10 +40,12 @@ use crate::folder::no_others;
 use crate::generate::{Beam, BeamOptions, Generated, Options, Prompts, beam_search, generate};
 
 pub(crate) use config::llm as language_model;
+pub(crate) use encoders::{belongs as encoder_tensor, stacked as sound_features};
 
 pub use assemble::{ADDED_TOKENS, Parts, assemble};
 pub use config::{AudioConfig, AvsrConfig, LaneConfig, ProjectorConfig, Task};
 pub use encoders::{AvEncoder, Encoders, SAMPLES_PER_FRAME, SpeechEncoder, fit_to_video};
+pub use loss::{AvsrLosses, Extra};
 pub use scales::{AtScale, LoraConfig, ScaledDecoder, Scales};
 pub use sequence::{IGNORED, Sequence, Vocabulary};
 
@@ -90,21 +93,6 @@ enum Connector {
     /// By modality, in the order of the tokens.
     Dense(Vec<Matryoshka>),
     Sparse(Smop),
-}
-
-/// The parts of a loss; all carry gradients.
-#[derive(Clone, Debug)]
-pub struct AvsrLosses {
-    /// What is minimised.
-    pub total: Tensor,
-    /// Mean cross entropy of the text; over all scales.
-    pub cross_entropy: Tensor,
-    /// Balance of a mixture of projectors, without its coefficient.
-    pub balance: Option<Tensor>,
-    /// Its z-loss, without its coefficient.
-    pub z: Option<Tensor>,
-    /// The sink loss, with its factor.
-    pub sink: Option<Tensor>,
 }
 
 /// A speech model.
@@ -310,7 +298,16 @@ impl Avsr {
         self.config.projector.lanes.iter().map(index).collect()
     }
 
-    /// Encodes sound and lips. A probe gets `whisper_input`, `audio_encoder_states` and `video_encoder_states`.
+    /// Which of the lanes takes these tokens.
+    fn lane(&self, tokens: &Tokens) -> Result<usize> {
+        let lanes = &self.config.projector.lanes;
+        match lanes.iter().position(|lane| lane.modality == tokens.modality) {
+            Some(index) => Ok(index),
+            None => bail!("there is no projector for {:?} tokens", tokens.modality),
+        }
+    }
+
+    /// Encodes sound and lips; a model of both may be given one of them. A probe gets `whisper_input`, `audio_encoder_states` and `video_encoder_states`.
     ///
     /// # Errors
     /// Something that the model needs is missing, or has another shape.
@@ -334,9 +331,12 @@ impl Avsr {
                 Ok((projected.tokens, projected.routes))
             }
             Connector::Dense(lanes) => {
-                let one = |((tokens, lane), index): ((&Tokens, &Matryoshka), usize)| lane.project(tokens, index);
-                let tokens = encoded.iter().zip(lanes).zip(self.indices(scale)).map(one).collect::<Result<_>>()?;
-                Ok((tokens, Vec::new()))
+                let indices = self.indices(scale);
+                let one = |tokens: &Tokens| match self.lane(tokens).map(|i| (lanes.get(i), indices.get(i)))? {
+                    (Some(lane), Some(&index)) => lane.project(tokens, index),
+                    _ => bail!("there is no projector for {:?} tokens", tokens.modality),
+                };
+                Ok((encoded.iter().map(one).collect::<Result<_>>()?, Vec::new()))
             }
         }
     }
@@ -356,55 +356,6 @@ impl Avsr {
     /// As there.
     pub fn forward(&self, sequence: &Sequence, scale: usize, probe: Option<&Probe>) -> Result<Output> {
         self.llm.at(scale)?.forward(Input::Embeds(&sequence.embeds), &Context::default(), None, probe)
-    }
-
-    /// The loss of a batch, over all scales. `texts` are ids without first and last token; `sink` is the factor of the sink loss,
-    /// where it is wanted.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode) and [`sequence`](Self::sequence), or all texts are padding.
-    pub fn loss(&self, media: Media<'_>, texts: &[Vec<u32>], sink: Option<f64>) -> Result<AvsrLosses> {
-        let encoded = self.encode(media, None)?;
-        let (scales, mut routes) = (self.scales(), Vec::new());
-        // A rate's tokens are projected once and stand in several scales.
-        let at_rates = |lane: &Matryoshka, tokens: &Tokens| {
-            (0..lane.rates().len()).map(|index| lane.project(tokens, index)).collect::<Result<Vec<_>>>()
-        };
-        let by_rate = match &self.connector {
-            Connector::Dense(lanes) => {
-                lanes.iter().zip(&encoded).map(|(l, t)| at_rates(l, t)).collect::<Result<_>>()?
-            }
-            Connector::Sparse(_) => {
-                let (tokens, taken) = self.project(&encoded, 0, None)?;
-                routes = taken;
-                tokens.into_iter().map(|t| vec![t]).collect::<Vec<_>>()
-            }
-        };
-        let (mut entropies, mut sinks) = (Vec::with_capacity(scales), Vec::new());
-        for scale in 0..scales {
-            let chosen = by_rate.iter().zip(self.indices(scale)).filter_map(|(rates, index)| rates.get(index).cloned());
-            let sequence = self.sequence(&chosen.collect::<Vec<_>>(), Some(texts))?;
-            let probe = sink.map(|_| Probe::new());
-            let output = self.forward(&sequence, scale, probe.as_ref())?;
-            entropies.push(self.llm.decoder().loss_of(&output, &sequence.labels, false)?.cross_entropy);
-            if let (Some(factor), Some(probe)) = (sink, probe) {
-                sinks.push((sink_loss(&probe, self.config.llm.layers.len(), sequence.prefix)? * factor)?);
-            }
-        }
-        let mean = |losses: &[Tensor]| Tensor::stack(losses, 0)?.mean_all();
-        let cross_entropy = mean(&entropies)?;
-        let mut total = cross_entropy.clone();
-        let (mut balance, mut z) = (None, None);
-        if let Connector::Sparse(smop) = &self.connector {
-            let (b, v) = smop.losses(&routes)?;
-            total = ((total + (&b * self.config.projector.balance)?)? + (&v * self.config.projector.z)?)?;
-            (balance, z) = (Some(b), Some(v));
-        }
-        let sink = if sinks.is_empty() { None } else { Some(mean(&sinks)?) };
-        if let Some(sink) = &sink {
-            total = (total + sink)?;
-        }
-        Ok(AvsrLosses { total, cross_entropy, balance, z, sink })
     }
 
     /// The embedded prompt of clips at the given rates, and the scale that goes on with it.
@@ -456,24 +407,4 @@ impl Avsr {
 /// What Lightning puts before all names.
 fn lightning(checkpoint: &Checkpoint) -> &'static str {
     if checkpoint.names().any(|name| name.starts_with("model.llm.")) { "model." } else { "" }
-}
-
-/// The decorrelation loss of arXiv 2510.22603: the squared cosine between the first token's state and the states of media and
-/// prompt, the mean over them and over the outputs of all layers but the last.
-fn sink_loss(probe: &Probe, layers: usize, prefix: usize) -> Result<Tensor> {
-    let tensors = probe.tensors();
-    let mut losses = Vec::new();
-    for layer in 1..layers {
-        let Some(hidden) = tensors.get(&format!("hidden.{layer}")) else { bail!("layer {layer} left no state") };
-        let hidden = hidden.narrow(1, 0, prefix + 1)?.to_dtype(DType::F32)?;
-        let norm = hidden.sqr()?.sum_keepdim(2)?.sqrt()?.clamp(1e-12, f64::INFINITY)?; // (b, n, 1)
-        let unit = hidden.broadcast_div(&norm)?;
-        let others = unit.narrow(1, 1, prefix)?;
-        let cosine = others.broadcast_mul(&unit.narrow(1, 0, 1)?)?.sum(2)?; // (b, prefix)
-        losses.push(cosine.sqr()?.mean_all()?);
-    }
-    if losses.is_empty() {
-        bail!("a sink loss looks between layers: the language model needs at least two");
-    }
-    Tensor::stack(&losses, 0)?.mean_all()
 }

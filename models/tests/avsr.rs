@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use moesaic_encoders::speech::{WhisperConfig, WhisperEncoder};
 use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
-use moesaic_models::avsr::{ADDED_TOKENS, Avsr, AvsrConfig, Media, Parts, Rates, Sources, Vocabulary, assemble};
+use moesaic_models::avsr::{ADDED_TOKENS, Avsr, AvsrConfig, Extra, Media, Parts, Rates, Sources, Vocabulary, assemble};
 use moesaic_models::train::speech::augment::Noise;
 use moesaic_models::train::speech::{Augment, Buckets, Clip, Clips, Frames, Speech, TrainConfig, load, run};
 use moesaic_models::train::{Ended, Trainable, checkpoints};
@@ -153,7 +153,7 @@ fn it_learns_resumes_without_a_trace_and_saves_what_it_trained() {
     let clean = |model: &Avsr| {
         let sound = model.sound(&[&tone(9000, 0.1), &tone(9000, 1.1)]).unwrap();
         let media = Media { audio: Some(&sound), video: None };
-        let losses = model.loss(media, &[vec![5, 5], vec![6, 7]], None).unwrap();
+        let losses = model.loss(media, &[vec![5, 5], vec![6, 7]], Extra::default()).unwrap();
         let beams = model.search(media, Rates::default(), &model.beam_options()).unwrap();
         assert!(beams.len() == 2 && beams.iter().all(|b| !b[0].tokens.is_empty() && b[0].tokens.len() <= 6));
         losses.total.to_scalar::<f32>().unwrap()
@@ -203,7 +203,7 @@ impl Clips for Some2 {
         &self.0
     }
 
-    fn clip(&self, index: usize) -> candle_core::Result<Clip> {
+    fn clip(&self, index: usize, _: bool, _: bool) -> candle_core::Result<Clip> {
         let t = self.0[index];
         let rgb = (0..t * 96 * 96 * 3).map(|i| (i * 7 % 251) as u8).collect();
         // A little longer than the video.
@@ -229,8 +229,8 @@ fn scales_share_what_they_should_and_lips_are_prepared() {
     let speech = |mask, noise: Option<Noise>| {
         let params = Params::init(3, CPU);
         let model = Avsr::new(model.config().clone(), vocabulary(), Sources::one(&params), None).unwrap();
-        let (clips, augment) = (Box::new(Some2(vec![7, 12])), Augment { mask, noise });
-        (Speech::new(model, clips, buckets.clone(), augment, None, (8, 1)), params)
+        let (clips, augment) = (Box::new(Some2(vec![7, 12])), Augment { mask, mask_lips: mask, noise, drop: [0.0; 2] });
+        (Speech::new(model, clips, buckets.clone(), augment, Extra::default(), (8, 1)), params)
     };
     let (plain, params) = speech(false, None);
     let batch = plain.make(&[0, 1], 0).unwrap();
@@ -354,7 +354,7 @@ fn a_base_is_made_of_published_parts() {
     assert!(base.unused().is_empty(), "{:?}", base.unused());
     let sound = model.sound(&[&tone(8000, 0.3)]).unwrap();
     let media = Media { audio: Some(&sound), video: None };
-    assert!(model.loss(media, &[vec![1, 2, 3]], None).is_ok());
+    assert!(model.loss(media, &[vec![1, 2, 3]], Extra::default()).is_ok());
     assert!(assemble(Parts { audio: Some(&llama), ..parts }, &settings, 7, &out).is_err());
     assert!(assemble(Parts { audio: None, ..parts }, &settings, 7, &out).unwrap_err().to_string().contains("whisper"));
 }

@@ -1,11 +1,11 @@
-//! `moesaic train forecast`, `moesaic train language` and `moesaic train speech`
+//! `moesaic train forecast`, `language`, `encoder` and `speech`
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow};
-use moesaic_models::avsr::{AvsrConfig, Vocabulary};
+use moesaic_models::avsr::Vocabulary;
 use moesaic_models::train::data::text::Tokenise;
 use moesaic_models::train::forecast::{TrainConfig, run as train};
 use moesaic_models::train::{Ended, Report, language, speech};
@@ -57,7 +57,8 @@ enum TrainedPart {
 
 /// Train projectors and adapters of a speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK.
 ///
-/// Encoders and language model, which stand in one folder, stay as they are. The result holds what was trained alone. Ctrl-C
+/// Encoders and language model, which stand in one folder, stay as they are, unless the language model is small and the file says
+/// that it learns, too. The result holds what was trained alone, and where the file says so a folder with all of it. Ctrl-C
 /// finishes the step, saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that an
 /// uninterrupted run would have had.
 #[derive(Debug, clap::Args)]
@@ -70,11 +71,31 @@ pub(super) struct SpeechArgs {
     resume: bool,
 }
 
+/// Train an AV-HuBERT from nothing to name the phoneme of each frame by ear, by eye or by both.
+///
+/// The clips say which unit each frame of 40 ms has. The result is the folder of an encoder, which a speech model is then trained
+/// on. Ctrl-C finishes the step, saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that
+/// an uninterrupted run would have had.
+#[derive(Debug, clap::Args)]
+pub(super) struct EncoderArgs {
+    /// The run: encoder, clips, noise, optimiser, length (see examples/speech/encoder.toml)
+    #[arg(value_name = "CONFIG.toml")]
+    config: PathBuf,
+    /// Go on from the newest checkpoint of this run
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn encoder(args: &EncoderArgs) -> Result<()> {
+    let config: speech::units::TrainConfig = moesaic::settings::read(&args.config)?;
+    follow(&config.plan.out, |stop, report| speech::units::run(&config, args.resume, stop, report))
+}
+
 pub(super) fn speech(args: &SpeechArgs) -> Result<()> {
     let config: speech::TrainConfig = moesaic::settings::read(&args.config)?;
     let tokenizer = moesaic::Tokenizer::load(&config.base)?;
     let encode = |text: &str| tokenizer.encode(text).map_err(candle_core::Error::wrap);
-    let model = AvsrConfig::load(&config.base).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
+    let model = speech::settings(&config).map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
     let vocabulary = Vocabulary::new(&model, |token| tokenizer.id(token), encode)
         .map_err(|error| anyhow!(moesaic::candle_message(&error)))?;
     follow(&config.plan.out, |stop, report| speech::run(&config, vocabulary, &encode, args.resume, stop, report))

@@ -77,7 +77,7 @@ fn normed(clips: &[&[f32]], device: &Device) -> Result<Tensor> {
 }
 
 /// AV-HuBERT's features, of samples in -1 to 1.
-fn stacked(clips: &[&[f32]], device: &Device) -> Result<Tensor> {
+pub(crate) fn stacked(clips: &[&[f32]], device: &Device) -> Result<Tensor> {
     let extractor = AvHubertFeatures::new(false);
     let clips = clips.iter().map(|clip| Ok(extractor.extract(clip).map_err(Error::wrap)?.values));
     rows(&clips.collect::<Result<Vec<_>>>()?, 104, device)
@@ -212,7 +212,7 @@ pub(super) fn ignorable(name: &str) -> bool {
 }
 
 /// Whether a tensor of an AV-HuBERT checkpoint belongs to its encoder.
-pub(super) fn belongs(name: &str) -> bool {
+pub(crate) fn belongs(name: &str) -> bool {
     let parts =
         ["feature_extractor_video.", "feature_extractor_audio.", "layer_norm.", "post_extract_proj.", "encoder."];
     parts.iter().any(|part| name.starts_with(part)) && !ignorable(name)
@@ -284,46 +284,63 @@ impl Encoders {
         }
     }
 
-    /// Encodes what the model takes, sound before lips. A probe gets `audio_encoder_states` and `video_encoder_states`.
+    /// Encodes what there is, sound before lips. A model of both may be given one of them, as it is where it was trained with
+    /// modality dropout. A probe gets `audio_encoder_states` and `video_encoder_states`.
     ///
     /// # Errors
-    /// Sound or lips are missing, or there is too much of them.
+    /// There is nothing, or something that the model does not take.
     pub fn encode(&self, audio: Option<&Tensor>, video: Option<&Tensor>, probe: Option<&Probe>) -> Result<Vec<Tokens>> {
         let (hears, sees) = match self {
             Self::Apart { audio, video } => (audio.is_some(), video.is_some()),
             Self::Joint { .. } => (true, true),
         };
         for (what, takes, there) in [("sound", hears, audio.is_some()), ("video", sees, video.is_some())] {
-            if takes != there {
-                bail!("this model {} {what}", if takes { "needs" } else { "takes no" });
+            if there && !takes {
+                bail!("this model takes no {what}");
             }
+        }
+        if audio.is_none() && video.is_none() {
+            bail!(
+                "this model needs {}",
+                [hears.then_some("sound"), sees.then_some("video")]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join(" or ")
+            );
         }
         let record = |tokens: Tokens| {
             if let Some(probe) = probe {
-                probe.tensor("video_encoder_states", &tokens.embeds);
+                let name = if tokens.modality == Modality::Audio { "audio" } else { "video" };
+                probe.tensor(format!("{name}_encoder_states"), &tokens.embeds);
             }
             tokens
         };
+        let mut all = Vec::new();
         match self {
             Self::Apart { audio: hear, video: see } => {
-                let mut all = Vec::new();
                 if let (Some(encoder), Some(audio)) = (hear, audio) {
                     all.push(encoder.encode(audio, probe)?);
                 }
                 if let (Some(encoder), Some(video)) = (see, video) {
                     all.push(record(encoder.encode(None, Some(video))?));
                 }
-                Ok(all)
             }
-            Self::Joint { encoder, fused: true } => Ok(vec![record(encoder.encode(audio, video)?)]),
+            Self::Joint { encoder, fused: true } => {
+                // One projector takes what the pass gives, whatever it saw.
+                let tokens = encoder.encode(audio, video)?;
+                all.push(record(Tokens { modality: Modality::Video, ..tokens }));
+            }
             Self::Joint { encoder, fused: false } => {
-                let heard = encoder.encode(audio, None)?;
-                if let Some(probe) = probe {
-                    probe.tensor("audio_encoder_states", &heard.embeds);
+                if audio.is_some() {
+                    all.push(record(encoder.encode(audio, None)?));
                 }
-                Ok(vec![heard, record(encoder.encode(None, video)?)])
+                if video.is_some() {
+                    all.push(record(encoder.encode(None, video)?));
+                }
             }
         }
+        Ok(all)
     }
 }
 

@@ -59,7 +59,7 @@ impl Decoder {
 
     /// The auxiliary loss of the routes taken by `b` rows, and its coefficient. `padding` counts in those that count it in their
     /// reference.
-    fn aux_loss(&self, output: &Output, b: usize, padding: bool) -> Result<Option<(Tensor, f64)>> {
+    pub(crate) fn aux_loss(&self, output: &Output, b: usize, padding: bool) -> Result<Option<(Tensor, f64)>> {
         if output.routes.is_empty() {
             return Ok(None);
         }

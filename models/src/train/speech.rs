@@ -1,166 +1,56 @@
-//! Training a speech model ([`Avsr`]): encoders and language model stay as they are, projectors and adapters are trained.
+//! Training a speech model ([`Avsr`]): encoders and language model stay as they are, projectors and adapters are trained; a small
+//! language model may be trained with them.
 //!
 //! The loss is that of the model: cross entropy of the text, over all scales of a Matryoshka model, and the losses of a mixture
 //! of projectors; on request the sink loss. Sound is masked over time and mixed with noise, lips are cropped and masked at
-//! random, clips of about one length stand in a batch.
+//! random, clips of about one length stand in a batch. A model of sound and lips may be trained to do without one of them
+//! (modality dropout).
 //!
 //! The base is a folder in the layout of the authors' checkpoints ([`crate::avsr`]). What is trained is saved alone, under the
-//! same names; [`load`] puts the two together. The mean of the last checkpoints is written where it is wanted.
+//! same names; [`load`] puts the two together, and so does the folder `whole`, where it is wanted. The mean of the last
+//! checkpoints is written where it is wanted. [`units`] trains the encoder.
 
 pub mod augment;
 mod batches;
 mod clips;
+mod config;
+mod score;
+pub mod units;
+mod whole;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
-use moesaic_encoders::audio::{AudioOptions, read_audio};
 use moesaic_encoders::video::{CROP, LipFrames, LipVariant};
-use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::rng::Rng;
-use serde::{Deserialize, Serialize};
+use moesaic_kernels::{Modality, Params, Tokens};
 
 pub use batches::Buckets;
 pub use clips::{Clip, Clips, Frames, Manifest};
+pub use config::{DataConfig, Part, TrainConfig};
+pub use score::{Errors, word_errors};
 
 use self::augment::{Noise, TimeMask, random_crop};
 use super::average::average;
 use super::data::text::Tokenise;
-use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, checkpoints};
-use crate::avsr::{Avsr, AvsrConfig, Media, Sources, Task, Vocabulary, fit_to_video};
+use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, checkpoints, scalar};
+use crate::avsr::{Avsr, AvsrConfig, Extra, Media, Sources, Vocabulary, fit_to_video};
 
-/// The TOML file of a training run. Paths are relative to the working directory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Seed of initial weights, the order of batches and all that is drawn.
-    pub seed: u64,
-    /// A folder with the whole model: what it holds of projectors and adapters is not looked at, unless `tune` says so.
-    pub base: PathBuf,
-    /// Go on from the projectors and adapters of `base`, instead of starting from the seed.
-    #[serde(default)]
-    pub tune: bool,
-    /// Dtype in which encoders and language model are held: `f32`, `bf16` or `f16`.
-    #[serde(default = "f32_name")]
-    pub base_dtype: String,
-    /// Add the sink loss, with the factor of the model's config.
-    #[serde(default)]
-    pub sink: bool,
-    /// So many of the last checkpoints are averaged at the end, into `averaged`; 0 for none.
-    #[serde(default)]
-    pub average: usize,
-    /// What it is trained on.
-    pub data: DataConfig,
-    /// The optimiser.
-    #[serde(default = "optimiser")]
-    pub optimiser: AdamWConfig,
-    /// Length of the run, reports and checkpoints.
-    #[serde(default)]
-    pub plan: Plan,
-}
-
-fn f32_name() -> String {
-    "f32".to_string()
-}
-
-/// What the authors train with: no warm-up, a cosine down to zero.
-fn optimiser() -> AdamWConfig {
-    AdamWConfig {
-        learning_rate: 1e-3,
-        final_learning_rate: 0.0,
-        warmup: 0,
-        beta2: 0.98,
-        weight_decay: 0.1,
-        clip: 10.0,
-        ..AdamWConfig::default()
-    }
-}
-
-/// Clips, and what is done to them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// The clips ([`Manifest`]).
-    pub clips: PathBuf,
-    /// Frames of 40 ms in a batch at most, without padding.
-    #[serde(default = "frames")]
-    pub max_frames: usize,
-    /// Clips in a batch at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rows: Option<usize>,
-    /// Ranges of length that clips are sorted into.
-    #[serde(default = "buckets")]
-    pub buckets: usize,
-    /// Mask sound and lips over time, and crop lips at random.
-    #[serde(default = "yes")]
-    pub mask: bool,
-    /// A recording of noise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<PathBuf>,
-    /// Ratios of signal to noise to draw from, in decibels. Beside them a clip may stay clean.
-    #[serde(default = "levels")]
-    pub snr: Vec<f64>,
-}
-
-fn frames() -> usize {
-    1000
-}
-
-fn buckets() -> usize {
-    50
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn levels() -> Vec<f64> {
-    Noise::LEVELS.into_iter().flatten().collect()
-}
-
-impl TrainConfig {
-    /// Checks what does not need the model.
-    ///
-    /// # Errors
-    /// A setting that is out of range: the message names it.
-    pub fn validate(&self) -> Result<()> {
-        self.optimiser.validate()?;
-        self.dtype()?;
-        if self.data.max_frames == 0 || self.data.buckets == 0 || self.data.rows == Some(0) {
-            bail!("data: max_frames, buckets and rows must be at least 1");
-        }
-        if self.data.snr.iter().any(|snr| !(-100.0..=100.0).contains(snr)) {
-            bail!("data.snr is {:?}, expected decibels from -100 to 100", self.data.snr);
-        }
-        if self.average > self.plan.keep.max(2) {
-            bail!(
-                "average wants {} checkpoints, plan.keep leaves {}: raise plan.keep",
-                self.average,
-                self.plan.keep.max(2)
-            );
-        }
-        Ok(())
-    }
-
-    fn dtype(&self) -> Result<DType> {
-        Ok(match self.base_dtype.as_str() {
-            "f32" => DType::F32,
-            "bf16" => DType::BF16,
-            "f16" => DType::F16,
-            other => bail!("base_dtype is {other:?}, expected f32, bf16 or f16"),
-        })
-    }
-}
-
-/// What training draws for a clip.
+/// What training draws for a clip and for a batch.
 #[derive(Clone, Debug)]
 pub struct Augment {
-    /// Masks over time and random crops.
+    /// Masks over the time of sound.
     pub mask: bool,
+    /// Masks over the time of lips, and random crops.
+    pub mask_lips: bool,
     /// Noise in the sound.
     pub noise: Option<Noise>,
+    /// Shares of batches whose sound is not heard and whose lips are not seen.
+    pub drop: [f64; 2],
 }
 
 /// A speech model and its clips.
@@ -169,9 +59,39 @@ pub struct Speech {
     clips: Box<dyn Clips>,
     buckets: Buckets,
     augment: Augment,
-    sink: Option<f64>,
+    extra: Extra,
     seed: u64,
     accumulation: u64,
+    cache: Option<Cache>,
+    valid: Option<Valid>,
+}
+
+/// Clips that are not trained on.
+struct Valid {
+    clips: Box<dyn Clips>,
+    count: usize,
+    every: u64,
+}
+
+/// Encoded lips by the first clip of their batch: batches are the same in every epoch.
+struct Cache {
+    room: usize,
+    held: Mutex<(usize, BTreeMap<usize, Tokens>)>,
+}
+
+impl Cache {
+    fn get(&self, first: usize) -> Option<Tokens> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).1.get(&first).cloned()
+    }
+
+    fn put(&self, first: usize, tokens: &Tokens) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = held.0 + tokens.embeds.elem_count() * size_of::<f32>();
+        if bytes <= self.room {
+            held.0 = bytes;
+            held.1.insert(first, tokens.clone());
+        }
+    }
 }
 
 /// A batch as the model takes it.
@@ -181,22 +101,48 @@ pub struct Batch {
     pub sound: Option<Tensor>,
     /// `[b, t, 1, 88, 88]`
     pub lips: Option<Tensor>,
+    /// Lips that were encoded before.
+    pub seen: Option<Tokens>,
     /// Token ids, without first and last token.
     pub texts: Vec<Vec<u32>>,
+    /// Its first clip.
+    first: usize,
 }
 
 impl Speech {
-    /// Trains `model`, whose projectors and adapters stand on variables. `sink` is the factor of the sink loss, where it is
-    /// wanted.
+    /// Trains `model`, whose projectors and adapters stand on variables, with the losses of `extra`.
     pub fn new(
         model: Avsr,
         clips: Box<dyn Clips>,
         buckets: Buckets,
         augment: Augment,
-        sink: Option<f64>,
+        extra: Extra,
         (seed, accumulation): (u64, usize),
     ) -> Self {
-        Self { model, clips, buckets, augment, sink, seed, accumulation: accumulation.max(1) as u64 }
+        let accumulation = accumulation.max(1) as u64;
+        Self { model, clips, buckets, augment, extra, seed, accumulation, cache: None, valid: None }
+    }
+
+    /// Holds encoded lips in so many megabytes of memory; nothing where lips are masked or cropped at random.
+    pub fn with_cache(mut self, megabytes: usize) -> Self {
+        let room = megabytes.saturating_mul(1 << 20);
+        self.cache = (room > 0 && !self.augment.mask_lips).then(|| Cache { room, held: Mutex::default() });
+        self
+    }
+
+    /// Transcribes `count` of these clips every so many steps.
+    pub fn with_valid(mut self, clips: Box<dyn Clips>, count: usize, every: u64) -> Self {
+        self.valid = Some(Valid { clips, count, every: every.max(1) });
+        self
+    }
+
+    /// Whether the model hears and sees a batch.
+    fn senses(&self, index: u64) -> [bool; 2] {
+        let task = self.model.config().task;
+        let drawn = Rng::keyed(&[self.seed, index, 0x6472_6f70]).uniform();
+        let [sound, lips] = self.augment.drop;
+        let both = task.hears() && task.sees();
+        [task.hears() && !(both && drawn < sound), task.sees() && !(both && (sound..sound + lips).contains(&drawn))]
     }
 
     /// The batch of some clips; each draws from a random stream of its own.
@@ -204,46 +150,74 @@ impl Speech {
     /// # Errors
     /// A clip cannot be read, or lacks what the model needs.
     pub fn make(&self, clips: &[usize], index: u64) -> Result<Batch> {
-        let task = self.model.config().task;
+        let [hears, sees] = self.senses(index);
+        let first = clips.first().copied().unwrap_or(0);
+        let seen = self.cache.as_ref().filter(|_| sees).and_then(|cache| cache.get(first));
         let (mut sounds, mut frames, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for (row, &clip) in clips.iter().enumerate() {
             let mut rng = Rng::keyed(&[self.seed, index, row as u64]);
-            let Clip { sound, lips, text } = self.clips.clip(clip)?;
-            let lips = match (task.sees(), lips) {
-                (false, _) => None,
-                (true, Some(lips)) => Some(lips),
-                (true, None) => bail!("clip {clip} has no video, which this model needs"),
-            };
-            if task.hears() {
-                let Some(mut sound) = sound else { bail!("clip {clip} has no sound, which this model needs") };
-                if let Some(lips) = &lips {
-                    sound = fit_to_video(&sound, lips.size.0);
+            let Clip { sound, lips, text } = self.clips.clip(clip, hears, sees && seen.is_none())?;
+            if hears {
+                let mut sound = heard(clip, sound)?;
+                if self.model.config().task.sees() {
+                    let length = self.clips.lengths().get(clip).copied().unwrap_or(0);
+                    sound = fit_to_video(&sound, lips.as_ref().map_or(length, |lips| lips.size.0));
                 }
-                // One AV-HuBERT for both is trained on clean sound, as the authors do.
-                if !matches!(task, Task::AvHubert { .. }) {
-                    if self.augment.mask {
-                        TimeMask::SOUND.apply(&mut sound, 1, 0.0, &mut rng);
-                    }
-                    if let Some(noise) = &self.augment.noise {
-                        noise.apply(&mut sound, &mut rng)?;
-                    }
-                }
+                self.augment.sound(&mut sound, &mut rng)?;
                 sounds.push(sound);
             }
-            if let Some(lips) = lips {
-                frames.push(self.see(&lips, &mut rng)?);
+            if sees && seen.is_none() {
+                let Some(lips) = lips else { bail!("clip {clip} has no video, which this model needs") };
+                frames.push(self.augment.lips(&lips, &mut rng)?);
             }
             texts.push(text);
         }
         let clips: Vec<&[f32]> = sounds.iter().map(Vec::as_slice).collect();
         let sound = if clips.is_empty() { None } else { Some(self.model.sound(&clips)?) };
-        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, texts })
+        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, seen, texts, first })
+    }
+
+    /// What the encoders make of a batch.
+    fn encode(&self, batch: &Batch) -> Result<Vec<Tokens>> {
+        let media = Media { audio: batch.sound.as_ref(), video: batch.lips.as_ref() };
+        let Some(seen) = &batch.seen else {
+            let encoded = self.model.encode(media, None)?;
+            if let Some(cache) = &self.cache
+                && let Some(lips) = encoded.iter().find(|tokens| tokens.modality == Modality::Video)
+            {
+                cache.put(batch.first, lips);
+            }
+            return Ok(encoded);
+        };
+        let mut encoded = if media.audio.is_some() { self.model.encode(media, None)? } else { Vec::new() };
+        encoded.push(seen.clone());
+        Ok(encoded)
+    }
+}
+
+fn heard(clip: usize, sound: Option<Vec<f32>>) -> Result<Vec<f32>> {
+    match sound {
+        Some(sound) => Ok(sound),
+        None => bail!("clip {clip} has no sound, which this model needs"),
+    }
+}
+
+impl Augment {
+    /// Masks sound, and mixes noise into it.
+    fn sound(&self, sound: &mut [f32], rng: &mut Rng) -> Result<()> {
+        if self.mask {
+            TimeMask::SOUND.apply(sound, 1, 0.0, rng);
+        }
+        if let Some(noise) = &self.noise {
+            noise.apply(sound, rng)?;
+        }
+        Ok(())
     }
 
     /// Pixels of one clip, `t * 88 * 88` values.
-    fn see(&self, lips: &Frames, rng: &mut Rng) -> Result<Vec<f32>> {
+    fn lips(&self, lips: &Frames, rng: &mut Rng) -> Result<Vec<f32>> {
         let (prepare, (t, h, w)) = (LipFrames::new(LipVariant::LlamaAvsr), lips.size);
-        if !self.augment.mask {
+        if !self.mask_lips {
             return prepare.pixels(&lips.rgb, (t, h, w));
         }
         let crop = random_crop(&lips.rgb, (h, w), CROP, rng)?;
@@ -267,10 +241,6 @@ fn stack(clips: &[Vec<f32>], device: &Device) -> Result<Option<Tensor>> {
     Ok(Some(Tensor::from_vec(all, shape, device)?))
 }
 
-fn scalar(t: &Tensor) -> Result<f64> {
-    Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
-}
-
 impl Trainable for Speech {
     type Batch = Batch;
 
@@ -280,10 +250,10 @@ impl Trainable for Speech {
     }
 
     fn loss(&self, batch: &Batch) -> Result<StepLoss> {
-        let media = Media { audio: batch.sound.as_ref(), video: batch.lips.as_ref() };
-        let losses = self.model.loss(media, &batch.texts, self.sink)?;
+        let losses = self.model.loss_of(&self.encode(batch)?, &batch.texts, self.extra)?;
         let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
-        for (name, loss) in [("balance", &losses.balance), ("z", &losses.z), ("sink", &losses.sink)] {
+        let named = [("balance", &losses.balance), ("z", &losses.z), ("load", &losses.load), ("sink", &losses.sink)];
+        for (name, loss) in named {
             if let Some(loss) = loss {
                 parts.push((name.to_string(), scalar(loss)?));
             }
@@ -300,6 +270,16 @@ impl Trainable for Speech {
     /// What is trained is small, and stays in f32.
     fn format(&self) -> Format {
         Format { dtype: DType::F32, ..Format::default() }
+    }
+
+    /// Wrong tokens in a hundred of held-out clips, by what the model hears and sees of them.
+    fn measure(&self, step: u64, steps: u64) -> Result<Vec<(String, f64)>> {
+        match &self.valid {
+            Some(valid) if step > 0 && (step.is_multiple_of(valid.every) || step == steps) => {
+                score::measure(&self.model, valid.clips.as_ref(), valid.count)
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 }
 
@@ -320,6 +300,20 @@ pub fn load(base: &Path, trained: &Path, vocabulary: Vocabulary, dtype: DType, d
     }
 }
 
+/// The model's settings: those in the base, with the run's own.
+///
+/// # Errors
+/// As [`AvsrConfig::load`].
+pub fn settings(config: &TrainConfig) -> Result<AvsrConfig> {
+    let base = AvsrConfig::load(&config.base)?;
+    if config.settings.is_empty() {
+        return Ok(base);
+    }
+    let mut keys = base.published;
+    keys.extend(config.settings.clone());
+    AvsrConfig::from_json(&serde_json::to_string(&keys).map_err(|e| Error::Msg(e.to_string()))?)
+}
+
 /// Trains, or goes on from the newest checkpoint in `plan.out` if `resume`. Without `resume`, a folder that holds checkpoints
 /// already is refused rather than overwritten. `tokenise` gives the token ids of a text, with or without first and last token.
 ///
@@ -336,45 +330,68 @@ pub fn run(
     config.validate()?;
     let out = &config.plan.out;
     let newest = super::newest(out, resume)?;
-    let (device, base) = (Device::Cpu, Checkpoint::open(&config.base)?);
-    let avsr = AvsrConfig::load(&config.base)?;
-    let bare = |text: &str| Ok(vocabulary.bare(tokenise(text)?));
-    let clips = Manifest::load(&config.data.clips, avsr.task.hears(), avsr.task.sees(), &bare)?;
+    let (device, dtype) = (Device::Cpu, config.dtype()?);
+    let parts = whole::Parts::open(config)?;
+    let avsr = settings(config)?;
+    let (hears, sees) = (avsr.task.hears(), avsr.task.sees());
     let data = &config.data;
-    let buckets = Buckets::new(clips.lengths(), data.max_frames, data.buckets, data.rows)?;
-    let noise = match &data.noise {
+    if data.drop_audio + data.drop_video > 0.0 && !(hears && sees) {
+        bail!("data: drop_audio and drop_video are for models of sound and lips");
+    }
+    let bare = |text: &str| Ok(vocabulary.bare(tokenise(text)?));
+    let clips = Manifest::load(&data.clips, hears, sees, &bare)?;
+    let valid = match &data.valid {
         None => None,
-        Some(path) => {
-            let levels = data.snr.iter().map(|&snr| Some(snr)).chain([None]).collect();
-            Some(Noise::new(read_audio(path, AudioOptions::default()).map_err(Error::wrap)?, levels)?)
-        }
+        Some(path) => Some(Manifest::load(path, hears, sees, &bare)?),
     };
+    let buckets = Buckets::new(clips.lengths(), data.max_frames, data.buckets, data.rows)?;
+    let noise = data.noise()?;
 
     // Gradients pass through the language model, and through AV-HuBERT where it has adapters; elsewhere weights are packed.
-    let frozen = Params::frozen(&base, config.dtype()?, &device);
-    let packed = Params::load(&base, config.dtype()?, &device);
-    let params = match (&newest, config.tune) {
+    let (base, encoder) = (parts.base.as_ref(), parts.encoder.as_ref());
+    let packed = base.map(|base| Params::load(base, dtype, &device));
+    let learns = config.train == Part::Language;
+    let trained = match (&newest, config.tune) {
         (Some(dir), _) => Params::resume(&Checkpoint::open(&dir.join(Format::default().weights))?, &device),
-        (None, true) => Params::resume(&base, &device),
+        (None, true) => Params::resume(parts.whole()?, &device),
         (None, false) => Params::init(config.seed, &device),
     };
-    let video = if avsr.av_hubert_lora { &frozen } else { &packed };
-    let sources = Sources { audio: &packed, video, llm: &frozen, trained: &params };
-    let sink = config.sink.then_some(avsr.sink_factor);
-    let model = Avsr::new(avsr, vocabulary, sources, Some(&base))?;
-    let augment = Augment { mask: data.mask, noise };
+    let llm = if learns { trained.clone() } else { Params::frozen(parts.whole()?, dtype, &device) };
+    let video = match encoder {
+        Some(encoder) if avsr.av_hubert_lora => whole::within(&Params::frozen(encoder, dtype, &device)),
+        Some(encoder) => whole::within(&Params::load(encoder, dtype, &device)),
+        None if avsr.av_hubert_lora => Params::frozen(parts.whole()?, dtype, &device),
+        None => Params::load(parts.whole()?, dtype, &device),
+    };
+    let sources = Sources { audio: packed.as_ref().unwrap_or(&video), video: &video, llm: &llm, trained: &trained };
+    let extra = Extra { sink: config.sink.then_some(avsr.sink_factor), balance: learns };
+    let model = Avsr::new(avsr, vocabulary, sources, base)?;
+    let augment =
+        Augment { mask: data.mask, mask_lips: data.masks_lips(), noise, drop: [data.drop_audio, data.drop_video] };
+    // Adapters in the encoder change what it makes of lips.
+    let cache = if model.config().av_hubert_lora { 0 } else { data.cache_mb };
     let numbers = (config.seed, config.plan.accumulation);
-    let speech = Speech::new(model, Box::new(clips), buckets, augment, sink, numbers);
-    let ended = Trainer::start(&speech, &params, config.plan.clone(), config.optimiser, newest.as_deref())?
+    let mut speech = Speech::new(model, Box::new(clips), buckets, augment, extra, numbers).with_cache(cache);
+    if let Some(valid) = valid {
+        speech = speech.with_valid(Box::new(valid), data.valid_clips, data.valid_every);
+    }
+    let ended = Trainer::start(&speech, &trained, config.plan.clone(), config.optimiser, newest.as_deref())?
         .run(stop, report)?;
-    if ended == Ended::Finished && config.average > 0 {
-        let all = checkpoints(out)?;
-        let last = all.get(all.len().saturating_sub(config.average)..).unwrap_or_default();
-        let files: Vec<PathBuf> = last.iter().map(|dir| dir.join(Format::default().weights)).collect();
-        let folder = out.join("averaged");
-        average(&files, &folder.join(Format::default().weights))?;
-        let path = folder.join(Format::default().config);
-        std::fs::write(&path, speech.config_json()?).map_err(|e| super::at(&path, e))?;
+    if ended == Ended::Finished {
+        let mut finished = out.join("model").join(Format::default().weights);
+        if config.average > 0 {
+            let all = checkpoints(out)?;
+            let last = all.get(all.len().saturating_sub(config.average)..).unwrap_or_default();
+            let files: Vec<PathBuf> = last.iter().map(|dir| dir.join(Format::default().weights)).collect();
+            let folder = out.join("averaged");
+            finished = folder.join(Format::default().weights);
+            average(&files, &finished)?;
+            let path = folder.join(Format::default().config);
+            std::fs::write(&path, speech.config_json()?).map_err(|e| super::at(&path, e))?;
+        }
+        if config.whole {
+            parts.write(&Checkpoint::open(&finished)?, &speech.config_json()?, &config.base, &out.join("whole"))?;
+        }
     }
     Ok(ended)
 }

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::speech::blocks::{MOST, WIDEST, read_config, size};
 
+/// Pixels of a side that become one at most.
+const MOST_POOL: usize = 8;
+
 /// How audio and video frames become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +75,14 @@ pub struct AvHubertConfig {
     /// Channels of the four stages of the ResNet; 64, 128, 256, 512 in published models, whose configs do not say so.
     #[serde(default = "planes")]
     pub resnet_planes: [usize; 4],
+    /// Squares of so many pixels a side become their mean before the first convolution: a key of this project's small models,
+    /// 1 in published ones.
+    #[serde(default = "one")]
+    pub resnet_input_pool: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn gelu() -> String {
@@ -134,6 +145,7 @@ impl AvHubertConfig {
         size("conv_pos", self.conv_pos, MOST)?;
         size("conv_pos_groups", self.conv_pos_groups, MOST)?;
         size("resnet_frontend_channels", self.resnet_frontend_channels, MOST)?;
+        size("resnet_input_pool", self.resnet_input_pool, MOST_POOL)?;
         self.resnet_planes.iter().try_for_each(|&n| size("a value of resnet_planes", n, MOST))?;
         for (what, parts) in [("heads", self.encoder_attention_heads), ("groups", self.conv_pos_groups)] {
             if !self.encoder_embed_dim.is_multiple_of(parts) {
@@ -196,6 +208,7 @@ mod tests {
         assert!(error("modality_fuse", json!("weighted")).contains("weighted"));
         assert!(error("encoder_attention_heads", json!(5)).contains("multiple of the 5 heads"));
         assert!(error("resnet_planes", json!([64, 0, 1, 1])).contains("resnet_planes"));
+        assert!(error("resnet_input_pool", json!(9)).contains("resnet_input_pool"));
         assert!(error("encoder_embed_dim", json!(1u64 << 40)).contains("encoder_embed_dim"));
         assert!(error("encoder_layers", json!("two")).contains("not that of an AV-HuBERT"));
     }

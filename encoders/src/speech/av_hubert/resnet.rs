@@ -5,7 +5,7 @@
 //! [b, t, 88, 88] ─ conv 5x7x7 / 2, BN, PReLU ─ max 3x3 / 2 ─▶ [b, t, 22, 22, 64] ─ 4 stages of 2 blocks ─ mean ─▶ [b, t, 512]
 //! ```
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::conv::{ClipConv, Windows, max_pool, unfold_clips};
 use moesaic_kernels::{Init, Params, linear};
 
@@ -155,6 +155,8 @@ impl Block {
 pub(super) struct VideoFront {
     stem: Unit,
     blocks: Vec<Block>,
+    /// Pixels of a side that become one first.
+    pool: usize,
 }
 
 impl VideoFront {
@@ -171,12 +173,18 @@ impl VideoFront {
                 inputs = out;
             }
         }
-        Ok(Self { stem, blocks })
+        Ok(Self { stem, blocks, pool: cfg.resnet_input_pool })
     }
 
     /// `video [b, t, h, w]` to features `[b, t, c]` and, if `keep`, what leaves the stem, `[b, t, h / 4, w / 4, c0]`.
     pub(super) fn forward(&self, video: &Tensor, keep: bool) -> Result<(Tensor, Option<Tensor>)> {
-        let (b, t, _, _) = video.dims4()?;
+        let (b, t, h, w) = video.dims4()?;
+        let pooled = match self.pool {
+            1 => None,
+            pool if pool <= h.min(w) => Some(video.avg_pool2d(pool)?), // (b, t, h / pool, w / pool)
+            pool => bail!("frames of {h}x{w} pixels, of which {pool}x{pool} become one (resnet_input_pool)"),
+        };
+        let video = pooled.as_ref().unwrap_or(video);
         let (mut features, mut stems) = (Vec::new(), Vec::new());
         for row in 0..b {
             let video = video.narrow(0, row, 1)?;

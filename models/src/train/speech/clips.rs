@@ -34,11 +34,11 @@ pub trait Clips: Send + Sync {
     /// Lengths of all clips, in frames of 40 ms.
     fn lengths(&self) -> &[usize];
 
-    /// One clip.
+    /// One clip, with its sound and its lips where they are wanted and there.
     ///
     /// # Errors
     /// It cannot be read: the message names its file.
-    fn clip(&self, index: usize) -> Result<Clip>;
+    fn clip(&self, index: usize, sound: bool, lips: bool) -> Result<Clip>;
 }
 
 /// A CSV file with a line for each clip. Its columns: `text`; `audio`, a sound file; `video`, a safetensors file with the tensor
@@ -66,10 +66,18 @@ impl Manifest {
     /// # Errors
     /// The file cannot be read, lacks a column that the model needs, or a line of it is broken: the message names file and line.
     pub fn load(path: &Path, hears: bool, sees: bool, tokenise: &Tokenise<'_>) -> Result<Self> {
+        Self::labelled(path, "text", hears, sees, tokenise)
+    }
+
+    /// The same, where the ids are those of another column than `text`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn labelled(path: &Path, label: &str, hears: bool, sees: bool, tokenise: &Tokenise<'_>) -> Result<Self> {
         let mut reader = csv::Reader::from_path(path).map_err(|e| at(path, e))?;
         let header = reader.headers().map_err(|e| at(path, e))?.clone();
         let column = |name: &str| header.iter().position(|h| h.trim() == name);
-        let Some(text) = column("text") else { return Err(at(path, "has no column text")) };
+        let Some(text) = column(label) else { return Err(at(path, format!("has no column {label}"))) };
         let media = |name: &str, needed: bool| match (needed, column(name)) {
             (false, _) => Ok(None),
             (true, Some(at)) => Ok(Some(at)),
@@ -94,7 +102,7 @@ impl Manifest {
                 text: tokenise(cell(text)).map_err(|e| wrong(&e))?,
             };
             if entry.text.is_empty() {
-                return Err(wrong(&"there is no text"));
+                return Err(wrong(&format!("{label} is empty")));
             }
             let length = match frames.map(cell) {
                 Some(n) if !n.is_empty() => {
@@ -145,7 +153,7 @@ impl Clips for Manifest {
         &self.lengths
     }
 
-    fn clip(&self, index: usize) -> Result<Clip> {
+    fn clip(&self, index: usize, sound: bool, lips: bool) -> Result<Clip> {
         let Some(entry) = self.entries.get(index) else { bail!("clip {index} of {}", self.entries.len()) };
         let read = |path: &PathBuf| read_audio(path, AudioOptions::default()).map_err(Error::wrap);
         let see = |path: &PathBuf| {
@@ -158,8 +166,8 @@ impl Clips for Manifest {
             Ok(Frames { rgb: frames.flatten_all()?.to_vec1()?, size })
         };
         Ok(Clip {
-            sound: entry.audio.as_ref().map(read).transpose()?,
-            lips: entry.video.as_ref().map(see).transpose()?,
+            sound: entry.audio.as_ref().filter(|_| sound).map(read).transpose()?,
+            lips: entry.video.as_ref().filter(|_| lips).map(see).transpose()?,
             text: entry.text.clone(),
         })
     }
