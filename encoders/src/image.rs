@@ -20,6 +20,8 @@ mod tiles;
 pub use aria::{AriaPixels, AriaProcessor, Crop};
 #[cfg(feature = "image")]
 pub use decode::{DecodeOptions, decoding};
+#[cfg(feature = "video")]
+pub(crate) use decode::{guarded, webp_sizes};
 pub use patches::{Grid, PatchProcessor, Patches};
 pub use preprocess::{ImageProcessor, Sizing};
 pub use resize::{Filter, Window};
@@ -151,6 +153,12 @@ impl Picture {
     /// The values, three for each pixel.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
+    }
+
+    /// The values alone.
+    #[cfg(feature = "video")]
+    pub(crate) fn into_rgb(self) -> Vec<u8> {
+        self.rgb
     }
 
     /// Copies `other` to the place whose top left corner is `(x, y)`; it must fit.

@@ -65,7 +65,7 @@ impl Picture {
         // Sizes inside, which the decoder of WebP takes memory for before it compares them with that in front.
         if format == WebP
             && let Some((w, h)) =
-                frames(bytes.get(12..).unwrap_or_default(), 0).into_iter().find(|&(w, h)| beyond(w, h, &limits))
+                webp_sizes(bytes.get(12..).unwrap_or_default()).into_iter().find(|&(w, h)| beyond(w, h, &limits))
         {
             return Err(too_large(sizes(w, h, &limits)));
         }
@@ -107,6 +107,10 @@ fn sizes(w: usize, h: usize, Limits { side, pixels, .. }: &Limits) -> String {
 
 /// Sizes of the pictures in the chunks of a WebP file, those of an animation included
 /// ([container](https://developers.google.com/speed/webp/docs/riff_container), RFC 6386 and RFC 9649).
+pub(crate) fn webp_sizes(chunks: &[u8]) -> Vec<(usize, usize)> {
+    frames(chunks, 0)
+}
+
 fn frames(mut chunks: &[u8], depth: usize) -> Vec<(usize, usize)> {
     let mut all = Vec::new();
     while let Some((&[a, b, c, d, l0, l1, l2, l3], rest)) = chunks.split_first_chunk::<8>() {
@@ -145,7 +149,7 @@ pub fn decoding() -> bool {
 }
 
 /// Runs a decoder; `None` where it panicked. What it leaves behind is dropped unseen.
-fn guarded<T>(run: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Option<T> {
     let before = DECODING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(run));
     DECODING.set(before);

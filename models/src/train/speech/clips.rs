@@ -1,9 +1,12 @@
 //! Clips of speech to train on.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Error, Result, bail};
 use moesaic_encoders::audio::{AudioOptions, AudioReader, SAMPLE_RATE, read_audio};
+#[cfg(feature = "video")]
+use moesaic_encoders::video::{MouthClip, MouthOptions, VideoReader};
 use moesaic_kernels::checkpoint::Checkpoint;
 
 use super::super::at;
@@ -41,8 +44,15 @@ pub trait Clips: Send + Sync {
     fn clip(&self, index: usize, sound: bool, lips: bool) -> Result<Clip>;
 }
 
-/// A CSV file with a line for each clip. Its columns: `text`; `audio`, a sound file; `video`, a safetensors file with the tensor
-/// `video [frames, rows, columns, 3]` of u8; `frames`, the length in frames of 40 ms, which is otherwise taken from the files.
+/// A CSV file with a line for each clip. Its columns:
+///
+/// - `text`, what is said;
+/// - `audio`, a sound file;
+/// - `video`, the mouth of the speaker: all that [`MouthClip::open`](moesaic_encoders::video) reads, which is 25 frames a second of
+///   about 96x96 pixels as animated WebP or GIF, a folder of pictures, a pattern such as `clip/*.png`, or MP4 (feature `h264`); or
+///   a safetensors file with the tensor `video [frames, rows, columns, 3]` of u8;
+/// - `frames`, the length in frames of 40 ms, which is otherwise taken from the files' heads.
+///
 /// Paths are relative to the file.
 #[derive(Debug)]
 pub struct Manifest {
@@ -127,7 +137,7 @@ impl Entry {
     /// Frames of 40 ms.
     fn length(&self) -> Result<usize> {
         if let Some(video) = &self.video {
-            return Ok(size(&Checkpoint::open(video)?, video)?.0);
+            return frames_of(video);
         }
         let Some(audio) = &self.audio else { bail!("a clip without sound and video") };
         let reader = AudioReader::open(audio, AudioOptions::default()).map_err(Error::wrap)?;
@@ -139,7 +149,57 @@ impl Entry {
     }
 }
 
-/// Frames, rows and columns of a file of lips.
+/// Whether a file is in the format safetensors: by its name, or as it begins with the length of a header in JSON.
+fn is_safetensors(path: &Path) -> bool {
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors")) {
+        return true;
+    }
+    let mut head = [0; 9];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    // Headers have less than 2^32 bytes.
+    read.is_ok() && head[4..] == [0, 0, 0, 0, b'{']
+}
+
+/// The length of a clip of lips, from the head of its file.
+fn frames_of(path: &Path) -> Result<usize> {
+    if is_safetensors(path) {
+        return Ok(size(&Checkpoint::open(path)?, path)?.0);
+    }
+    #[cfg(feature = "video")]
+    {
+        let reader = VideoReader::open(path, MouthOptions::default().video).map_err(Error::wrap)?;
+        usize::try_from(reader.info().frames).map_err(|_| at(path, "has too many frames"))
+    }
+    #[cfg(not(feature = "video"))]
+    Err(unread(path))
+}
+
+/// A clip of lips.
+fn see(path: &Path) -> Result<Frames> {
+    if is_safetensors(path) {
+        let file = Checkpoint::open(path)?;
+        let size = size(&file, path)?;
+        let frames = file.read_any("video")?;
+        if frames.dtype() != candle_core::DType::U8 {
+            return Err(at(path, format!("video is {:?}, expected bytes (u8)", frames.dtype())));
+        }
+        return Ok(Frames { rgb: frames.flatten_all()?.to_vec1()?, size });
+    }
+    #[cfg(feature = "video")]
+    {
+        let MouthClip { rgb, size, .. } = MouthClip::open(path, &MouthOptions::default()).map_err(Error::wrap)?;
+        Ok(Frames { rgb, size })
+    }
+    #[cfg(not(feature = "video"))]
+    Err(unread(path))
+}
+
+#[cfg(not(feature = "video"))]
+fn unread(path: &Path) -> Error {
+    at(path, "is no safetensors file, and this build reads no other video: build with the feature `video`")
+}
+
+/// Frames, rows and columns of a safetensors file of lips.
 fn size(file: &Checkpoint, path: &Path) -> Result<(usize, usize, usize)> {
     match file.info("video").map(|info| info.shape.as_slice()) {
         Some(&[t, h, w, 3]) => Ok((t, h, w)),
@@ -156,18 +216,9 @@ impl Clips for Manifest {
     fn clip(&self, index: usize, sound: bool, lips: bool) -> Result<Clip> {
         let Some(entry) = self.entries.get(index) else { bail!("clip {index} of {}", self.entries.len()) };
         let read = |path: &PathBuf| read_audio(path, AudioOptions::default()).map_err(Error::wrap);
-        let see = |path: &PathBuf| {
-            let file = Checkpoint::open(path)?;
-            let size = size(&file, path)?;
-            let frames = file.read_any("video")?;
-            if frames.dtype() != candle_core::DType::U8 {
-                return Err(at(path, format!("video is {:?}, expected bytes (u8)", frames.dtype())));
-            }
-            Ok(Frames { rgb: frames.flatten_all()?.to_vec1()?, size })
-        };
         Ok(Clip {
             sound: entry.audio.as_ref().filter(|_| sound).map(read).transpose()?,
-            lips: entry.video.as_ref().filter(|_| lips).map(see).transpose()?,
+            lips: entry.video.as_deref().filter(|_| lips).map(see).transpose()?,
             text: entry.text.clone(),
         })
     }
