@@ -129,9 +129,9 @@ class Look:
         self.cavity = uniform(15, 45)
         self.tooth = min(235, self.skin * uniform(0.95, 1.2) + 15)
         self.tongue = self.cavity + uniform(0.25, 0.7) * (self.lip - self.cavity)
-        self.light = rng.normal(0, 0.13, 2)
+        self.light = rng.normal(0, 0.13, 2).tolist()
         self.gloss = uniform(0.0, 0.25)
-        self.folds = uniform(0.0, 0.12, 3)
+        self.folds = uniform(0.0, 0.12, 3).tolist()
         self.patches = rng.normal(0, 1, (6, 6)) * uniform(2, 7)
         self.grain = rng.normal(0, 1, (SIDE, SIDE)) * uniform(0, 5)
         self.blur = uniform(0.4, 0.5 + 1.0 * hard)
@@ -191,21 +191,29 @@ def layers(params, look, x, y, edge):
 
 
 def blurred(pictures, sigma):
-    """Gaussian blur of (frames, rows, columns)."""
-    taps = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
-    taps = (taps / taps.sum()).astype(np.float32)
+    """Gaussian blur of (frames, rows, columns), 3 pixels smaller at each side."""
+    taps = np.exp(-0.5 * (np.arange(4) / sigma) ** 2)
+    taps = (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
     for axis in (1, 2):
-        pad = [(0, 0)] * 3
-        pad[axis] = (3, 3)
-        wide = np.pad(pictures, pad, mode="edge")
-        size = pictures.shape[axis]
-        part = lambda k: wide[:, k : k + size] if axis == 1 else wide[:, :, k : k + size]
-        total = taps[3] * part(3)
-        for k in range(3):
-            if taps[k] > 1e-3:
-                total += taps[k] * (part(k) + part(6 - k))
+        size = pictures.shape[axis] - 6
+        part = lambda k: pictures[:, k : k + size] if axis == 1 else pictures[:, :, k : k + size]
+        total = taps[0] * part(3)
+        for k in range(1, 4):
+            if taps[k] > 2e-3:
+                total += taps[k] * (part(3 - k) + part(3 + k))
         pictures = total
     return pictures
+
+
+def face(look, at):
+    """What does not move: skin in its light, (1, 102, 102), 3 pixels wider than a picture at each side; and the light."""
+    x, y = grid(np.array([[at[:, 0].mean() + 3, at[:, 1].mean() + 3, at[:, 2].mean(), at[:, 3].mean()]]), SIDE + 6, SIDE + 6)
+    patches = Image.fromarray(look.patches.astype(np.float32)).resize((SIDE + 6, SIDE + 6), Image.Resampling.BICUBIC)
+    skin = look.skin + np.asarray(patches)[None] + np.pad(look.grain, 3, mode="reflect").astype(np.float32)
+    nose = np.exp(-(((y + 1.35) * 6) ** 2) - (x * 2) ** 2)
+    fold = np.exp(-(((np.abs(x) - 1.35 - 0.25 * y) * 7) ** 2))
+    light = 1 + look.light[0] * x / 2 + look.light[1] * y / 2
+    return skin * (1 - look.folds[0] * 3 * nose - look.folds[1] * fold), light
 
 
 def render(rng, params, look, step=10):
@@ -216,24 +224,29 @@ def render(rng, params, look, step=10):
     for t in range(1, frames):
         if lost[t]:
             params[t], at[t] = params[t - 1], at[t - 1]
-    x, y = grid(at)
+    skin, light = face(look, at)
+    # Only a window around the mouth changes; it is 3 pixels wider than what is kept of it.
+    reach = at[:, 3].max()
+    bounds = lambda lows, highs, low, high: (max(0, int(lows.min() - low * reach)), min(SIDE, int(highs.max() + high * reach) + 1))
+    left, right = bounds(at[:, 0], at[:, 0], 1.45, 1.45)
+    top, bottom = bounds(at[:, 1], at[:, 1], 1.0, 1.75)
+    window = at - [left - 3, top - 3, 0, 0]
+    x, y = grid(window, bottom - top + 6, right - left + 6)
+    part = (slice(None), slice(top, bottom + 6), slice(left, right + 6))
     lips, opening, teeth, tongue, shade, below = layers(params, look, x, y, 1.3 / look.size)
-    # Skin: patches, grain, the shadow under the nose, folds beside the mouth, the hollow above the chin.
-    patches = Image.fromarray(look.patches.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    skin = (look.skin + np.asarray(patches) + look.grain).astype(np.float32)[None]
-    nose = np.exp(-((y + 1.35) * 6) ** 2 - (x * 2) ** 2)
-    fold = np.exp(-((np.abs(x) - 1.35 - 0.25 * y) * 7) ** 2)
-    hollow = np.exp(-((y - below.max(axis=2, keepdims=True) - 0.12) * 7) ** 2 - (x * 1.4) ** 2)
-    skin = skin * (1 - look.folds[0] * 3 * nose - look.folds[1] * fold - (look.folds[2] + 0.05) * hollow)
-    lip = look.lip * (1 + shade) + look.gloss * 90 * np.exp(-((y - below + 0.22) * 9) ** 2 - (x * 2.2) ** 2)
+    # The hollow above the chin moves with the lower lip.
+    hollow = np.exp(-(((y - below.max(axis=2, keepdims=True) - 0.12) * 7) ** 2) - (x * 1.4) ** 2)
+    near = skin[part] * (1 - (look.folds[2] + 0.05) * hollow)
+    lip = look.lip * (1 + shade) + look.gloss * 90 * np.exp(-(((y - below + 0.22) * 9) ** 2) - (x * 2.2) ** 2)
     inside = look.cavity + tongue * (look.tongue - look.cavity)
     inside += teeth * (look.tooth * (1 - 0.12 * np.abs(x)) - inside)
-    picture = skin + lips * (lip - skin)
-    picture += opening * (inside - picture)
-    lamp = 1 + look.light[0] * x / 2 + look.light[1] * y / 2
-    picture *= lamp * (1 + look.flicker * rng.normal(0, 1, (frames, 1, 1)).astype(np.float32))
-    picture = blurred(picture.astype(np.float32), look.blur)
-    picture += look.noise * rng.standard_normal(picture.shape, dtype=np.float32)
+    near += lips * (lip - near)
+    near += opening * (inside - near)
+    near *= light[part]
+    picture = np.repeat(blurred(skin * light, look.blur), frames, axis=0)
+    picture[:, top:bottom, left:right] = blurred(near, look.blur)
+    picture *= 1 + np.float32(look.flicker) * rng.standard_normal((frames, 1, 1), dtype=np.float32)
+    picture += np.float32(look.noise) * rng.standard_normal(picture.shape, dtype=np.float32)
     return (np.clip(np.rint(picture * np.float32(1 / step)), 0, 255 // step) * step).astype(np.uint8)
 
 
