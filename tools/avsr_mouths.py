@@ -116,7 +116,7 @@ class Look:
 
     def __init__(self, rng, hard=1.0):
         uniform = rng.uniform
-        self.size = uniform(17.5, 22.5)  # half the mouth, pixels
+        self.size = uniform(18.5, 24.5)  # half the mouth, pixels; crops about a mean face have 25
         self.centre = rng.normal(0, 1.5, 2).clip(-4, 4)
         self.turn = np.radians(rng.normal(0, 3))
         self.upper, self.lower = uniform(0.2, 0.36), uniform(0.3, 0.5)  # lips
