@@ -250,17 +250,18 @@ def render(rng, params, look, step=10):
     return (np.clip(np.rint(picture * np.float32(1 / step)), 0, 255 // step) * step).astype(np.uint8)
 
 
-def write_webp(path, frames, milliseconds=1000 // FPS):
-    """Writes an animation without loss, each frame whole and of its own duration: encoders of animations may join frames that
-    are alike. `frames` is (frames, rows, columns) of u8 grey, or with a last axis of 3 colours."""
+def write_webp(path, frames, quality=None, milliseconds=1000 // FPS):
+    """Writes an animation, without loss if no quality is given, each frame whole and of its own duration: encoders of animations
+    may join frames that are alike. `frames` is (frames, rows, columns) of u8 grey, or with a last axis of 3 colours."""
+    how = {"lossless": True, "quality": 0, "method": 0} if quality is None else {"quality": quality, "method": 6}
     rows, columns = frames.shape[1:3]
     u24 = lambda n: struct.pack("<I", n)[:3]
     chunk = lambda name, data: name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
     body = chunk(b"VP8X", b"\x02\0\0\0" + u24(columns - 1) + u24(rows - 1)) + chunk(b"ANIM", struct.pack("<IH", 0xFF000000, 0))
     for frame in frames:
         file = io.BytesIO()
-        Image.fromarray(frame).convert("RGB").save(file, "WEBP", lossless=True, quality=0, method=0)
-        picture = file.getvalue()[12:]  # its only chunk, VP8L
+        Image.fromarray(frame).convert("RGB").save(file, "WEBP", **how)
+        picture = file.getvalue()[12:]  # its only chunk, VP8L or VP8
         head = u24(0) * 2 + u24(columns - 1) + u24(rows - 1) + u24(milliseconds) + b"\x02"
         body += chunk(b"ANMF", head + picture)
     path.write_bytes(chunk(b"RIFF", b"WEBP" + body))
