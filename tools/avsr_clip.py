@@ -172,7 +172,7 @@ def main():
     parser.add_argument("--cache", type=Path, default=Path("data/wheels"), help="folder of downloaded packages")
     parser.add_argument("--text", default=corpus.KEPT[0], help="what is said; the default is in no split of the corpus")
     parser.add_argument("--voice", default="en-us")
-    parser.add_argument("--rate", type=int, default=125, help="words a minute")
+    parser.add_argument("--rate", type=int, default=120, help="words a minute")
     parser.add_argument("--hard", type=float, default=0.3, help="as of the corpus")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

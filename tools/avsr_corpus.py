@@ -27,7 +27,8 @@ all. babble_train.wav and babble_test.wav are 60 s of voices speaking at once, o
 scales all that makes lips hard to read; 0 is a clean drawing.
 
 Everything is drawn from the seed, each clip from its own: more clips of training change no other clip. The sums printed
-are those of all sound, pictures and lines.
+are those of all sound, pictures and lines: with the defaults, Pillow 13.0 and numpy 2.4 on x86-64, 12d8bc9f203d3f80 (valid),
+5dfbc96bf838845d (test), eb2fcec251e1e866 (voice), 0e24af503486c31e (train). It takes 12 minutes of one core and 1.2 GB.
 """
 
 import argparse
