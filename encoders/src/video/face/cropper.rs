@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 
+use moesaic_kernels::cpu::with_threads;
 use serde::Serialize;
 
 use super::align::{self, Landmarks, MARGIN, PATCH};
@@ -18,6 +19,9 @@ const RECOUNT: usize = 50;
 const PATIENCE: usize = 5;
 /// Frames without a face after which small ones are looked for again.
 const RETRY: usize = 8;
+/// A face is small if more than so many fit along the frame: only beside such a one are others searched for, which takes long,
+/// when faces are counted.
+const SMALL: f32 = 8.0;
 /// What is kept of a frame about a face, in sides of its box.
 const KEPT: f32 = 3.0;
 /// Side of a face's box in the mean face, about: a frame finer than that is kept coarser.
@@ -243,9 +247,11 @@ impl FaceCropper {
     fn locate(&mut self, frame: &Frame) -> FaceResult<(Part, Option<Face>)> {
         if let Some(before) = self.last.as_ref().filter(|_| self.gap == 0) {
             let part = cut(frame, &before.place);
-            if let Some(face) = self.finder.again(&part, before)? {
+            // One thread is as fast for such small networks, and leaves the others to whoever decodes.
+            if let Some(face) = with_threads(1, || self.finder.again(&part, before))? {
                 if self.report.frames % RECOUNT == 0 {
-                    let faces = self.finder.whole(frame, true)?.len();
+                    let small = face.place.side() * SMALL < frame.width.max(frame.height) as f32;
+                    let faces = self.finder.whole(frame, small)?.len();
                     self.report.most_faces = self.report.most_faces.max(faces);
                 }
                 return Ok((part, Some(face)));

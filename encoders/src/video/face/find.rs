@@ -13,10 +13,11 @@ pub(crate) const SURE: f32 = 0.5;
 pub(crate) const STILL: f32 = 0.4;
 /// Rows and columns that the detector sees of a whole frame: for faces that fill it, usual ones, and small ones.
 const WHOLE: [usize; 3] = [224, 416, 832];
-/// The same about a face, of the frame before or found in the whole frame.
-const AROUND: usize = 160;
-/// Side of that square in sides of the face.
-const REACH: f32 = 2.2;
+/// The same about a face found in the whole frame, and the side of that square in sides of the face. On 240 squares without a
+/// face the detector finds none there; on 14 faces in six photos, each a tenth beside its place and at it, the least score is 0.59.
+const CLOSE: (usize, f32) = (160, 2.2);
+/// The same about a face of the frame before: a third of the work, the least score is 0.6.
+const AGAIN: (usize, f32) = (96, 1.8);
 /// Faces of a whole frame that are looked at closer, at most.
 const MOST_FACES: usize = 32;
 /// Boxes that overlap by more than this part of their union are one face.
@@ -161,9 +162,9 @@ impl FaceFinder {
         }
         let mut faces = Vec::new();
         for place in distinct(found).into_iter().take(MOST_FACES) {
-            let area = Area::square(place.centre(), place.side() * REACH);
-            let part = Part::cut(frame, area, (area.width / AROUND as f32) as usize);
-            faces.extend(self.near(&part, &place, SURE)?);
+            let area = Area::square(place.centre(), place.side() * CLOSE.1);
+            let part = Part::cut(frame, area, (area.width / CLOSE.0 as f32) as usize);
+            faces.extend(self.near(&part, &place, CLOSE, SURE)?);
         }
         let mut faces = distinct(faces);
         faces.sort_by(|a, b| a.centre().0.total_cmp(&b.centre().0));
@@ -176,7 +177,7 @@ impl FaceFinder {
         let (centre, side, _) = square(&before.points);
         let area = Area::square(centre, side);
         let square = FaceBox { x: area.x, y: area.y, width: side, height: side, score: 1.0 };
-        let Some(place) = self.near(part, &square, STILL)? else { return Ok(None) };
+        let Some(place) = self.near(part, &square, AGAIN, STILL)? else { return Ok(None) };
         let ((x, y), (x0, y0)) = (place.centre(), before.place.centre());
         let points = if (x - x0).hypot(y - y0) < MOVED * side {
             self.closer(part, &self.closer(part, &before.points)?)?
@@ -187,9 +188,15 @@ impl FaceFinder {
     }
 
     /// The face that the detector sees from near, where one may be.
-    fn near(&self, part: &Part, place: &FaceBox, least: f32) -> FaceResult<Option<FaceBox>> {
-        let area = Area::square(place.centre(), place.side() * REACH);
-        let faces = self.boxes(part, area, AROUND, least)?;
+    fn near(
+        &self,
+        part: &Part,
+        place: &FaceBox,
+        (side, reach): (usize, f32),
+        least: f32,
+    ) -> FaceResult<Option<FaceBox>> {
+        let area = Area::square(place.centre(), place.side() * reach);
+        let faces = self.boxes(part, area, side, least)?;
         let near = faces.into_iter().map(|face| (face.overlap(place), face)).filter(|(overlap, _)| *overlap > 0.3);
         Ok(near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, face)| face))
     }
