@@ -25,6 +25,9 @@ const MEAN_FACE: [(usize, (f32, f32)); 8] = [
     (54, (154.1, 154.8)),
 ];
 
+/// A place, and the one that it goes to.
+type Pair = ((f32, f32), (f32, f32));
+
 /// Turns, scales and shifts: `(x, y)` to `(a x - b y + X, b x + a y + Y)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Similarity {
@@ -62,13 +65,13 @@ impl Similarity {
     }
 
     /// Least squares from the first to the second of each pair.
-    fn fit(pairs: &[((f32, f32), (f32, f32))]) -> Self {
+    fn fit(pairs: &[Pair]) -> Self {
         let n = pairs.len().max(1) as f32;
-        let mean = |f: &dyn Fn(&((f32, f32), (f32, f32))) -> (f32, f32)| {
+        let mean = |f: fn(&Pair) -> (f32, f32)| {
             let sum = pairs.iter().map(f).fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
             (sum.0 / n, sum.1 / n)
         };
-        let (from, to) = (mean(&|p| p.0), mean(&|p| p.1));
+        let (from, to) = (mean(|p| p.0), mean(|p| p.1));
         let (mut square, mut along, mut across) = (0.0, 0.0, 0.0);
         for (p, q) in pairs {
             let (px, py, qx, qy) = (p.0 - from.0, p.1 - from.1, q.0 - to.0, q.1 - to.1);
@@ -81,7 +84,7 @@ impl Similarity {
         Self { a, b, x: to.0 - (a * from.0 - b * from.1), y: to.1 - (b * from.0 + a * from.1) }
     }
 
-    fn error(&self, (from, to): &((f32, f32), (f32, f32))) -> f32 {
+    fn error(&self, (from, to): &Pair) -> f32 {
         let (x, y) = self.apply(*from);
         (x - to.0).powi(2) + (y - to.1).powi(2)
     }

@@ -147,7 +147,7 @@ impl FaceCropper {
     /// # Errors
     /// Options that make no sense, or a folder for debugging that cannot be written.
     pub fn new(options: FaceOptions) -> FaceResult<Self> {
-        if !(options.min_face >= 0.0) {
+        if options.min_face.is_nan() || options.min_face < 0.0 {
             return Err(FaceError::Input(format!(
                 "faces of at least {} pixels; take a number from 0 on",
                 options.min_face
@@ -249,7 +249,7 @@ impl FaceCropper {
             let part = cut(frame, &before.place);
             // One thread is as fast for such small networks, and leaves the others to whoever decodes.
             if let Some(face) = with_threads(1, || self.finder.again(&part, before))? {
-                if self.report.frames % RECOUNT == 0 {
+                if self.report.frames.is_multiple_of(RECOUNT) {
                     let small = face.place.side() * SMALL < frame.width.max(frame.height) as f32;
                     let faces = self.finder.whole(frame, small)?.len();
                     self.report.most_faces = self.report.most_faces.max(faces);
@@ -257,7 +257,7 @@ impl FaceCropper {
                 return Ok((part, Some(face)));
             }
         }
-        let thorough = self.gap % RETRY == 0;
+        let thorough = self.gap.is_multiple_of(RETRY);
         let found = self.finder.whole(frame, thorough)?;
         if let Some(place) = self.choose(found)? {
             let part = cut(frame, &place);

@@ -118,7 +118,7 @@ impl FaceFinder {
     /// A frame that is none, or another side.
     pub fn detect(&self, frame: &Frame, side: usize) -> FaceResult<Vec<FaceBox>> {
         check(frame)?;
-        if side == 0 || side % 32 != 0 || side > 2048 {
+        if side == 0 || !side.is_multiple_of(32) || side > 2048 {
             return Err(FaceError::Input(format!(
                 "a detector of {side} pixels a side; take a multiple of 32 up to 2048"
             )));
