@@ -1,5 +1,6 @@
 //! What can be wrong with video.
 
+use super::face::FaceError;
 use crate::image::ImageError;
 
 /// An error of reading video. Every message names the file and says what to do next.
@@ -155,6 +156,9 @@ pub enum VideoError {
         /// What was expected and what to do.
         why: String,
     },
+    /// A face is not found, or not as it is wanted.
+    #[error(transparent)]
+    Face(#[from] FaceError),
     /// Options that make no sense.
     #[error("{0}")]
     Input(String),

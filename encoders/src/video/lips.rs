@@ -4,7 +4,7 @@
 //! RGB crops of the mouth, 96x96, 25 frames a second ─ grey, centre 88x88, (x / 255 - 0.421) / 0.165 ─▶ [t, 88, 88]
 //! ```
 //!
-//! Finding and cropping the mouth is left to other tools: published models take a patch of 96x96 pixels around the mean of the
+//! Such crops come from a `MouthReader` (feature `video`), or from other tools: a patch of 96x96 pixels around the mean of the
 //! lips' landmarks, after a similarity transform of the face to a mean one of 256x256.
 
 use candle_core::{Device, Result, Tensor, bail};

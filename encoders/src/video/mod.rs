@@ -1,7 +1,7 @@
 //! Video: from a file, a folder of pictures or an animation to frames, and to the pixels of lips.
 //!
 //! ```text
-//! folder, pattern, GIF, WebP, MP4 ─ VideoReader ─▶ RGB frames, 25 a second ─ MouthClip ─▶ mouths, 96x96 or 88x88 ─ LipFrames ─▶ [t, 88, 88]
+//! folder, pattern, GIF, WebP, MP4 ─ VideoReader ─▶ RGB frames, 25 a second ─ MouthReader ─▶ mouths, 96x96 or 88x88 ─ LipFrames ─▶ [t, 88, 88]
 //! ```
 //!
 //! | source | told by | needs |
@@ -21,6 +21,8 @@ mod animation;
 mod canvas;
 #[cfg(feature = "video")]
 mod error;
+#[cfg(feature = "video")]
+pub mod face;
 mod lips;
 #[cfg(feature = "video")]
 mod mouth;
@@ -35,6 +37,6 @@ mod timeline;
 pub use error::{VideoError, VideoResult};
 pub use lips::{CROP, LipFrames, LipVariant};
 #[cfg(feature = "video")]
-pub use mouth::{MouthClip, MouthOptions, Roi};
+pub use mouth::{MouthClip, MouthOptions, MouthReader, Roi};
 #[cfg(feature = "video")]
 pub use reader::{FRAME_RATE, Frame, VideoInfo, VideoOptions, VideoReader};

@@ -1,14 +1,14 @@
 //! Clips of mouths: what speech models see of a video.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use super::error::{VideoError, VideoResult};
+use super::face::{self, FaceCropper, FaceOptions, FaceReport, PATCH};
 use super::lips::CROP;
 use super::reader::{Frame, VideoOptions, VideoReader};
 use crate::image::{Filter, Limits, Picture};
 
-/// Rows and columns of a mouth, unless its frames have 88 already.
-const SIDE: usize = 96;
 /// Sides of frames that are taken for cropped mouths.
 const SIDES: std::ops::RangeInclusive<usize> = 64..=160;
 
@@ -16,8 +16,10 @@ const SIDES: std::ops::RangeInclusive<usize> = 64..=160;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Roi {
-    /// The frames are mouths: 64 to 160 pixels a side, square within a tenth. They become 96x96 pixels; 88x88 stay.
+    /// The frames are mouths if they have the size of such, and else show a face.
     #[default]
+    Auto,
+    /// The frames are mouths: 64 to 160 pixels a side, square within a tenth. They become 96x96 pixels; 88x88 stay.
     Cropped,
     /// The same part of each frame, which becomes 96x96 pixels; 88x88 stay.
     Box {
@@ -30,19 +32,141 @@ pub enum Roi {
         /// Rows.
         height: usize,
     },
+    /// In a face, which is found and followed ([`FaceCropper`]).
+    Face,
 }
 
 /// How a clip of a mouth is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct MouthOptions {
     /// How the video is read.
     pub video: VideoOptions,
     /// Where the mouth is.
     pub roi: Roi,
+    /// How a face is found; its folder for debugging gets all mouths, however they were found.
+    pub face: FaceOptions,
 }
 
-/// RGB frames of a mouth, 25 a second unless [`VideoOptions::fps`] says otherwise, as [`LipFrames`](super::LipFrames) takes them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Mouths of a video, one for each frame, 25 a second unless [`VideoOptions::fps`] says otherwise: an iterator over RGB pictures of
+/// 96x96 or 88x88 pixels, all of one size. Memory does not grow with the video. An error ends it.
+pub struct MouthReader {
+    reader: VideoReader,
+    options: MouthOptions,
+    way: Option<Way>,
+    ready: VecDeque<Frame>,
+    report: Option<FaceReport>,
+    written: usize,
+    over: bool,
+}
+
+/// How mouths are found, once the first frame is known.
+enum Way {
+    Part(Roi),
+    Face(Box<FaceCropper>),
+}
+
+impl MouthReader {
+    /// The mouths in all that [`VideoReader::open`] opens.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(path: &Path, options: MouthOptions) -> VideoResult<Self> {
+        Ok(Self::new(VideoReader::open(path, options.video)?, options))
+    }
+
+    /// The mouths in the frames of a reader.
+    pub fn new(reader: VideoReader, mut options: MouthOptions) -> Self {
+        options.face.label = reader.label().to_string();
+        Self { reader, options, way: None, ready: VecDeque::new(), report: None, written: 0, over: false }
+    }
+
+    /// The reader of the frames.
+    pub fn video(&self) -> &VideoReader {
+        &self.reader
+    }
+
+    /// What was seen of faces so far, where they are looked for.
+    pub fn faces(&self) -> Option<&FaceReport> {
+        match &self.way {
+            Some(Way::Face(cropper)) => Some(cropper.report()),
+            _ => self.report.as_ref(),
+        }
+    }
+
+    /// Reads frames until a mouth is ready or none are left.
+    fn fill(&mut self) -> VideoResult<()> {
+        while self.ready.is_empty() && !self.over {
+            let Some(frame) = self.reader.next() else {
+                self.over = true;
+                if let Some(Way::Face(cropper)) = self.way.take() {
+                    let (crops, report) = cropper.finish()?;
+                    self.report = Some(report);
+                    self.ready.extend(crops.into_iter().map(|crop| patch(crop.rgb)));
+                }
+                return Ok(());
+            };
+            let frame = frame?;
+            let way = match &mut self.way {
+                Some(way) => way,
+                none => none.insert(match self.options.roi {
+                    Roi::Auto if !mouth_sized(&frame) => Way::face(&self.options)?,
+                    Roi::Face => Way::face(&self.options)?,
+                    roi => Way::Part(roi),
+                }),
+            };
+            match way {
+                Way::Face(cropper) => {
+                    let face = face::Frame { width: frame.width, height: frame.height, rgb: &frame.rgb };
+                    self.ready.extend(cropper.push(&face)?.into_iter().map(|crop| patch(crop.rgb)));
+                }
+                Way::Part(roi) => {
+                    let mouth = crop(frame, *roi, self.reader.label())?;
+                    if let Some(folder) = &self.options.face.debug {
+                        face::write_crop(folder, self.written, (mouth.width, mouth.height), &mouth.rgb)?;
+                        self.written += 1;
+                    }
+                    self.ready.push_back(mouth);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Way {
+    fn face(options: &MouthOptions) -> VideoResult<Self> {
+        Ok(Self::Face(Box::new(FaceCropper::new(options.face.clone())?)))
+    }
+}
+
+impl Iterator for MouthReader {
+    type Item = VideoResult<Frame>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.fill() {
+            Ok(()) => self.ready.pop_front().map(Ok),
+            Err(error) => {
+                (self.over, self.way) = (true, None);
+                self.ready.clear();
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// Without the frames that wait.
+impl std::fmt::Debug for MouthReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MouthReader").field("video", &self.reader.label()).finish_non_exhaustive()
+    }
+}
+
+fn patch(rgb: Vec<u8>) -> Frame {
+    Frame { width: PATCH, height: PATCH, rgb }
+}
+
+/// RGB frames of a mouth as [`LipFrames`](super::LipFrames) takes them.
+#[derive(Clone, Debug, PartialEq)]
 pub struct MouthClip {
     /// `frames * rows * columns * 3` bytes.
     pub rgb: Vec<u8>,
@@ -50,6 +174,8 @@ pub struct MouthClip {
     pub size: (usize, usize, usize),
     /// Frames of the file that could not be decoded, with [`VideoOptions::lenient`].
     pub damaged: usize,
+    /// What was seen of faces, where they were looked for.
+    pub faces: Option<FaceReport>,
 }
 
 impl MouthClip {
@@ -74,7 +200,7 @@ impl MouthClip {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn read(mut reader: VideoReader, options: &MouthOptions) -> VideoResult<Self> {
+    pub fn read(reader: VideoReader, options: &MouthOptions) -> VideoResult<Self> {
         let (label, info) = (reader.label().to_string(), *reader.info());
         let (seconds, limit) = (info.frames as f64 / options.video.fps, options.video.max_seconds);
         let too_long = || VideoError::TooLong { label: label.clone(), seconds, limit };
@@ -82,9 +208,10 @@ impl MouthClip {
             return Err(too_long());
         }
         let count = usize::try_from(info.frames).map_err(|_| too_long())?;
+        let mut mouths = MouthReader::new(reader, options.clone());
         let (mut rgb, mut frames, mut sides) = (Vec::new(), 0, (0, 0));
-        for frame in reader.by_ref() {
-            let mouth = crop(frame?, options.roi, &label)?;
+        for mouth in mouths.by_ref() {
+            let mouth = mouth?;
             if frames == 0 {
                 // Lengths are bounded by now.
                 rgb.reserve_exact(count.saturating_mul(mouth.rgb.len()));
@@ -96,8 +223,16 @@ impl MouthClip {
         if frames == 0 {
             return Err(VideoError::Empty { label });
         }
-        Ok(Self { rgb, size: (frames, sides.0, sides.1), damaged: reader.damaged() })
+        let (damaged, faces) = (mouths.reader.damaged(), mouths.faces().cloned());
+        Ok(Self { rgb, size: (frames, sides.0, sides.1), damaged, faces })
     }
+}
+
+/// Whether a frame is taken for a mouth.
+fn mouth_sized(frame: &Frame) -> bool {
+    let Frame { width, height, .. } = frame;
+    let square = 10 * width.abs_diff(*height) <= *width.max(height);
+    square && SIDES.contains(width) && SIDES.contains(height)
 }
 
 /// The mouth in a frame.
@@ -105,13 +240,12 @@ fn crop(frame: Frame, roi: Roi, label: &str) -> VideoResult<Frame> {
     let Frame { width, height, .. } = frame;
     let region = |why: String| VideoError::Region { label: label.to_string(), why };
     match roi {
-        Roi::Cropped => {
-            let square = 10 * width.abs_diff(height) <= width.max(height);
-            if !square || !SIDES.contains(&width) || !SIDES.contains(&height) {
+        Roi::Auto | Roi::Cropped | Roi::Face => {
+            if !mouth_sized(&frame) {
                 let (low, high) = (SIDES.start(), SIDES.end());
                 return Err(region(format!(
                     "frames have {width} x {height} pixels, expected mouths of {low} to {high} pixels a side, nearly square; say \
-                     where the mouth is with `Roi::Box`"
+                     where the mouth is (`--roi x,y,width,height`), or let a face be found (`--roi face`)"
                 )));
             }
             sized(frame)
@@ -133,11 +267,11 @@ fn crop(frame: Frame, roi: Roi, label: &str) -> VideoResult<Frame> {
 
 /// Brings a mouth to 96x96 pixels, antialiased, unless it has 88x88.
 fn sized(frame: Frame) -> VideoResult<Frame> {
-    if [CROP, SIDE].iter().any(|&side| (frame.width, frame.height) == (side, side)) {
+    if [CROP, PATCH].iter().any(|&side| (frame.width, frame.height) == (side, side)) {
         return Ok(frame);
     }
     let picture = Picture::from_rgb(frame.width, frame.height, frame.rgb)?;
     let limits = Limits { pixels: usize::MAX, ..Limits::default() };
-    let rgb = picture.resize((SIDE, SIDE), Filter::Bilinear, None, &limits)?.into_rgb();
-    Ok(Frame { width: SIDE, height: SIDE, rgb })
+    let rgb = picture.resize((PATCH, PATCH), Filter::Bilinear, None, &limits)?.into_rgb();
+    Ok(Frame { width: PATCH, height: PATCH, rgb })
 }
