@@ -18,6 +18,8 @@ mod output;
 mod parquet;
 mod progress;
 mod quantise;
+#[cfg(feature = "audio")]
+mod speech;
 mod tables;
 mod train;
 mod upcycle;
@@ -51,6 +53,8 @@ enum Command {
     Routes(ask::RoutesArgs),
     #[cfg(feature = "audio")]
     Listen(listen::Args),
+    #[cfg(feature = "audio")]
+    Transcribe(speech::Args),
     Upcycle(upcycle::Args),
     Mix(upcycle::MixArgs),
     Quantize(quantise::Args),
@@ -79,6 +83,8 @@ enum EvalCommand {
     Language(quantise::EvalArgs),
     #[cfg(feature = "image")]
     Vision(vision::EvalArgs),
+    #[cfg(feature = "audio")]
+    Wer(speech::WerArgs),
 }
 
 /// The exit code of a run ended by Ctrl-C, as shells have it.
@@ -112,6 +118,8 @@ pub fn run() -> ExitCode {
         Command::Routes(args) => ask::routes(args),
         #[cfg(feature = "audio")]
         Command::Listen(args) => listen::run(args),
+        #[cfg(feature = "audio")]
+        Command::Transcribe(args) => speech::run(args),
         Command::Upcycle(args) => upcycle::run(args),
         Command::Mix(args) => upcycle::mix(args),
         Command::Quantize(args) => quantise::run(args),
@@ -126,6 +134,8 @@ pub fn run() -> ExitCode {
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
         #[cfg(feature = "image")]
         Command::Eval(EvalCommand::Vision(args)) => vision::eval(args),
+        #[cfg(feature = "audio")]
+        Command::Eval(EvalCommand::Wer(args)) => speech::wer(args),
     })
 }
 

@@ -16,6 +16,8 @@
 
 mod metrics;
 mod report;
+#[cfg(feature = "audio")]
+pub mod wer;
 
 pub use metrics::{Baseline, Coverage, Score};
 

@@ -29,6 +29,9 @@
 //!
 //! `AudioChat` (feature `audio`) answers questions about speech, sounds and music with U-SAM ([`moesaic_models::usam`]).
 //!
+//! `Transcriber` (feature `audio`) writes down what is said, by ear, by eye (feature `video`) or by both, with Llama-AVSR,
+//! Llama-SMoP, Llama-MTSK ([`moesaic_models::avsr`]) and a small model trained by this project.
+//!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.
 //! * [`convert`] writes checkpoints of torch as model folders, and executes nothing of them.
@@ -61,6 +64,8 @@ mod series;
 pub mod settings;
 mod table;
 mod text;
+#[cfg(feature = "audio")]
+mod transcriber;
 #[cfg(feature = "image")]
 mod vision;
 
@@ -92,6 +97,12 @@ pub use audio::{AudioChat, AudioModelInfo, Heard};
 pub use moesaic_encoders::audio::{AudioError, AudioOptions, AudioReader, Windows};
 #[cfg(feature = "image")]
 pub use moesaic_encoders::image::{DecodeOptions, ImageError, Limits, Picture};
+#[cfg(feature = "video")]
+pub use moesaic_encoders::video::{
+    FaceChoice, FaceOptions, FaceReport, MouthOptions, MouthReader, Roi, VideoError, VideoOptions, VideoReader,
+};
+#[cfg(feature = "audio")]
+pub use transcriber::{Recording, Segment, Senses, TranscribeOptions, Transcriber, Transcript, Word};
 #[cfg(feature = "image")]
 pub use vision::{ExpertShares, RouteMap, VisionBackend, VisionChat, VisionModelInfo};
 

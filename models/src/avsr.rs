@@ -363,8 +363,16 @@ impl Avsr {
     /// # Errors
     /// As [`encode`](Self::encode), or the model has no such rate.
     pub fn prompt(&self, media: Media<'_>, rates: Rates) -> Result<(Tensor, AtScale<'_>)> {
+        self.prompt_of(&self.encode(media, None)?, rates)
+    }
+
+    /// The same of clips that are encoded already.
+    ///
+    /// # Errors
+    /// The model has no such rate, or no projector for what was encoded.
+    pub fn prompt_of(&self, encoded: &[Tokens], rates: Rates) -> Result<(Tensor, AtScale<'_>)> {
         let scale = self.scale(rates)?;
-        let (tokens, _) = self.project(&self.encode(media, None)?, scale, None)?;
+        let (tokens, _) = self.project(encoded, scale, None)?;
         Ok((self.sequence(&tokens, None)?.embeds, self.llm.at(scale)?))
     }
 
@@ -388,9 +396,40 @@ impl Avsr {
     /// # Errors
     /// As [`prompt`](Self::prompt) and [`generate`].
     pub fn transcribe(&self, media: Media<'_>, rates: Rates, options: &Options) -> Result<Vec<Generated>> {
-        let (embeds, model) = self.prompt(media, rates)?;
+        self.transcribe_of(&self.encode(media, None)?, rates, options)
+    }
+
+    /// The same of clips that are encoded already.
+    ///
+    /// # Errors
+    /// As [`prompt_of`](Self::prompt_of) and [`generate`].
+    pub fn transcribe_of(&self, encoded: &[Tokens], rates: Rates, options: &Options) -> Result<Vec<Generated>> {
+        let (embeds, model) = self.prompt_of(encoded, rates)?;
         let context = Context::default();
         generate(&model, Prompts::Embeds(&embeds, &context), options, &mut |_| std::ops::ControlFlow::Continue(()))
+    }
+
+    /// The log-probabilities of a transcript's tokens, each after those before it, of a single clip. The first token of the
+    /// language model is not among them, the last one may be.
+    ///
+    /// # Errors
+    /// As [`prompt`](Self::prompt).
+    pub fn log_probs(&self, media: Media<'_>, rates: Rates, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let scale = self.scale(rates)?;
+        let (media, _) = self.project(&self.encode(media, None)?, scale, None)?;
+        // The layout puts the last token behind by itself.
+        let texts = [self.vocabulary.bare(tokens.to_vec())];
+        let sequence = self.sequence(&media, Some(&texts))?;
+        let hidden = self.forward(&sequence, scale, None)?.hidden;
+        let hidden = hidden.narrow(1, sequence.prefix, tokens.len())?.squeeze(0)?; // (tokens, h)
+        let logits = self.llm.decoder().logits(&hidden)?.to_dtype(DType::F32)?;
+        let logits = logits.broadcast_sub(&logits.max_keepdim(1)?)?;
+        let scores = logits.broadcast_sub(&logits.exp()?.sum_keepdim(1)?.log()?)?; // (tokens, vocabulary)
+        let chosen = Tensor::new(tokens, scores.device())?.unsqueeze(1)?;
+        scores.gather(&chosen, 1)?.squeeze(1)?.to_vec1()
     }
 
     /// Transcribes clips by beam search, the best first.

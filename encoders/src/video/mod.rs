@@ -35,6 +35,8 @@ mod timeline;
 
 #[cfg(feature = "video")]
 pub use error::{VideoError, VideoResult};
+#[cfg(feature = "video")]
+pub use face::{FaceChoice, FaceOptions, FaceReport};
 pub use lips::{CROP, LipFrames, LipVariant};
 #[cfg(feature = "video")]
 pub use mouth::{MouthClip, MouthOptions, MouthReader, Roi};

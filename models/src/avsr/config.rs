@@ -116,6 +116,8 @@ pub struct AvsrConfig {
     pub max_new_tokens: usize,
     /// Beams of a search.
     pub beams: usize,
+    /// Seconds that are transcribed at once: what a Whisper takes, or `window_seconds`, a key of this project's models.
+    pub window: f64,
     /// Factor of the sink loss, where it is trained with one.
     pub sink_factor: f64,
     /// The file as it was read, to be written beside saved weights.
@@ -145,6 +147,7 @@ struct Keys {
     max_dec_tokens: Option<usize>,
     num_beams: Option<usize>,
     sink_loss_factor: Option<f64>,
+    window_seconds: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -236,6 +239,16 @@ impl AvsrConfig {
         if max_new_tokens == 0 || beams == 0 {
             bail!("max_dec_tokens and num_beams must be at least 1");
         }
+        let longest = match &audio {
+            Some(AudioConfig::Whisper(keys)) => {
+                keys.get("max_source_positions").and_then(Value::as_u64).unwrap_or(1500) as f64 / 50.0
+            }
+            _ => 30.0,
+        };
+        let window = all.window_seconds.unwrap_or(longest).min(longest);
+        if !(window >= 0.2) {
+            bail!("window_seconds is {window}, expected 0.2 or more");
+        }
         let sink_factor = all.sink_loss_factor.unwrap_or(10_000.0);
         if !(sink_factor >= 0.0 && sink_factor.is_finite()) {
             bail!("sink_loss_factor is {sink_factor}, expected 0 or more");
@@ -251,6 +264,7 @@ impl AvsrConfig {
             prompt: all.prompt.unwrap_or_else(|| task.prompt().to_string()),
             max_new_tokens,
             beams,
+            window,
             sink_factor,
             published: map,
         })

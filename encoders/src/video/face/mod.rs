@@ -21,8 +21,8 @@ mod net;
 mod pixels;
 
 pub use align::{Landmarks, PATCH, mouth};
-pub(super) use debug::write_crop;
 pub use cropper::{FaceChoice, FaceCropper, FaceOptions, FaceReport, MouthCrop};
+pub(super) use debug::write_crop;
 pub use error::{FaceError, FaceResult};
 pub use find::{FaceBox, FaceFinder};
 pub use net::POINTS;
