@@ -13,7 +13,7 @@ pub const PATCH: usize = 96;
 /// The points that move little when speaking, of a mean face of 256x256 pixels: bridge of the nose, below the nose, corners of
 /// the eyes, corners of the mouth. The shape is the mean face of dlib's 68-point predictor (Kazemi and Sullivan 2014), as the
 /// OpenFace project published it, made symmetric; size and place are those which published crops have: 144 pixels for its unit,
-/// eyes level, within 3 pixels of auto-avsr's mean face.
+/// eyes level, within 4 pixels of auto-avsr's mean face.
 const MEAN_FACE: [(usize, (f32, f32)); 8] = [
     (28, (129.2, 104.9)),
     (33, (129.2, 139.2)),

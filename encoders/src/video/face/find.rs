@@ -16,7 +16,7 @@ const WHOLE: [usize; 3] = [224, 416, 832];
 /// The same about a face found in the whole frame, and the side of that square in sides of the face. On 240 squares without a
 /// face the detector finds none there; on 14 faces in six photos, each a tenth beside its place and at it, the least score is 0.59.
 const CLOSE: (usize, f32) = (160, 2.2);
-/// The same about a face of the frame before: a third of the work, the least score is 0.6.
+/// The same about a face of the frame before: a third of the work, none and 0.61.
 const AGAIN: (usize, f32) = (96, 1.8);
 /// Faces of a whole frame that are looked at closer, at most.
 const MOST_FACES: usize = 32;
@@ -85,8 +85,8 @@ fn square(points: &Landmarks) -> ((f32, f32), f32, f32) {
 
 /// Finds faces and their landmarks in single frames: [`FaceCropper`](super::FaceCropper) does so in videos.
 ///
-/// The networks are the tiny ones of face-api (MIT; 0.27 MB, inside the program): faces from the front to about half a profile,
-/// from about 1/30 of the frame's longer side on.
+/// The networks are the tiny ones of face-api (MIT; 0.27 MB, inside the program): tried on faces seen from the front, down to
+/// 1/14 of the frame's longer side.
 pub struct FaceFinder {
     detector: DetectorNet,
     landmarks: LandmarkNet,

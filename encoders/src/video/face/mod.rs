@@ -8,7 +8,7 @@
 //! trained on: landmarks smoothed over six frames on each side and moved back onto the frame's own middle, frames without a face
 //! interpolated between their neighbours, the first and last ones copied; a similarity by least median of squares from eight
 //! points that move little; a patch of 96x96 pixels of a mean face of 256x256, about the mean of the lips' points. The networks
-//! differ: theirs are too large to ship and not for every use, ours are two tiny ones (see [`FaceFinder`]).
+//! differ: theirs are far larger, ours are two tiny ones (see [`FaceFinder`]).
 //!
 //! The patch is sampled out of the frame itself, with as many samples a pixel as the frame is finer.
 
