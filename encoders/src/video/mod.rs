@@ -25,6 +25,8 @@ mod lips;
 #[cfg(feature = "video")]
 mod mouth;
 #[cfg(feature = "video")]
+mod mp4;
+#[cfg(feature = "video")]
 mod pictures;
 #[cfg(feature = "video")]
 mod reader;
