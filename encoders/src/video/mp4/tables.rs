@@ -109,7 +109,7 @@ fn samples(stbl: &[u8]) -> Option<Vec<Sample>> {
         (true, all) => Some(all),
         (false, 16) => u16_at(sizes, 12 + 2 * i).map(u32::from),
         (false, 8) => sizes.get(12 + i).copied().map(u32::from),
-        (false, 4) => sizes.get(12 + i / 2).map(|byte| u32::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })),
+        (false, 4) => sizes.get(12 + i / 2).map(|byte| u32::from(byte >> (4 * ((i + 1) % 2)) & 15)),
         (false, _) => None,
     };
     let mut all = Vec::new();
