@@ -1,7 +1,7 @@
 //! Encoders: raw media to features to modality tokens.
 //!
 //! Media decoding and feature extraction stand apart from the neural part: [`image`] makes pixels of picture files, `audio`
-//! features of sound files, [`video`] pixels of lips; a tower or a [speech] encoder makes [`Tokens`](moesaic_kernels::Tokens) of them. A projector maps those into
+//! features of sound files, [`video`] frames of videos and pixels of lips; a tower or a [speech] encoder makes [`Tokens`](moesaic_kernels::Tokens) of them. A projector maps those into
 //! a backbone.
 //!
 //! | tower | file | published as |
@@ -15,6 +15,8 @@
 #[cfg(feature = "audio")]
 pub mod audio;
 mod blocks;
+#[cfg(any(feature = "audio", feature = "video"))]
+mod boxes;
 mod clip;
 mod config;
 mod cumo;

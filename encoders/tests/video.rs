@@ -161,6 +161,20 @@ fn the_name_of_a_file_says_nothing() {
 }
 
 #[test]
+fn tracks_of_mp4() {
+    let error = VideoReader::open(&path("sound.mp4"), VideoOptions::default()).err().expect("an error");
+    assert!(matches!(error, VideoError::NoVideo { .. }) && error.to_string().contains("only sound"), "{error}");
+    let error = VideoReader::open(&path("hevc.mp4"), VideoOptions::default()).err().expect("an error");
+    assert!(matches!(error, VideoError::Codec { .. }) && error.to_string().contains("is H.265 (HEVC)"), "{error}");
+    let error = VideoReader::open(&path("grey.mp4"), VideoOptions::default()).err();
+    if cfg!(feature = "h264") {
+        assert!(error.is_none(), "{error:?}");
+    } else {
+        assert!(matches!(error, Some(VideoError::NeedsH264 { .. })), "{error:?}");
+    }
+}
+
+#[test]
 fn what_is_not_there() {
     let options = VideoOptions::default();
     let dir = tempfile::tempdir().expect("a folder");

@@ -3,6 +3,8 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
+use crate::boxes::{child, children, timescale, top, track_id, u32_at, u64_at};
+
 /// What of a track is to be heard, in units of `timescale` per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edit {
@@ -25,40 +27,25 @@ pub(super) fn edit(file: &mut (impl Read + Seek), id: u32) -> Option<Edit> {
     let length = file.seek(SeekFrom::End(0)).ok()?;
     let mut at = 0u64;
     for _ in 0..MOST_BOXES {
-        if at.checked_add(8)? > length {
+        let found = top(file, at, length)?;
+        if found.end > length {
             return None;
         }
-        file.seek(SeekFrom::Start(at)).ok()?;
-        let mut header = [0u8; 16];
-        file.read_exact(&mut header[..8]).ok()?;
-        let (kind, mut size, mut body) =
-            ([header[4], header[5], header[6], header[7]], u64::from(u32_at(&header, 0)?), 8);
-        if size == 1 {
-            file.read_exact(&mut header[8..]).ok()?;
-            (size, body) = (u64_at(&header, 8)?, 16);
-        } else if size == 0 {
-            size = length - at;
-        }
-        if size < body || at.checked_add(size)? > length {
-            return None;
-        }
-        if &kind == b"moov" {
-            let count = (size - body).min(MOST_BYTES);
+        if &found.kind == b"moov" {
+            file.seek(SeekFrom::Start(found.body)).ok()?;
             let mut moov = Vec::new();
-            file.take(count).read_to_end(&mut moov).ok()?;
+            file.take((found.end - found.body).min(MOST_BYTES)).read_to_end(&mut moov).ok()?;
             return in_movie(&moov, id);
         }
-        at += size;
+        at = found.end;
     }
     None
 }
 
 fn in_movie(moov: &[u8], id: u32) -> Option<Edit> {
     let movie_scale = timescale(child(moov, b"mvhd")?)?;
-    let trak = children(moov).filter(|(kind, _)| kind == b"trak").map(|(_, body)| body).find(|trak| {
-        let header = child(trak, b"tkhd");
-        header.and_then(|h| u32_at(h, if h.first() == Some(&1) { 20 } else { 12 })) == Some(id)
-    })?;
+    let mut traks = children(moov).filter(|(kind, _)| kind == b"trak").map(|(_, body)| body);
+    let trak = traks.find(|trak| child(trak, b"tkhd").and_then(track_id) == Some(id))?;
     let media_scale = timescale(child(child(trak, b"mdia")?, b"mdhd")?)?;
     let list = child(child(trak, b"edts")?, b"elst")?;
     let wide = list.first() == Some(&1);
@@ -75,34 +62,6 @@ fn in_movie(moov: &[u8], id: u32) -> Option<Edit> {
     let ticks = (length > 0).then(|| u128::from(length) * u128::from(media_scale) / u128::from(movie_scale));
     let end = ticks.and_then(|t| u64::try_from(t).ok()).and_then(|t| start.checked_add(t));
     Some(Edit { start, end, timescale: media_scale })
-}
-
-/// Of `mvhd` or `mdhd`.
-fn timescale(header: &[u8]) -> Option<u32> {
-    u32_at(header, if header.first() == Some(&1) { 20 } else { 12 }).filter(|&scale| scale > 0)
-}
-
-fn child<'a>(body: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
-    children(body).find(|(k, _)| k == kind).map(|(_, body)| body)
-}
-
-fn children(mut body: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
-    std::iter::from_fn(move || {
-        let size = u32_at(body, 0)? as usize;
-        let kind = body.get(4..8)?.try_into().ok()?;
-        let size = if size == 0 { body.len() } else { size };
-        let inner = body.get(8..size)?;
-        body = &body[size..];
-        Some((kind, inner))
-    })
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_be_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
 #[cfg(test)]

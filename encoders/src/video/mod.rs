@@ -27,6 +27,8 @@ mod lips;
 #[cfg(feature = "video")]
 mod mouth;
 #[cfg(feature = "video")]
+mod mp4;
+#[cfg(feature = "video")]
 mod pictures;
 #[cfg(feature = "video")]
 mod reader;

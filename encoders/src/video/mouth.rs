@@ -204,7 +204,8 @@ impl MouthClip {
         let (label, info) = (reader.label().to_string(), *reader.info());
         let (seconds, limit) = (info.frames as f64 / options.video.fps, options.video.max_seconds);
         let too_long = || VideoError::TooLong { label: label.clone(), seconds, limit };
-        if !(seconds <= limit) {
+        let fits = seconds <= limit;
+        if !fits {
             return Err(too_long());
         }
         let count = usize::try_from(info.frames).map_err(|_| too_long())?;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::animation::Animation;
 use super::error::{VideoError, VideoResult};
-use super::pictures;
 use super::timeline::Timeline;
+use super::{mp4, pictures};
 
 /// Frames a second that models of lips take.
 pub const FRAME_RATE: f64 = 25.0;
@@ -175,7 +175,10 @@ impl VideoReader {
                 };
                 Ok(Self::new(label, format, Box::new(animation), timeline, options))
             }
-            Kind::Mp4 => Err(VideoError::NeedsH264 { label }),
+            Kind::Mp4 => {
+                let (source, timeline) = mp4::open(media, &options)?;
+                Ok(Self::new(label, "mp4", source, timeline, options))
+            }
             Kind::Still(format) => Err(VideoError::Still { label, format }),
             Kind::Sound => Err(VideoError::NoVideo { label, found: "sound".into() }),
             Kind::Other(why) => Err(VideoError::Format { label, why: why.into() }),
