@@ -13,15 +13,12 @@ a table in Markdown.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
-import sys
-import tomllib
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROGRAM = pathlib.Path(os.environ.get("MOESAIC", ROOT / "target/release/moesaic"))
+from runs import PROGRAM, ROOT, build, environment, train
+
 RECIPES = ROOT / "examples/vision"
 CONNECTOR = {"projector_experts": 4, "projector_top_k": 2}
 # Four copies of a dense network, each cut in two: two halves for a token are as much work as the network was.
@@ -34,47 +31,9 @@ VARIANTS = {
 }
 
 
-def toml(table, name=""):
-    """A table as TOML: plain values first, then tables."""
-    lines = [f"[{name}]"] if name else []
-    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", *toml(value, f"{name}.{key}" if name else key)]
-    return lines
-
-
 def corpus(venv, out):
-    if not (venv / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        subprocess.run([venv / "bin/pip", "install", "-q", "pillow", "numpy"], check=True)
-        (venv / "ready").touch()
-    subprocess.run([venv / "bin/python", ROOT / "tools/vqa_corpus.py", "--out", out], check=True)
-
-
-def train(out, recipe, **changes):
-    """The model that a recipe makes, in `out` unless it is there; `changes` replace values of the recipe, `plan` key by key."""
-    config = tomllib.loads((RECIPES / recipe).read_text())
-    plan = {**config["plan"], **changes.pop("plan", {})}
-    config = {key: value for key, value in {**config, **changes, "plan": plan}.items() if value is not None}
-    config["plan"]["out"] = str(out)
-    model = out / "model"
-    if (model / "model.safetensors").exists():
-        return model
-    path = out.with_suffix(".toml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(toml(config)) + "\n")
-    command = [PROGRAM, "train", "vision", path] + (["--resume"] if any(out.glob("checkpoint-*")) else [])
-    with open(out.with_suffix(".log"), "a") as log:
-        process = subprocess.Popen(command, env={**os.environ, "CANDLE_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-        for line in process.stdout:
-            log.write(line)
-            log.flush()
-            print(f"{out.name}: {line}", end="", flush=True)
-        if process.wait():
-            sys.exit(f"{out}: training failed; its log is {out.with_suffix('.log')}")
-    return model
+    python = environment(venv, "pillow", "numpy")
+    subprocess.run([python, ROOT / "tools/vqa_corpus.py", "--out", out], check=True)
 
 
 def measure(folder, data):
@@ -116,18 +75,17 @@ def main():
     parser.add_argument("--tune", type=int, help="steps of what goes on from it, where not the recipe's")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data/vqa"))
     args = parser.parse_args()
-    if "MOESAIC" not in os.environ:
-        subprocess.run(["cargo", "build", "--release", "--workspace", "--bins"], check=True, cwd=ROOT)
+    build()
     if not (args.data / "test.jsonl").exists():
         corpus(args.out / "venv", args.data)
     steps = lambda n: {"plan": {"steps": n}} if n else {}
     results = {}
     for seed in args.seeds:
-        look = train(args.out / f"look-{seed}", "look.toml", seed=seed, **steps(args.look))
-        base = train(args.out / f"base-{seed}", "train.toml", seed=seed, init=str(look), **steps(args.steps))
+        look = train("vision", args.out / f"look-{seed}", RECIPES / "look.toml", seed=seed, **steps(args.look))
+        base = train("vision", args.out / f"base-{seed}", RECIPES / "train.toml", seed=seed, init=str(look), **steps(args.steps))
         for name, upcycle in VARIANTS.items():
             out = args.out / f"{name.replace(' ', '-')}-{seed}"
-            model = train(out, "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))
+            model = train("vision", out, RECIPES / "tune.toml", seed=seed, init=str(base), upcycle=upcycle, **steps(args.tune))
             results.setdefault(name, []).append({"measured": measure(model, args.data / "test.jsonl"),
                                                  "parameters": parameters(model)})
     (args.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")

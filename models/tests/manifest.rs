@@ -25,7 +25,7 @@ fn video_of_every_kind() {
         .expect("a file");
     let manifest = Manifest::load(&csv, false, true, &tokens).expect("a manifest");
     assert_eq!(manifest.lengths(), [9, 4, 4, 5]);
-    let lips = |i| manifest.clip(i).expect("a clip").lips.expect("lips");
+    let lips = |i| manifest.clip(i, true, true).expect("a clip").lips.expect("lips");
     assert_eq!((lips(0).size, lips(0).rgb.len()), ((9, 96, 96), 9 * 96 * 96 * 3));
     assert!(lips(0).rgb[..3].iter().all(|v| v.abs_diff(20) <= 3));
     for i in [1, 2] {

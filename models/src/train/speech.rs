@@ -107,6 +107,8 @@ pub struct Batch {
     pub texts: Vec<Vec<u32>>,
     /// Its first clip.
     first: usize,
+    /// Its number.
+    index: u64,
 }
 
 impl Speech {
@@ -123,7 +125,8 @@ impl Speech {
         Self { model, clips, buckets, augment, extra, seed, accumulation, cache: None, valid: None }
     }
 
-    /// Holds encoded lips in so many megabytes of memory; nothing where lips are masked or cropped at random.
+    /// Holds encoded lips in so many megabytes of memory, and masks them over time instead of the frames; nothing where lips are
+    /// masked or cropped at random.
     pub fn with_cache(mut self, megabytes: usize) -> Self {
         let room = megabytes.saturating_mul(1 << 20);
         self.cache = (room > 0 && !self.augment.mask_lips).then(|| Cache { room, held: Mutex::default() });
@@ -174,25 +177,34 @@ impl Speech {
         }
         let clips: Vec<&[f32]> = sounds.iter().map(Vec::as_slice).collect();
         let sound = if clips.is_empty() { None } else { Some(self.model.sound(&clips)?) };
-        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, seen, texts, first })
+        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, seen, texts, first, index })
     }
 
     /// What the encoders make of a batch.
     fn encode(&self, batch: &Batch) -> Result<Vec<Tokens>> {
         let media = Media { audio: batch.sound.as_ref(), video: batch.lips.as_ref() };
-        let Some(seen) = &batch.seen else {
-            let encoded = self.model.encode(media, None)?;
-            if let Some(cache) = &self.cache
-                && let Some(lips) = encoded.iter().find(|tokens| tokens.modality == Modality::Video)
-            {
-                cache.put(batch.first, lips);
+        let there = media.audio.is_some() || media.video.is_some();
+        let mut encoded = if there { self.model.encode(media, None)? } else { Vec::new() };
+        let Some(cache) = &self.cache else { return Ok(encoded) };
+        match &batch.seen {
+            Some(seen) => encoded.push(seen.clone()),
+            None => encoded.iter().filter(|t| t.modality == Modality::Video).for_each(|t| cache.put(batch.first, t)),
+        }
+        if self.augment.mask {
+            for tokens in encoded.iter_mut().filter(|tokens| tokens.modality == Modality::Video) {
+                tokens.embeds = masked(&tokens.embeds, &mut Rng::keyed(&[self.seed, batch.index, 0x6c69_7073]))?;
             }
-            return Ok(encoded);
-        };
-        let mut encoded = if media.audio.is_some() { self.model.encode(media, None)? } else { Vec::new() };
-        encoded.push(seen.clone());
+        }
         Ok(encoded)
     }
+}
+
+/// Encoded lips, of which parts are nothing: what masks of the frames themselves are where lips are not encoded anew.
+fn masked(embeds: &Tensor, rng: &mut Rng) -> Result<Tensor> {
+    let (b, t, _) = embeds.dims3()?;
+    let mut keep = vec![1f32; b * t];
+    keep.chunks_exact_mut(t.max(1)).for_each(|row| TimeMask::LIPS.apply(row, 1, 0.0, rng));
+    embeds.broadcast_mul(&Tensor::from_vec(keep, (b, t, 1), embeds.device())?.to_dtype(embeds.dtype())?)
 }
 
 fn heard(clip: usize, sound: Option<Vec<f32>>) -> Result<Vec<f32>> {

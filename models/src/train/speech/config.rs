@@ -108,7 +108,8 @@ pub struct DataConfig {
     /// The share of batches whose lips it does not see.
     #[serde(default)]
     pub drop_video: f64,
-    /// Megabytes of memory for encoded lips, which are the same in every epoch where lips are not masked.
+    /// Megabytes of memory for encoded lips, which are the same in every epoch where frames are not masked; `mask` then means the
+    /// encoded ones.
     #[serde(default)]
     pub cache_mb: usize,
     /// Clips that are not trained on: how many words in a hundred the model gets wrong there is measured.
