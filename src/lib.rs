@@ -30,7 +30,7 @@
 //! `AudioChat` (feature `audio`) answers questions about speech, sounds and music with U-SAM ([`moesaic_models::usam`]).
 //!
 //! `Transcriber` (feature `audio`) writes down what is said, by ear, by eye (feature `video`) or by both, with Llama-AVSR,
-//! Llama-SMoP, Llama-MTSK ([`moesaic_models::avsr`]) and a small model trained by this project.
+//! Llama-SMoP and Llama-MTSK ([`moesaic_models::avsr`]).
 //!
 //! * [`Series`] holds values and what its rows are called: a [`Calendar`] with a [`Frequency`], or row numbers.
 //! * [`Table`] reads series from CSV files, and from Parquet files and Arrow record batches with feature `table`.

@@ -1,6 +1,5 @@
 //! Speech recognition by ear, by eye or by both: a recording in, words out.
 
-mod embedded;
 mod input;
 mod words;
 
@@ -134,14 +133,14 @@ pub struct Transcript {
     pub remarks: Vec<String>,
 }
 
-/// A speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK ([`moesaic_models::avsr`]) or the small one of this project. It holds no state
-/// between calls: one behind an `Arc` serves any number of threads.
+/// A speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK ([`moesaic_models::avsr`]), or one that `moesaic train speech` made. It holds no
+/// state between calls: one behind an `Arc` serves any number of threads.
 ///
 /// ```no_run
 /// use moesaic::{TranscribeOptions, Transcriber};
 ///
 /// # fn main() -> moesaic::Result<()> {
-/// let transcriber = Transcriber::embedded()?; // or Transcriber::from_dir("path/to/Llama-AVSR")
+/// let transcriber = Transcriber::from_dir("path/to/Llama-AVSR")?;
 /// let transcript = transcriber.transcribe("clip.wav", &TranscribeOptions::default())?;
 /// println!("{}", transcript.text);
 /// # Ok(())
@@ -250,7 +249,7 @@ impl Transcriber {
     ) -> Result<Transcript> {
         let senses = recording.senses();
         let window = options.window.unwrap_or(self.model.config().window);
-        if !(window >= 0.2 && window <= 600.0) || !(options.overlap >= 0.0 && options.overlap <= window / 2.0) {
+        if !(0.2..=600.0).contains(&window) || !(0.0..=window / 2.0).contains(&options.overlap) {
             return Err(Error::option(format!(
                 "windows of {window} s that have {} s in common: expected 0.2 to 600 s, and at most half of it in common",
                 options.overlap

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Trains the small speech model with each way to share projectors, and prints how many words each gets wrong, by ear, by eye, by both.
 
-    python3 tools/avsr_compare.py [--out runs/avsr] [--seeds 1 2] [--data data/avsr] [--most N] [--shipped]
+    python3 tools/avsr_compare.py [--out runs/avsr] [--seeds 1 2] [--data data/avsr] [--most N] [--model FOLDER]
 
 Builds the program (the variable MOESAIC names another), and makes the corpus of tools/avsr_corpus.py where it is not there, in a
 virtual environment of its own. Trains the encoder once (examples/speech/encoder.toml), then for each seed a model with dense
 projectors and one with each mixture of projectors (JEJR, JEDR, DEDR), alike in active parameters (examples/speech/train.toml). Measures
-them on sentences and on a voice that they were not trained on, without noise, in babble and in white noise. --shipped measures the
-model in assets/avsr alone and trains nothing. A run that was interrupted goes on where it was; what is finished is not repeated.
+them on sentences and on a voice that they were not trained on, without noise, in babble and in white noise. --model measures that
+model alone and trains nothing. A run that was interrupted goes on where it was; what is finished is not repeated.
 Writes OUT/comparison.json and OUT/wer.svg, and prints tables in Markdown.
 """
 
@@ -147,7 +147,7 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data/avsr"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--most", type=int, help="clips of each held-out set, where not all")
-    parser.add_argument("--shipped", action="store_true", help="measure the model in assets/avsr alone")
+    parser.add_argument("--model", type=pathlib.Path, help="measure this model alone")
     args = parser.parse_args()
     python = environment(args.out.resolve() / "venv", "numpy", "pillow", "espeakng-loader", "matplotlib")
     if pathlib.Path(sys.executable) != python:
@@ -156,13 +156,9 @@ def main():
     if not (args.data / "test.csv").exists():
         subprocess.run([python, ROOT / "tools/avsr_corpus.py", "--out", args.data], check=True)
     results, others = {}, []
-    if args.shipped:
-        folder = args.out / "shipped"
-        folder.mkdir(exist_ok=True)
-        for file in ("config.json", "model.safetensors", "tokenizer.json"):
-            (folder / file).write_bytes((ROOT / "assets/avsr" / file).read_bytes())
-        results["shipped"] = [measure(folder, args.data, args.most)]
-        others.append(measure(folder, args.data, args.most, other=True))
+    if args.model:
+        results[args.model.name] = [measure(args.model, args.data, args.most)]
+        others.append(measure(args.model, args.data, args.most, other=True))
     else:
         encoder = train("encoder", args.out / "encoder", RECIPES / "encoder.toml")
         for seed in args.seeds:
@@ -174,7 +170,7 @@ def main():
                     others.append(measure(out / "whole", args.data, args.most, other=True))
     (args.out / "comparison.json").write_text(json.dumps(results) + "\n")
     show(results)
-    print("\nWith the lips of another clip, audio-visual (of the shipped model, or of DEDR):")
+    print("\nWith the lips of another clip, audio-visual (of DEDR, where several were trained):")
     for name in SETS:
         for where in dict.fromkeys(condition(score) for score in others[0][name]):
             print(f"  {name}, {where}: {cell(wer(others, name, 'audiovisual', where))}")

@@ -51,22 +51,19 @@ pub(super) struct Args {
 /// Which speech model.
 #[derive(Debug, clap::Args)]
 struct SpeechModel {
-    /// Folder of a speech model; the built-in one if left out
+    /// Folder of a speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK, or one that `moesaic train speech` made
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
         doc = "Also the id of one on the Hub, which is downloaded once: org/name or org/name@revision."
     )]
     #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
+    model: PathBuf,
 }
 
 impl SpeechModel {
     fn open(&self) -> Result<Transcriber> {
-        Ok(match &self.model {
-            Some(model) => Transcriber::from_dir(super::model::audio_folder(model)?)?,
-            None => Transcriber::embedded()?,
-        })
+        Ok(Transcriber::from_dir(super::model::audio_folder(&self.model)?)?)
     }
 }
 

@@ -246,7 +246,7 @@ impl AvsrConfig {
             _ => 30.0,
         };
         let window = all.window_seconds.unwrap_or(longest).min(longest);
-        if !(window >= 0.2) {
+        if window.is_nan() || window < 0.2 {
             bail!("window_seconds is {window}, expected 0.2 or more");
         }
         let sink_factor = all.sink_loss_factor.unwrap_or(10_000.0);
