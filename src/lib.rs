@@ -102,7 +102,7 @@ pub use moesaic_encoders::video::{
     FaceChoice, FaceOptions, FaceReport, MouthOptions, MouthReader, Roi, VideoError, VideoOptions, VideoReader,
 };
 #[cfg(feature = "audio")]
-pub use transcriber::{Recording, Segment, Senses, TranscribeOptions, Transcriber, Transcript, Word};
+pub use transcriber::{MouthFrames, Recording, Segment, Senses, TranscribeOptions, Transcriber, Transcript, Word};
 #[cfg(feature = "image")]
 pub use vision::{ExpertShares, RouteMap, VisionBackend, VisionChat, VisionModelInfo};
 

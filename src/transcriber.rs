@@ -17,6 +17,7 @@ use crate::error::{Error, Result, candle_message};
 use crate::text::{Dtype, Tokenizer, stored_dtype};
 
 pub use input::Recording;
+pub use moesaic_models::train::speech::Frames as MouthFrames;
 pub use words::Word;
 
 /// What of a recording is used.
@@ -274,7 +275,7 @@ impl Transcriber {
     /// The words in sound at 16 kHz, in -1 to 1, or in lips, or in both: at most what the model takes at once.
     ///
     /// # Shapes
-    /// lips: `frames * rows * columns * 3` bytes of RGB frames, 25 a second, 88 to 8192 pixels a side
+    /// lips: frames of 88 to 8192 pixels a side
     ///
     /// # Errors
     /// [`Error::Input`] for neither of both, lips of another size and options out of their range; [`Error::Compute`] when the model
@@ -282,12 +283,12 @@ impl Transcriber {
     pub fn words(
         &self,
         sound: Option<&[f32]>,
-        lips: Option<&(Vec<u8>, (usize, usize, usize))>,
+        lips: Option<&MouthFrames>,
         options: &TranscribeOptions,
     ) -> Result<Vec<Word>> {
         let compute = |error: candle_core::Error| Error::compute(&error);
         let fitted = match (sound, lips) {
-            (Some(sound), Some((_, size))) => Some(fit_to_video(sound, size.0)),
+            (Some(sound), Some(lips)) => Some(fit_to_video(sound, lips.size.0)),
             (Some(sound), None) => Some(sound.to_vec()),
             (None, _) => None,
         };
@@ -295,7 +296,7 @@ impl Transcriber {
             return Err(Error::Media("the sound has samples that are no numbers".into()));
         }
         let audio = fitted.as_deref().map(|sound| self.model.sound(&[sound])).transpose().map_err(compute)?;
-        let video = lips.map(|(rgb, size)| pixels(rgb, *size)).transpose()?;
+        let video = lips.map(|lips| pixels(&lips.rgb, lips.size)).transpose()?;
         let media = Media { audio: audio.as_ref(), video: video.as_ref() };
         let beams = options.beams.unwrap_or(self.model.config().beams);
         if beams == 0 {

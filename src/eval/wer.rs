@@ -61,6 +61,9 @@ impl Noise {
     }
 }
 
+/// A noise and its level, or none.
+type Condition<'a> = Option<(&'a Noise, f64)>;
+
 /// What is measured.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -129,7 +132,7 @@ impl Plan {
         let manifest = Manifest::load(clips, hears, sees, &keep).map_err(read)?;
         let said = texts.into_inner();
         let mut scores: Vec<Score> = Vec::new();
-        let conditions: Vec<Option<(&Noise, f64)>> = std::iter::once(None)
+        let conditions: Vec<Condition<'_>> = std::iter::once(None)
             .chain(self.noises.iter().flat_map(|noise| self.snr.iter().map(move |&snr| Some((noise, snr)))))
             .collect();
         for &senses in &ways {
@@ -169,7 +172,7 @@ impl Plan {
         transcriber: &Transcriber,
         clips: &Manifest,
         index: usize,
-        (ways, conditions): (&[Senses], &[Option<(&Noise, f64)>]),
+        (ways, conditions): (&[Senses], &[Condition<'_>]),
         options: &Options,
     ) -> Result<Vec<String>> {
         let compute = |error: candle_core::Error| Error::compute(&error);

@@ -7,7 +7,7 @@ use moesaic_encoders::audio::{AudioError, AudioOptions, AudioReader};
 use moesaic_encoders::video::{MouthReader, VideoError, VideoReader};
 use moesaic_models::avsr::SAMPLES_PER_FRAME;
 
-use super::{Senses, TranscribeOptions};
+use super::{MouthFrames, Senses, TranscribeOptions};
 use crate::error::{Error, Result};
 
 /// Frames of 40 ms a second.
@@ -56,8 +56,7 @@ pub(super) struct Part {
     /// Seconds at its start that the window before it had, too.
     pub common: f64,
     pub sound: Option<Vec<f32>>,
-    /// RGB, and frames, rows and columns.
-    pub lips: Option<(Vec<u8>, (usize, usize, usize))>,
+    pub lips: Option<MouthFrames>,
 }
 
 impl Recording {
@@ -238,12 +237,15 @@ impl Lips {
         Ok(())
     }
 
-    fn first(&self, frames: usize) -> (Vec<u8>, (usize, usize, usize)) {
+    fn first(&self, frames: usize) -> MouthFrames {
         let taken = frames.min(self.frames());
         let rgb = self.held.get(..taken * self.bytes()).unwrap_or_default().to_vec();
-        (rgb, (taken, self.sides.0, self.sides.1))
+        MouthFrames { rgb, size: (taken, self.sides.0, self.sides.1) }
     }
 }
+
+/// What a sense has, or why it has nothing.
+type Opened<T> = std::result::Result<T, Box<Without>>;
 
 /// Why a sense has nothing.
 struct Without {
@@ -253,18 +255,18 @@ struct Without {
     remark: Option<String>,
 }
 
-fn open_sound(path: &Path, options: &TranscribeOptions) -> std::result::Result<Sound, Without> {
+fn open_sound(path: &Path, options: &TranscribeOptions) -> Opened<Sound> {
     let absent = |error: &AudioError| {
         path.is_dir() || matches!(error, AudioError::Format { .. } | AudioError::NoSound { .. }) || !path.exists()
     };
     match AudioReader::open(path, AudioOptions { lenient: options.lenient, ..AudioOptions::default() }) {
         Ok(reader) => Ok(Sound { reader, held: Vec::new(), over: false }),
-        Err(error) => Err(Without { absent: absent(&error), error: error.into(), remark: None }),
+        Err(error) => Err(Box::new(Without { absent: absent(&error), error: error.into(), remark: None })),
     }
 }
 
 #[cfg(feature = "video")]
-fn open_lips(path: &Path, options: &TranscribeOptions) -> std::result::Result<Lips, Without> {
+fn open_lips(path: &Path, options: &TranscribeOptions) -> Opened<Lips> {
     let mut mouth = options.mouth.clone();
     mouth.video.lenient |= options.lenient;
     match VideoReader::open(path, mouth.video) {
@@ -275,15 +277,15 @@ fn open_lips(path: &Path, options: &TranscribeOptions) -> std::result::Result<Li
             let unread = matches!(error, VideoError::NeedsH264 { .. } | VideoError::Codec { .. });
             let absent = unread || matches!(error, VideoError::Format { .. } | VideoError::NoVideo { .. });
             let remark = unread.then(|| format!("only the sound is used: {error}"));
-            Err(Without { absent, error: error.into(), remark })
+            Err(Box::new(Without { absent, error: error.into(), remark }))
         }
     }
 }
 
 #[cfg(not(feature = "video"))]
-fn open_lips(path: &Path, _: &TranscribeOptions) -> std::result::Result<Lips, Without> {
+fn open_lips(path: &Path, _: &TranscribeOptions) -> Opened<Lips> {
     let problem = format!("{}: this build reads no video: build with the feature `video`", path.display());
-    Err(Without { error: Error::Media(problem), absent: true, remark: None })
+    Err(Box::new(Without { error: Error::Media(problem), absent: true, remark: None }))
 }
 
 #[cfg(feature = "video")]
