@@ -14,7 +14,7 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::save;
 use moesaic_models::avsr::{Avsr, AvsrConfig, Sources, Vocabulary};
 use serde_json::Value;
-use support::{Run, example, names, run};
+use support::{example, run};
 
 /// Seconds of the example's clip.
 const SECONDS: f64 = 2.48;
@@ -114,7 +114,7 @@ fn the_whole_path_from_a_video_of_a_face() {
     check(&both, Senses::AudioVisual, 1);
     assert_eq!(both.remarks, Vec::<String>::new());
     // A crop for each frame, and the landmarks.
-    assert_eq!(names(&folder.path().join("seen")).len(), 62 + 1);
+    assert_eq!(support::names(&folder.path().join("seen")).len(), 62 + 1);
     check(&transcriber.transcribe(clip("clip.mp4"), &by(Senses::Audio)).unwrap(), Senses::Audio, 1);
     check(&transcriber.transcribe(clip("clip.mp4"), &by(Senses::Video)).unwrap(), Senses::Video, 1);
 
@@ -133,7 +133,7 @@ fn the_whole_path_from_a_video_of_a_face() {
     let dir = model(folder.path());
     let arguments = ["transcribe", clip("clip.mp4").to_str().unwrap(), "--model", dir.to_str().unwrap(), "--json"]
         .map(String::from);
-    let run: Run = run(folder.path(), &arguments);
+    let run = run(folder.path(), &arguments);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let json: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(json[0]["senses"].as_str(), Some("audiovisual"));
