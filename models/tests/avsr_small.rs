@@ -79,14 +79,14 @@ fn from_clips_to_a_model_that_does_without_one_of_its_senses() {
     let dir = tempfile::tempdir().unwrap();
     let (dir, never) = (dir.path(), AtomicBool::new(false));
     let clips = corpus(dir);
-    let mut last = None;
+    let last = std::cell::RefCell::new(None);
     let mut keep = |report: &Report| {
-        last = Some(report.clone());
+        last.replace(Some(report.clone()));
         Ok(())
     };
     let config = encoder(dir, &clips, 60);
     assert_eq!(units::run(&config, false, &never, &mut keep).unwrap(), Ended::Finished);
-    let report = last.take().unwrap();
+    let report: Report = last.take().unwrap();
     for sense in ["right_audio", "right_video", "right_both"] {
         assert!(part(&report, sense) > 0.8, "{report:?}");
     }
@@ -118,7 +118,7 @@ fn from_clips_to_a_model_that_does_without_one_of_its_senses() {
     );
     let config: TrainConfig = serde_json::from_str(&text).unwrap();
     assert_eq!(run(&config, vocabulary(), &tokenise, false, &never, &mut keep).unwrap(), Ended::Finished);
-    let report = last.unwrap();
+    let report: Report = last.take().unwrap();
     for sense in ["wrong_audio", "wrong_video", "wrong_both"] {
         assert!(part(&report, sense) < 30.0, "{report:?}");
     }

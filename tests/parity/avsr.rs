@@ -6,7 +6,7 @@ use moesaic::Tokenizer;
 use moesaic_kernels::losses::{joint_router_z, load_balance};
 use moesaic_kernels::{Modality, Params, Probe, Routes, Tokens, checkpoint::Checkpoint};
 use moesaic_models::avsr::{
-    AtScale, Avsr, AvsrConfig, IGNORED, Media, ProjectorConfig, Rates, ScaledDecoder, Sources, Vocabulary,
+    AtScale, Avsr, AvsrConfig, Extra, IGNORED, Media, ProjectorConfig, Rates, ScaledDecoder, Sources, Vocabulary,
 };
 use moesaic_models::decoder::{Context, Input};
 use moesaic_projectors::{Projector, ProjectorInput, Smop};
@@ -94,7 +94,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
     let trained = Params::resume(&checkpoint, &case.device);
     let sources = Sources { audio: &frozen, video: &frozen, llm: &frozen, trained: &trained };
     let trainable = Avsr::new(config, vocabulary, sources, Some(&checkpoint))?;
-    let losses = trainable.loss(media, &texts, None)?;
+    let losses = trainable.loss(media, &texts, Extra::default())?;
     gradients(&trained, &losses.total)?;
     got.put("loss", losses.cross_entropy.clone());
     if let (Some(balance), Some(z)) = (losses.balance, losses.z) {
@@ -102,7 +102,8 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
         got.put("router_z_loss", z);
     }
     if case.wants("sink_loss") {
-        let losses = trainable.loss(media, &texts, Some(trainable.config().sink_factor))?;
+        let losses =
+            trainable.loss(media, &texts, Extra { sink: Some(trainable.config().sink_factor), balance: false })?;
         gradients(&trained, &losses.total)?;
         got.put("sink_loss", losses.sink.context("there is no sink loss")?);
         got.put("loss_with_sink", losses.total);
