@@ -274,8 +274,12 @@ fn mouths() {
         assert!(clip.rgb.iter().all(|v| *v == 77), "{side:?}");
     }
     for side in [(161, 161), (320, 240), (100, 120), (40, 40)] {
+        let cropped = MouthOptions { roi: Roi::Cropped, ..options.clone() };
+        let error = MouthClip::from_bytes("clip", gif(side.0, side.1, &[(77, 80)]), &cropped).unwrap_err();
+        assert!(matches!(error, VideoError::Region { .. }) && error.to_string().contains("--roi x,y"), "{error}");
+        // Unless it is said that they are mouths, a face is looked for in them.
         let error = MouthClip::from_bytes("clip", gif(side.0, side.1, &[(77, 80)]), &options).unwrap_err();
-        assert!(matches!(error, VideoError::Region { .. }) && error.to_string().contains("Roi::Box"), "{error}");
+        assert!(matches!(error, VideoError::Face(_)) && error.to_string().contains("no face"), "{error}");
     }
     // A part: grey rises from left to right.
     let dir = tempfile::tempdir().expect("a folder");
@@ -283,7 +287,7 @@ fn mouths() {
         .save(dir.path().join("1.png"))
         .expect("a file");
     let part = |x, y, width, height| {
-        MouthClip::open(dir.path(), &MouthOptions { roi: Roi::Box { x, y, width, height }, ..options })
+        MouthClip::open(dir.path(), &MouthOptions { roi: Roi::Box { x, y, width, height }, ..options.clone() })
     };
     let same = part(100, 50, 96, 96).expect("a part");
     assert_eq!((same.size, &same.rgb[..3]), ((1, 96, 96), &[50, 50, 0][..]));
