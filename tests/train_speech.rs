@@ -51,3 +51,25 @@ fn the_example_trains_projectors_and_adapters() {
         assert!(!folder.join("other").exists());
     }
 }
+
+#[test]
+fn the_recipes_of_the_small_model_are_sound_and_say_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/speech");
+    let run = |kind: &str, recipe: &str| -> Run {
+        let path = recipes.join(recipe);
+        program(folder.path()).args(["train", kind]).arg(path).output().unwrap().into()
+    };
+    let encoder = run("encoder", "encoder.toml");
+    assert_eq!((encoder.code, encoder.stderr.lines().count()), (Some(1), 1), "{}", encoder.stderr);
+    assert!(encoder.stderr.contains("data/avsr/units.txt"), "{}", encoder.stderr);
+    for name in ["config.json", "tokenizer.json"] {
+        let base = folder.path().join("examples/speech");
+        fs::create_dir_all(&base).unwrap();
+        fs::copy(recipes.join(name), base.join(name)).unwrap();
+    }
+    let speech = run("speech", "train.toml");
+    assert_eq!((speech.code, speech.stderr.lines().count()), (Some(1), 1), "{}", speech.stderr);
+    assert!(speech.stderr.contains("runs/avsr/encoder/model"), "{}", speech.stderr);
+    assert!(!folder.path().join("runs").exists());
+}
