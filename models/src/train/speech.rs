@@ -31,7 +31,7 @@ use moesaic_kernels::{Modality, Params, Tokens};
 
 pub use batches::Buckets;
 pub use clips::{Clip, Clips, Frames, Manifest};
-pub use config::{DataConfig, Part, TrainConfig};
+pub use config::{DataConfig, Noises, Part, TrainConfig};
 pub use score::{Errors, word_errors};
 
 use self::augment::{Noise, TimeMask, random_crop};

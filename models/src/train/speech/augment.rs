@@ -65,10 +65,19 @@ pub fn add_noise(signal: &mut [f32], noise: &[f32], snr: f64) -> Result<()> {
     Ok(())
 }
 
-/// A recording of noise, of which a random part is added at a random ratio.
+/// Where noise comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NoiseSource {
+    /// Samples at 16 kHz, of which a random part is taken; repeated where they are shorter than the signal.
+    Recording(Vec<f32>),
+    /// Normal values, all alike.
+    White,
+}
+
+/// Noises, of which one is added at a random ratio.
 #[derive(Clone, Debug)]
 pub struct Noise {
-    samples: Vec<f32>,
+    sources: Vec<NoiseSource>,
     levels: Vec<Option<f64>>,
 }
 
@@ -76,29 +85,49 @@ impl Noise {
     /// The ratios that Llama-AVSR is trained with, in decibels; absent for none.
     pub const LEVELS: [Option<f64>; 7] = [Some(-5.0), Some(0.0), Some(5.0), Some(10.0), Some(15.0), Some(20.0), None];
 
-    /// Noise at 16 kHz, and the ratios to draw from.
+    /// A recording at 16 kHz, and the ratios to draw from.
     ///
     /// # Errors
     /// There is no noise or no ratio, or a value is no number.
     pub fn new(samples: Vec<f32>, levels: Vec<Option<f64>>) -> Result<Self> {
-        if samples.is_empty() || !samples.iter().all(|v| v.is_finite()) {
+        Self::of(vec![NoiseSource::Recording(samples)], levels)
+    }
+
+    /// Several noises, of which each is as likely as another, and the ratios to draw from.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(sources: Vec<NoiseSource>, levels: Vec<Option<f64>>) -> Result<Self> {
+        let sound = |source: &NoiseSource| match source {
+            NoiseSource::Recording(samples) => !samples.is_empty() && samples.iter().all(|v| v.is_finite()),
+            NoiseSource::White => true,
+        };
+        if sources.is_empty() || !sources.iter().all(sound) {
             bail!("the noise has no samples, or some that are no numbers");
         }
         if levels.is_empty() || !levels.iter().flatten().all(|v| v.is_finite()) {
             bail!("there is no ratio of signal to noise to draw, or one that is no number");
         }
-        Ok(Self { samples, levels })
+        Ok(Self { sources, levels })
     }
 
-    /// Adds a random part at a random ratio, and tells which. Noise that is shorter than the signal is repeated.
+    /// Adds a noise at a random ratio, and tells which ratio.
     ///
     /// # Errors
-    /// None for what [`new`](Self::new) took.
+    /// None for what [`of`](Self::of) took.
     pub fn apply(&self, signal: &mut [f32], rng: &mut Rng) -> Result<Option<f64>> {
-        let spare = self.samples.len().saturating_sub(signal.len());
-        let start = rng.below(spare + 1);
+        let chosen = if self.sources.len() > 1 { rng.below(self.sources.len()) } else { 0 };
+        let start = match self.sources.get(chosen) {
+            Some(NoiseSource::Recording(samples)) => rng.below(samples.len().saturating_sub(signal.len()) + 1),
+            _ => 0,
+        };
         let Some(&Some(snr)) = self.levels.get(rng.below(self.levels.len())) else { return Ok(None) };
-        let part: Vec<f32> = self.samples.iter().cycle().skip(start).take(signal.len()).copied().collect();
+        let part: Vec<f32> = match self.sources.get(chosen) {
+            Some(NoiseSource::Recording(samples)) => {
+                samples.iter().cycle().skip(start).take(signal.len()).copied().collect()
+            }
+            _ => (0..signal.len()).map(|_| rng.normal() as f32).collect(),
+        };
         add_noise(signal, &part, snr)?;
         Ok(Some(snr))
     }
@@ -171,6 +200,17 @@ mod tests {
         let mut signal = vec![0.5f32; 4];
         short.apply(&mut signal, &mut Rng::new(1))?;
         assert_eq!(signal, [1.0, 0.0, 1.0, 0.0]);
+        // Of several noises all are drawn; white noise is another one each time.
+        let sources = vec![NoiseSource::Recording(vec![1.0, -1.0]), NoiseSource::White];
+        let noise = Noise::of(sources, vec![Some(0.0)])?;
+        let mut kinds = [0, 0];
+        for seed in 0..40 {
+            let mut signal = vec![0.5f32; 100];
+            noise.apply(&mut signal, &mut Rng::new(seed))?;
+            kinds[usize::from(signal.iter().any(|v| *v != 1.0 && *v != 0.0))] += 1;
+        }
+        assert!(kinds.iter().all(|n| *n > 8), "{kinds:?}");
+        assert!(Noise::of(Vec::new(), vec![None]).is_err());
         assert!(Noise::new(Vec::new(), vec![None]).is_err() && Noise::new(vec![1.0], Vec::new()).is_err());
         assert!(Noise::new(vec![f32::NAN], vec![None]).is_err());
         Ok(())

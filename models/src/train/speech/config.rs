@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::{AdamWConfig, Plan};
-use super::augment::Noise;
+use super::augment::{Noise, NoiseSource};
 
 /// The TOML file of a training run. Paths are relative to the working directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,36 @@ pub enum Part {
     Language,
 }
 
+/// One noise or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a noise is a sound file or white, or a list of such")]
+pub enum Noises {
+    /// One.
+    One(PathBuf),
+    /// Several, or none.
+    Many(Vec<PathBuf>),
+}
+
+impl Default for Noises {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Noises {
+    /// All of them.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Many(paths) => paths,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.paths().is_empty()
+    }
+}
+
 /// Clips, and what is done to them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,9 +151,9 @@ pub struct DataConfig {
     /// Steps between measurements.
     #[serde(default = "valid_every")]
     pub valid_every: u64,
-    /// A recording of noise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<PathBuf>,
+    /// A recording of noise, or `white`, or a list of such.
+    #[serde(default, skip_serializing_if = "Noises::is_empty")]
+    pub noise: Noises,
     /// Ratios of signal to noise to draw from, in decibels. Beside them a clip may stay clean.
     #[serde(default = "levels")]
     pub snr: Vec<f64>,
@@ -182,9 +212,15 @@ impl DataConfig {
 
     /// The noise, where there is some.
     pub(super) fn noise(&self) -> Result<Option<Noise>> {
-        let Some(path) = &self.noise else { return Ok(None) };
+        if self.noise.is_empty() {
+            return Ok(None);
+        }
         let levels = self.snr.iter().map(|&snr| Some(snr)).chain([None]).collect();
-        Ok(Some(Noise::new(read_audio(path, AudioOptions::default()).map_err(Error::wrap)?, levels)?))
+        let sources = self.noise.paths().iter().map(|path| match path.to_str() {
+            Some("white") => Ok(NoiseSource::White),
+            _ => read_audio(path, AudioOptions::default()).map(NoiseSource::Recording).map_err(Error::wrap),
+        });
+        Ok(Some(Noise::of(sources.collect::<Result<_>>()?, levels)?))
     }
 }
 
