@@ -11,7 +11,7 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_models::avsr::{ADDED_TOKENS, Avsr, AvsrConfig, Extra, Media, Parts, Rates, Sources, Vocabulary, assemble};
 use moesaic_models::train::speech::augment::Noise;
-use moesaic_models::train::speech::{Augment, Buckets, Clip, Clips, Frames, Speech, TrainConfig, load, run};
+use moesaic_models::train::speech::{Augment, Buckets, Clip, Clips, Frames, Noises, Speech, TrainConfig, load, run};
 use moesaic_models::train::{Ended, Trainable, checkpoints};
 
 const CPU: &Device = &Device::Cpu;
@@ -290,7 +290,7 @@ fn what_would_go_wrong_later_is_refused_at_the_start() {
     assert!(with(&|c| c.base_dtype = "f8".into()).contains("base_dtype"));
     assert!(with(&|c| c.data.max_frames = 5).contains("max_frames"));
     assert!(with(&|c| c.data.snr = vec![f64::NAN]).contains("snr"));
-    assert!(with(&|c| c.data.noise = Some("nothing.wav".into())).contains("nothing.wav"));
+    assert!(with(&|c| c.data.noise = Noises::One("nothing.wav".into())).contains("nothing.wav"));
     let manifest = |text: &str| {
         std::fs::write(dir.path().join("bad.csv"), text).unwrap();
         with(&|c| c.data.clips = dir.path().join("bad.csv"))
