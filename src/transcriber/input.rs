@@ -130,8 +130,10 @@ impl Recording {
         if let Some(lips) = &mut self.lips {
             lips.fill(frames + 1)?;
         }
-        let heard = self.sound.as_ref().map_or(0, |sound| sound.held.len().div_ceil(SAMPLES_PER_FRAME));
-        let seen = self.lips.as_ref().map_or(0, Lips::frames);
+        // Blocks of sound may be longer than what was asked for: only what was counts, so that the shorter one of both has ended.
+        let held = |sound: &Sound| sound.held.len().div_ceil(SAMPLES_PER_FRAME).min(frames + 1);
+        let heard = self.sound.as_ref().map_or(0, held);
+        let seen = self.lips.as_ref().map_or(0, |lips| lips.frames().min(frames + 1));
         let longest = |held: usize, before: usize| if held > 0 { before.max(self.start + held) } else { before };
         self.lengths = [longest(heard, self.lengths[0]), longest(seen, self.lengths[1])];
         // One of the two may end long before the other, which then goes on alone.
