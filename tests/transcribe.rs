@@ -177,6 +177,13 @@ fn long_recordings_are_cut_where_it_is_quiet() {
     assert!((transcript.seconds - 8.44).abs() < 0.1 && (last.end - transcript.seconds).abs() < 0.05, "{transcript:?}");
     // The second one starts in the pause, not in a word.
     assert!((2.2..=3.0).contains(&segments[1].start), "{transcript:?}");
+    // Lips that end with the first sentence: after it the sound goes on alone.
+    let recording = transcriber.open(&path, Some(&clip("mouth.webp")), &options).unwrap();
+    let uneven = transcriber.transcribe_with(recording, &options, |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let ends: Vec<(f64, f64)> = uneven.segments.iter().map(|segment| (segment.start, segment.end)).collect();
+    assert_eq!((uneven.senses, ends[0]), (Senses::AudioVisual, (0.0, 2.48)), "{ends:?}");
+    assert!(ends[1].0 == 2.48 && (ends.last().unwrap().1 - 8.44).abs() < 0.05, "{ends:?}");
+    assert!(uneven.remarks[0].contains("8.44 s long, the video 2.48 s"), "{:?}", uneven.remarks);
     // Windows that make no sense.
     for (window, overlap) in [(0.0, 0.0), (f64::NAN, 0.0), (2.0, 1.5), (2.0, -1.0), (1e9, 0.0)] {
         (options.window, options.overlap) = (Some(window), overlap);

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 const RATE: f64 = 25.0;
 /// Frames that sound and lips may differ in length by, which are filled up or cut.
 const SLACK: usize = 12;
+/// Frames that are too few to be transcribed beside a longer rest of the other.
+const STUB: usize = 10;
 /// Frames of a window that loudness is measured over.
 const QUIET: usize = 5;
 
@@ -136,7 +138,9 @@ impl Recording {
         let seen = self.lips.as_ref().map_or(0, |lips| lips.frames().min(frames + 1));
         let longest = |held: usize, before: usize| if held > 0 { before.max(self.start + held) } else { before };
         self.lengths = [longest(heard, self.lengths[0]), longest(seen, self.lengths[1])];
-        // One of the two may end long before the other, which then goes on alone.
+        // One of the two may end long before the other, which then goes on alone; a few frames of it say nothing.
+        let stub = |own: usize, other: usize| own < STUB && other > own + SLACK;
+        let (heard, seen) = (if stub(heard, seen) { 0 } else { heard }, if stub(seen, heard) { 0 } else { seen });
         let length = match (heard, seen) {
             (0, other) | (other, 0) => other,
             (heard, seen) if heard.abs_diff(seen) > SLACK => heard.min(seen),
