@@ -24,7 +24,7 @@ pub struct TrainConfig {
     /// Go on from what `base` holds of that, instead of starting from the seed.
     #[serde(default)]
     pub tune: bool,
-    /// A folder with the AV-HuBERT, in place of the one in `base`: as [`units`] trains it.
+    /// A folder with the AV-HuBERT, in place of the one in `base`: as [`units`](super::units) trains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder: Option<PathBuf>,
     /// Keys of `config.json` that this run has otherwise than `base`.
@@ -115,7 +115,7 @@ impl Noises {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The clips ([`Manifest`]).
+    /// The clips ([`Manifest`](super::Manifest)).
     pub clips: PathBuf,
     /// Frames of 40 ms in a batch at most, without padding.
     #[serde(default = "frames")]
