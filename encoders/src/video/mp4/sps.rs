@@ -140,7 +140,7 @@ fn skip_list(bits: &mut Bits, length: usize) -> Option<()> {
     let (mut last, mut next) = (8, 8);
     for _ in 0..length {
         if next != 0 {
-            next = (last + bits.signed()?).rem_euclid(256);
+            next = bits.signed()?.wrapping_add(last).rem_euclid(256);
         }
         last = if next == 0 { last } else { next };
     }
