@@ -12,6 +12,8 @@ import json
 import re
 from pathlib import Path
 
+from words import write
+
 SPECIAL = ["<unk>", "<image>", "\n"]
 
 
@@ -25,25 +27,7 @@ def main():
         for turn in json.loads(line)["turns"]:
             for text in (turn["question"], turn["answer"]):
                 words.update(re.findall(r"\w+|[^\w\s]+", text.lower()))
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + sorted(words))}
-    special = [
-        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for i, text in enumerate(SPECIAL)
-    ]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": {"type": "Lowercase"},
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(f"{options.out}: {len(vocabulary)} tokens")
+    write(options.out, SPECIAL, words, "Whitespace")
 
 
 if __name__ == "__main__":
