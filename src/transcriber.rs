@@ -6,8 +6,7 @@ mod words;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use moesaic_encoders::video::{LipFrames, LipVariant};
+use candle_core::{DType, Device};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::avsr::{Avsr, AvsrConfig, Media, Rates, Vocabulary, fit_to_video};
 use moesaic_models::generate::Options;
@@ -287,6 +286,7 @@ impl Transcriber {
         options: &TranscribeOptions,
     ) -> Result<Vec<Word>> {
         let compute = |error: candle_core::Error| Error::compute(&error);
+        let unfit = |error: candle_core::Error| Error::option(candle_message(&error));
         let fitted = match (sound, lips) {
             (Some(sound), Some(lips)) => Some(fit_to_video(sound, lips.size.0)),
             (Some(sound), None) => Some(sound.to_vec()),
@@ -296,7 +296,7 @@ impl Transcriber {
             return Err(Error::Media("the sound has samples that are no numbers".into()));
         }
         let audio = fitted.as_deref().map(|sound| self.model.sound(&[sound])).transpose().map_err(compute)?;
-        let video = lips.map(|lips| pixels(&lips.rgb, lips.size)).transpose()?;
+        let video = lips.map(|lips| self.model.lips(&lips.rgb, lips.size)).transpose().map_err(unfit)?;
         let media = Media { audio: audio.as_ref(), video: video.as_ref() };
         let beams = options.beams.unwrap_or(self.model.config().beams);
         if beams == 0 {
@@ -317,14 +317,6 @@ impl Transcriber {
         };
         words::of(&self.tokenizer, &tokens, &log_probs, self.model.vocabulary().eos)
     }
-}
-
-/// Pixels of one clip, `[1, t, 1, 88, 88]`.
-fn pixels(rgb: &[u8], size: (usize, usize, usize)) -> Result<Tensor> {
-    let lips = LipFrames::new(LipVariant::LlamaAvsr);
-    let side = moesaic_encoders::video::CROP;
-    let pixels = lips.pixels(rgb, size).map_err(|error| Error::option(candle_message(&error)))?;
-    Tensor::from_vec(pixels, (1, size.0, 1, side, side), &Device::Cpu).map_err(|error| Error::compute(&error))
 }
 
 fn config_error(dir: &Path, error: &candle_core::Error) -> Error {

@@ -31,6 +31,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_encoders::speech::{WavLm, WaveConfig};
+use moesaic_encoders::video::{CROP, LipFrames, LipVariant};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Modality, Params, Probe, Routes, Tokens};
 use moesaic_projectors::{Matryoshka, Projector, ProjectorInput, Smop};
@@ -254,6 +255,18 @@ impl Avsr {
     /// The model takes no sound, or there is none.
     pub fn sound(&self, clips: &[&[f32]]) -> Result<Tensor> {
         self.encoders.sound(clips, self.llm.decoder().device())
+    }
+
+    /// Lips for [`Media`]: RGB frames of one clip, one byte a value, of 88 to 8192 pixels a side.
+    ///
+    /// # Shapes
+    /// `frames * height * width * 3` bytes to `[1, frames, 1, 88, 88]`
+    ///
+    /// # Errors
+    /// Frames of another size, or another number of bytes.
+    pub fn lips(&self, rgb: &[u8], size: (usize, usize, usize)) -> Result<Tensor> {
+        let pixels = LipFrames::new(LipVariant::LlamaAvsr).pixels(rgb, size)?;
+        Tensor::from_vec(pixels, (1, size.0, 1, CROP, CROP), self.llm.decoder().device())
     }
 
     /// The number of the scale with these rates.

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use moesaic_encoders::audio::{AudioOptions, read_audio};
-use moesaic_encoders::video::{LipFrames, LipVariant};
 use moesaic_kernels::Tokens;
 use moesaic_kernels::rng::Rng;
 use moesaic_models::avsr::{Avsr, Media, Rates, fit_to_video};
@@ -225,9 +223,7 @@ impl Plan {
 
 /// Lips of a clip, encoded.
 fn seen(model: &Avsr, lips: &Frames) -> candle_core::Result<Tokens> {
-    let side = moesaic_encoders::video::CROP;
-    let pixels = LipFrames::new(LipVariant::LlamaAvsr).pixels(&lips.rgb, lips.size)?;
-    let video = Tensor::from_vec(pixels, (1, lips.size.0, 1, side, side), model.llm().decoder().device())?;
+    let video = model.lips(&lips.rgb, lips.size)?;
     let encoded = model.encode(Media { audio: None, video: Some(&video) }, None)?;
     encoded.into_iter().next().ok_or_else(|| candle_core::Error::Msg("the lips were not encoded".into()))
 }

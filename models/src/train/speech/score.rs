@@ -3,9 +3,8 @@
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Clip, Clips, heard, stack};
+use super::{Clip, Clips, heard};
 use crate::avsr::{Avsr, Media, Rates, fit_to_video};
-use moesaic_encoders::video::{LipFrames, LipVariant};
 
 /// What stands between what was said and what was written down: the fewest changes that make one of the other
 /// (Levenshtein).
@@ -85,13 +84,7 @@ pub(super) fn measure(model: &Avsr, clips: &dyn Clips, count: usize) -> Result<V
     let mut sums = vec![Errors::default(); ways.len()];
     for index in 0..count.min(clips.lengths().len()) {
         let Clip { sound, lips, text } = clips.clip(index, task.hears(), task.sees())?;
-        let pixels = match &lips {
-            Some(lips) => stack(
-                &[LipFrames::new(LipVariant::LlamaAvsr).pixels(&lips.rgb, lips.size)?],
-                model.llm().decoder().device(),
-            )?,
-            None => None,
-        };
+        let pixels = lips.as_ref().map(|lips| model.lips(&lips.rgb, lips.size)).transpose()?;
         let sound = match task.hears() {
             true => {
                 let sound = heard(index, sound)?;
