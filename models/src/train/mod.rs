@@ -11,16 +11,15 @@ pub mod data;
 pub mod forecast;
 pub mod language;
 mod optimiser;
+mod passes;
 pub mod speech;
 #[cfg(feature = "image")]
 pub mod vision;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Error, Result, Tensor, bail};
 use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
@@ -30,6 +29,7 @@ use crate::folder::at;
 
 pub use average::average;
 pub use optimiser::{AdamW, AdamWConfig};
+use passes::passes;
 
 /// The loss of one batch.
 pub struct StepLoss {
@@ -245,24 +245,20 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         }
         let started = (Instant::now(), self.step);
         while self.step < self.plan.steps {
-            let workers = self.plan.workers.min(self.plan.accumulation);
-            for first in (0..self.plan.accumulation).step_by(workers) {
-                let wave = first..self.plan.accumulation.min(first + workers);
-                // In the order of the parts, so that the sum has the same bits however many worked on it.
-                for pass in self.passes(wave)? {
-                    let (loss, gradients) = pass?;
-                    self.optimiser.accumulate(&gradients)?;
-                    loss_sum += f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-                    tokens += loss.tokens;
-                    count += 1;
-                    for (i, (name, value)) in loss.parts.into_iter().enumerate() {
-                        match parts.get_mut(i) {
-                            Some((_, sum)) => *sum += value,
-                            None => parts.push((name, value)),
-                        }
+            let optimiser = &mut self.optimiser;
+            passes(self.model, self.step, self.plan.accumulation, self.plan.workers, &mut |loss, gradients| {
+                optimiser.accumulate(&gradients)?;
+                loss_sum += f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                tokens += loss.tokens;
+                count += 1;
+                for (i, (name, value)) in loss.parts.into_iter().enumerate() {
+                    match parts.get_mut(i) {
+                        Some((_, sum)) => *sum += value,
+                        None => parts.push((name, value)),
                     }
                 }
-            }
+                Ok(())
+            })?;
             let learning_rate = self.config.rate(self.step, self.plan.steps);
             let gradient_norm = self.optimiser.step(learning_rate)?;
             self.step += 1;
@@ -301,27 +297,6 @@ impl<'a, T: Trainable> Trainer<'a, T> {
         }
         self.export(&self.plan.out.join("model"), self.model.format().dtype)?;
         Ok(Ended::Finished)
-    }
-
-    /// Forward and backward passes of some accumulated parts, each on a thread of its own: unlike threads that share every
-    /// product, they wait for each other once a step only.
-    fn passes(&self, parts: Range<usize>) -> Result<Vec<Result<(StepLoss, GradStore)>>> {
-        let pass = |part: usize| {
-            let loss = self.model.loss(&self.model.batch(self.step, part)?)?;
-            // The loss is read later; its graph, with every activation, is not needed any more.
-            let gradients = loss.total.backward()?;
-            Ok((StepLoss { total: loss.total.detach(), ..loss }, gradients))
-        };
-        if parts.len() == 1 {
-            return Ok(parts.map(pass).collect());
-        }
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = parts.map(|part| scope.spawn(move || pass(part))).collect();
-            let joined = workers.into_iter().map(|worker| {
-                worker.join().map_err(|_| Error::Msg("a training thread panicked; please report this as a bug".into()))
-            });
-            joined.collect()
-        })
     }
 
     /// Saves a checkpoint, then drops all but the newest.
