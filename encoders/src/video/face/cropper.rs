@@ -13,6 +13,9 @@ use super::error::{FaceError, FaceResult};
 use super::find::{Face, FaceBox, FaceFinder};
 use super::pixels::{Area, Frame, Part};
 
+/// Of so many frames one is looked at, while the face stays in sight; landmarks of the others lie between. They are smoothed over
+/// thirteen frames anyway.
+const EVERY: usize = 3;
 /// Frames after which a whole frame is searched again, to count its faces.
 const RECOUNT: usize = 50;
 /// Frames without the face after which another one far from it may be taken: a cut of the video, rather than a hand.
@@ -69,7 +72,7 @@ impl Default for FaceOptions {
 pub struct MouthCrop {
     /// Which frame it is of, from 0; none is left out.
     pub frame: usize,
-    /// Whether a face was seen there, rather than interpolated.
+    /// Whether a face was seen there, or in frames not farther than two before and after, rather than lost.
     pub seen: bool,
     /// `[96, 96, 3]`: RGB, row after row.
     pub rgb: Vec<u8>,
@@ -78,7 +81,7 @@ pub struct MouthCrop {
 /// What was seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FaceReport {
-    /// Frames looked at.
+    /// Frames of the video.
     pub frames: usize,
     /// Those without a face, interpolated or copied.
     pub without_face: usize,
@@ -123,8 +126,8 @@ struct Entry {
 
 /// Follows a face through the frames of a video, given in order, and crops its mouth.
 ///
-/// Crops come six frames late, later while no face is seen. Memory does not grow with the video: parts of seven frames are held,
-/// and up to [`FaceOptions::max_gap`] more while no face is seen.
+/// Crops come up to eight frames late, later while no face is seen. Memory does not grow with the video: parts of nine frames are
+/// held, and up to [`FaceOptions::max_gap`] more while no face is seen.
 pub struct FaceCropper {
     finder: FaceFinder,
     options: FaceOptions,
@@ -137,8 +140,10 @@ pub struct FaceCropper {
     next: usize,
     /// What was followed, in the frame that last had it.
     last: Option<Face>,
-    /// Frames since then.
+    /// Frames since then without a face.
     gap: usize,
+    /// Frames since then that were not looked at; there are none in a gap.
+    passed: usize,
     /// The largest face that was too small: its frame and width.
     small: Option<(usize, f32)>,
     report: FaceReport,
@@ -167,6 +172,7 @@ impl FaceCropper {
             next: 0,
             last: None,
             gap: 0,
+            passed: 0,
             small: None,
             report: FaceReport::default(),
         })
@@ -192,16 +198,19 @@ impl FaceCropper {
             let ((w, h), (w0, h0)) = (size, expected);
             return Err(wrong(format!("is {w}x{h} pixels, those before are {w0}x{h0}; give frames of one size")));
         }
+        if let Some(last) = self.last.as_ref().filter(|_| self.passes(number)) {
+            self.entries.push_back(Entry { part: cut(frame, &last.place), place: None, points: None });
+            self.report.frames += 1;
+            self.passed += 1;
+            return Ok(Vec::new());
+        }
         let (part, face) = self.locate(frame)?;
         self.report.frames += 1;
-        let place = face.as_ref().map(|f| f.place);
-        self.entries.push_back(Entry { part, place, points: face.as_ref().map(|f| f.points) });
+        self.entries.push_back(Entry { part, place: None, points: None });
         match face {
-            Some(face) => self.seen(number, &face),
+            Some(face) => self.seen(number, face),
             None => {
-                self.gap += 1;
-                self.report.without_face += 1;
-                self.report.longest_gap = self.report.longest_gap.max(self.gap);
+                self.unseen();
                 if self.gap > self.options.max_gap {
                     return Err(self.missing());
                 }
@@ -221,6 +230,7 @@ impl FaceCropper {
         if self.report.frames == 0 {
             return Err(FaceError::Empty { label: self.options.label });
         }
+        self.look_back()?;
         let known = self.report.frames - self.gap;
         let Some(points) = known.checked_sub(self.first + 1).and_then(|i| self.entries.get(i)?.points) else {
             return Err(self.missing());
@@ -244,6 +254,27 @@ impl FaceCropper {
         }
     }
 
+    /// Whether frame `number` need not be looked at.
+    fn passes(&self, number: usize) -> bool {
+        self.gap == 0 && self.passed + 1 < EVERY && !number.is_multiple_of(RECOUNT)
+    }
+
+    /// Looks at the frames that were passed over, where the face is not found again behind them.
+    fn look_back(&mut self) -> FaceResult<()> {
+        let passed = std::mem::take(&mut self.passed);
+        for number in self.report.frames - passed..self.report.frames {
+            let face = match (self.entries.get(number - self.first), &self.last) {
+                (Some(entry), Some(last)) if self.gap == 0 => self.finder.again(&entry.part, last)?,
+                _ => None,
+            };
+            match face {
+                Some(face) => self.seen(number, face),
+                None => self.unseen(),
+            }
+        }
+        Ok(())
+    }
+
     /// The face in a frame, if it is there, and what has to be kept of the frame.
     fn locate(&mut self, frame: &Frame) -> FaceResult<(Part, Option<Face>)> {
         if let Some(before) = self.last.as_ref().filter(|_| self.gap == 0) {
@@ -258,6 +289,7 @@ impl FaceCropper {
                 return Ok((part, Some(face)));
             }
         }
+        self.look_back()?;
         let thorough = self.gap.is_multiple_of(RETRY);
         let found = self.finder.whole(frame, thorough)?;
         if let Some(place) = self.choose(found)? {
@@ -308,22 +340,36 @@ impl FaceCropper {
         })
     }
 
-    /// A face in frame `number`, the newest: closes the gap before it.
-    fn seen(&mut self, number: usize, face: &Face) {
-        let gap = std::mem::take(&mut self.gap);
+    /// No face in the next frame that nothing is known of.
+    fn unseen(&mut self) {
+        self.gap += 1;
+        self.report.without_face += 1;
+        self.report.longest_gap = self.report.longest_gap.max(self.gap);
+    }
+
+    /// A face in frame `number`: closes the gap before it.
+    fn seen(&mut self, number: usize, face: Face) {
+        let (gap, passed) = (std::mem::take(&mut self.gap), std::mem::take(&mut self.passed));
+        let behind = gap + passed;
         let at = number - self.first;
-        let before = at.checked_sub(gap + 1).and_then(|i| self.entries.get(i)?.points);
-        for (i, entry) in self.entries.range_mut(at - gap..at).enumerate() {
-            let part = (i + 1) as f32 / (gap + 1) as f32;
+        let before = at.checked_sub(behind + 1).and_then(|i| self.entries.get(i)?.points);
+        let last = self.last.as_ref().filter(|_| passed > 0).map(|last| last.place);
+        for (i, entry) in self.entries.range_mut(at - behind..at).enumerate() {
+            let part = (i + 1) as f32 / (behind + 1) as f32;
             entry.points = Some(before.map_or(face.points, |before| align::between(&before, &face.points, part)));
+            entry.place = last.map(|last| last.towards(&face.place, part));
         }
-        if let Some(last) = self.last.replace(face.clone()) {
+        if let Some(entry) = self.entries.get_mut(at) {
+            (entry.points, entry.place) = (Some(face.points), Some(face.place));
+        }
+        if let Some(last) = &self.last {
             let ((x, y), (x0, y0)) = (face.place.centre(), last.place.centre());
             self.report.jumps += usize::from((x - x0).hypot(y - y0) > 1.5 * last.place.side());
         }
         self.report.followed.get_or_insert(face.place);
         self.report.first_seen.get_or_insert(number);
         self.report.smallest = Some(self.report.smallest.map_or(face.place.width, |s| s.min(face.place.width)));
+        self.last = Some(face);
     }
 
     /// Crops the frames before `end`, of which `known` have landmarks.

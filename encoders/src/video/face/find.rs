@@ -53,6 +53,18 @@ impl FaceBox {
         self.width.max(self.height)
     }
 
+    /// The box at `part` (0 to 1) of the way to another, with the lower score.
+    pub(crate) fn towards(&self, to: &Self, part: f32) -> Self {
+        let between = |a: f32, b: f32| a + part * (b - a);
+        Self {
+            x: between(self.x, to.x),
+            y: between(self.y, to.y),
+            width: between(self.width, to.width),
+            height: between(self.height, to.height),
+            score: self.score.min(to.score),
+        }
+    }
+
     /// Shared area as a part of the union.
     pub(crate) fn overlap(&self, other: &Self) -> f32 {
         let across = (self.x + self.width).min(other.x + other.width) - self.x.max(other.x);
@@ -180,7 +192,7 @@ impl FaceFinder {
         let Some(place) = self.near(part, &square, AGAIN, STILL)? else { return Ok(None) };
         let ((x, y), (x0, y0)) = (place.centre(), before.place.centre());
         let points = if (x - x0).hypot(y - y0) < MOVED * side {
-            self.closer(part, &self.closer(part, &before.points)?)?
+            self.closer(part, &before.points)?
         } else {
             self.refined(part, &place)?
         };
@@ -196,7 +208,10 @@ impl FaceFinder {
         least: f32,
     ) -> FaceResult<Option<FaceBox>> {
         let area = Area::square(place.centre(), place.side() * reach);
-        let faces = self.boxes(part, area, side, least)?;
+        // Means of pixels are made once, rather than at every place of the picture.
+        let coarse = ((area.width / side as f32) as usize / part.reduce().max(1) >= 2)
+            .then(|| part.coarser((area.width / side as f32) as usize / part.reduce().max(1)));
+        let faces = self.boxes(coarse.as_ref().unwrap_or(part), area, side, least)?;
         let near = faces.into_iter().map(|face| (face.overlap(place), face)).filter(|(overlap, _)| *overlap > 0.3);
         Ok(near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, face)| face))
     }

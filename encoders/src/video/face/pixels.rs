@@ -58,8 +58,12 @@ pub(crate) struct Part {
     reduce: usize,
     width: usize,
     height: usize,
+    /// `height * width * 3` bytes and [`BEHIND`].
     rgb: Vec<u8>,
 }
+
+/// Bytes behind the last pixel, so that each can be read as four values.
+const BEHIND: [u8; 1] = [0];
 
 impl Part {
     /// The whole of a frame, reduced; pixels at the right and bottom that do not fill a block are left out, unless there are no
@@ -80,26 +84,23 @@ impl Part {
         let (top, down) = range(area.y, area.height, frame.height);
         let reduce = reduce.clamp(1, across.min(down));
         let (width, height) = (across / reduce, down / reduce);
-        let mut rgb = Vec::with_capacity(width * height * 3);
         let rows = frame.rgb.chunks_exact(frame.width * 3).skip(top).take(height * reduce);
-        if reduce == 1 {
-            rows.for_each(|row| rgb.extend_from_slice(&row[left * 3..][..width * 3]));
-            return Self { left, top, reduce, width, height, rgb };
-        }
-        let (mut sums, area) = (vec![0u32; width * 3], (reduce * reduce) as u32);
-        for (y, row) in rows.enumerate() {
-            let row = &row[left * 3..][..width * reduce * 3];
-            for (sum, block) in sums.chunks_exact_mut(3).zip(row.chunks_exact(reduce * 3)) {
-                for pixel in block.chunks_exact(3) {
-                    sum.iter_mut().zip(pixel).for_each(|(s, v)| *s += u32::from(*v));
-                }
-            }
-            if (y + 1) % reduce == 0 {
-                rgb.extend(sums.iter().map(|s| ((s + area / 2) / area) as u8));
-                sums.fill(0);
-            }
-        }
+        let rgb = means(rows.map(|row| &row[left * 3..][..width * reduce * 3]), width, height, reduce);
         Self { left, top, reduce, width, height, rgb }
+    }
+
+    /// The same coarser by a whole number, as [`cut`](Self::cut) would have made it.
+    pub fn coarser(&self, by: usize) -> Self {
+        let by = by.clamp(1, self.width.min(self.height).max(1));
+        let (width, height) = (self.width / by, self.height / by);
+        let rows = self.rgb.chunks_exact(self.width.max(1) * 3).take(height * by);
+        let rgb = means(rows.map(|row| &row[..width * by * 3]), width, height, by);
+        Self { reduce: self.reduce * by, width, height, rgb, ..*self }
+    }
+
+    /// Pixels of the frame along a side of one of these.
+    pub fn reduce(&self) -> usize {
+        self.reduce
     }
 
     /// A picture of `width` by `height` pixels whose place `p` shows place `map(p)` of the frame, by bilinear interpolation, as
@@ -113,50 +114,61 @@ impl Part {
         // Up to half a pixel more than one to one, bilinear interpolation alone sees every pixel.
         let n = if coarse <= 1.5 { 1 } else { (coarse.ceil() as usize).min(MOST_SAMPLES) };
         let share = 1.0 / (n * n) as f32;
+        // To pixels of this part, counted from the middle of the first.
+        let own = Similarity {
+            a: map.a / each,
+            b: map.b / each,
+            x: (map.x - self.left as f32) / each - 0.5,
+            y: (map.y - self.top as f32) / each - 0.5,
+        };
+        let within: Vec<f32> = (0..n).map(|k| (k as f32 + 0.5) / n as f32).collect();
         let mut out = vec![0f32; width * height * 3];
-        for (at, pixel) in out.chunks_exact_mut(3).enumerate() {
-            let (column, row) = ((at % width) as f32, (at / width) as f32);
-            let mut sum = [0f32; 3];
-            for i in 0..n * n {
-                let within = |k: usize| (k as f32 + 0.5) / n as f32;
-                let (x, y) = map.apply((column + within(i % n), row + within(i / n)));
-                let (x, y) = ((x - self.left as f32) / each - 0.5, (y - self.top as f32) / each - 0.5);
-                let value = self.inside(x, y).unwrap_or_else(|| self.border(x, y));
-                sum.iter_mut().zip(value).for_each(|(s, v)| *s += v);
+        for (row, line) in out.chunks_exact_mut((width * 3).max(1)).enumerate() {
+            for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
+                let mut sum = [0f32; 4];
+                for dy in &within {
+                    for dx in &within {
+                        let (x, y) = own.apply((column as f32 + dx, row as f32 + dy));
+                        let value = self.inside(x, y).unwrap_or_else(|| self.border(x, y));
+                        sum.iter_mut().zip(value).for_each(|(s, v)| *s += v);
+                    }
+                }
+                pixel.iter_mut().zip(sum).for_each(|(p, s)| *p = s * share);
             }
-            pixel.iter_mut().zip(sum).for_each(|(p, s)| *p = s * share);
         }
         out
     }
 
-    /// What lies between the middles of four pixels; `None` where there are no four.
-    #[inline]
-    fn inside(&self, x: f32, y: f32) -> Option<[f32; 3]> {
+    /// What lies between the middles of four pixels, and a fourth value of no meaning: four at once are as fast as one. `None`
+    /// where there are no four.
+    #[inline(always)]
+    fn inside(&self, x: f32, y: f32) -> Option<[f32; 4]> {
         // Not negative, so that the cast is the floor; NaN is neither.
         if !(x >= 0.0 && y >= 0.0) {
             return None;
         }
-        let (left, top) = (x as usize, y as usize);
+        let (left, top) = (x as i32, y as i32);
+        let (fx, fy) = (x - left as f32, y - top as f32);
+        let (left, top) = (left as usize, top as usize);
         if left + 1 >= self.width || top + 1 >= self.height {
             return None;
         }
-        let (fx, fy) = (x - left as f32, y - top as f32);
         let at = (top * self.width + left) * 3;
-        let upper = self.rgb.get(at..at + 6)?;
-        let lower = self.rgb.get(at + self.width * 3..at + self.width * 3 + 6)?;
-        let across = |row: &[u8], c: usize| {
-            let (a, b) = (f32::from(row[c]), f32::from(row[c + 3]));
-            a + (b - a) * fx
-        };
+        let upper: &[u8; 7] = self.rgb.get(at..at + 7)?.try_into().ok()?;
+        let at = at + self.width * 3;
+        let lower: &[u8; 7] = self.rgb.get(at..at + 7)?.try_into().ok()?;
+        let pixel = |row: &[u8; 7], at: usize| -> [f32; 4] { std::array::from_fn(|c| f32::from(row[at + c])) };
+        let (p, q, r, s) = (pixel(upper, 0), pixel(upper, 3), pixel(lower, 0), pixel(lower, 3));
         Some(std::array::from_fn(|c| {
-            let (a, b) = (across(upper, c), across(lower, c));
+            let (a, b) = (p[c] + (q[c] - p[c]) * fx, r[c] + (s[c] - r[c]) * fx);
             a + (b - a) * fy
         }))
     }
 
     /// The same at the border and beyond it, where pixels are black.
-    fn border(&self, x: f32, y: f32) -> [f32; 3] {
-        let mut value = [0.0; 3];
+    #[cold]
+    fn border(&self, x: f32, y: f32) -> [f32; 4] {
+        let mut value = [0.0; 4];
         let (left, top) = (x.floor(), y.floor());
         if !(left >= -1.0 && top >= -1.0 && left < self.width as f32 && top < self.height as f32) {
             return value;
@@ -178,6 +190,29 @@ impl Part {
     }
 }
 
+/// Each pixel the mean of `reduce` by `reduce` of these rows, which hold `height` by `width` of them, rounded; and [`BEHIND`].
+fn means<'a>(rows: impl Iterator<Item = &'a [u8]>, width: usize, height: usize, reduce: usize) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(width * height * 3 + BEHIND.len());
+    if reduce == 1 {
+        rows.for_each(|row| rgb.extend_from_slice(row));
+    } else {
+        let (mut sums, area) = (vec![0u32; width * 3], (reduce * reduce) as u32);
+        for (y, row) in rows.enumerate() {
+            for (sum, block) in sums.chunks_exact_mut(3).zip(row.chunks_exact(reduce * 3)) {
+                for pixel in block.chunks_exact(3) {
+                    sum.iter_mut().zip(pixel).for_each(|(s, v)| *s += u32::from(*v));
+                }
+            }
+            if (y + 1) % reduce == 0 {
+                rgb.extend(sums.iter().map(|s| ((s + area / 2) / area) as u8));
+                sums.fill(0);
+            }
+        }
+    }
+    rgb.extend(BEHIND);
+    rgb
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +227,10 @@ mod tests {
         let part = Part::cut(&frame, Area { x: 2.0, y: 0.0, width: 40.0, height: 4.0 }, 2);
         assert_eq!((part.width, part.height), (2, 2));
         // Means of 20, 30, 21, 31 and so on: 25.5 rounds up.
-        assert_eq!(part.rgb.iter().step_by(3).copied().collect::<Vec<_>>(), [26, 46, 28, 48]);
+        let red = |part: &Part| part.rgb.iter().step_by(3).take(part.width * part.height).copied().collect::<Vec<_>>();
+        assert_eq!(red(&part), [26, 46, 28, 48]);
+        let later = Part::cut(&frame, Area { x: 2.0, y: 0.0, width: 40.0, height: 4.0 }, 1).coarser(2);
+        assert_eq!((red(&later), later.reduce(), later.left), (red(&part), 2, part.left));
         // The same place of the frame, whole or reduced, within the rounding.
         let map = Similarity { a: 1.0, b: 0.0, x: 2.9, y: 0.9 };
         let (fine, coarse) = (Part::whole(&frame, 1).sample(&map, (1, 1)), part.sample(&map, (1, 1)));
