@@ -83,6 +83,40 @@ fn padding_is_neither_heard_nor_seen() -> Result<()> {
 }
 
 #[test]
+fn what_was_trained_is_what_is_saved() -> Result<()> {
+    let config = serde_json::json!({"encoder_layers": 1, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32,
+        "encoder_attention_heads": 2, "layer_norm_first": true, "conv_pos": 4, "conv_pos_groups": 2, "resnet_input_pool": 2,
+        "resnet_frontend_channels": 4, "resnet_planes": [4, 6, 6, 8]});
+    let config = AvHubertConfig::from_json(&config)?;
+    let params = Params::init(3, &Device::Cpu);
+    let model = AvHubert::new(config.clone(), &params)?;
+    let (video, audio) = (normal("video", &[1, 1, 5, 88, 88])?, normal("audio", &[1, 104, 5])?);
+    let both = |model: &AvHubert| -> Result<Tensor> {
+        Tensor::cat(
+            &[
+                model.forward(Some(&video), None, None, None)?.embeds,
+                model.forward(None, Some(&audio), None, None)?.embeds,
+            ],
+            0,
+        )
+    };
+    let before = both(&model)?;
+    // An optimiser sets variables; nothing of the model may be a copy of what they were.
+    for (name, var) in params.variables() {
+        let step = Params::init(4, &Device::Cpu).tensor(&name, var.dims(), Init::Normal(0.05))?.detach();
+        var.set(&var.add(&step.abs()?)?)?;
+    }
+    let after = both(&model)?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("model.safetensors");
+    save(&file, &params.published(|var| Some(var.as_tensor().clone()))?, &[])?;
+    let loaded = AvHubert::from_checkpoint(config, &Checkpoint::open(&file)?, DType::F32, &Device::Cpu)?;
+    assert!(worst(&before, &after)? > 0.1);
+    assert!(worst(&both(&loaded)?, &after)? < 1e-4, "{}", worst(&both(&loaded)?, &after)?);
+    Ok(())
+}
+
+#[test]
 fn adapters_of_llama_avsr_start_at_nothing_and_are_trained_alone() -> Result<()> {
     let (checkpoint, config) = (Checkpoint::open(&fixture())?, AvHubertConfig::load(&fixture())?);
     let frozen = Params::frozen(&checkpoint, DType::F32, &Device::Cpu);

@@ -26,7 +26,8 @@ const POOL: Windows = Windows::square(3, 2, 1);
 enum Map {
     /// In tiles, with its norm folded in.
     Packed(ClipConv),
-    /// Variables: `weight [out, window]`; the norm's weight, bias, mean and variance `[out]`; slopes `[out]`.
+    /// Variables: `weight [out, in, size..]` as it is stored, since a copy of it would not learn; the norm's weight, bias, mean and
+    /// variance `[out]`; slopes `[out]`.
     Plain { weight: Tensor, norm: [Tensor; 4], slope: Option<Tensor> },
 }
 
@@ -54,13 +55,7 @@ impl Unit {
         let [kt, kh, kw] = windows.size;
         let init = Init::Normal((2.0 / (kt * kh * kw * out) as f64).sqrt()); // He et al., as the paper of ResNet
         let shape = if over_time { vec![out, inputs, kt, kh, kw] } else { vec![out, inputs, kh, kw] };
-        let weight = p.pp(names.conv).tensor("weight", shape, init)?.to_dtype(DType::F32)?;
-        // Channels last, as the values of a window.
-        let weight = match over_time {
-            true => weight.permute((0, 2, 3, 4, 1))?,
-            false => weight.permute((0, 2, 3, 1))?,
-        };
-        let weight = weight.contiguous()?.flatten_from(1)?;
+        let weight = p.pp(names.conv).tensor("weight", shape, init)?;
         let norm = p.pp(names.norm);
         let of = |name: &str, init| norm.tensor(name, [out], init)?.to_dtype(DType::F32);
         // Statistics are not trained by gradients.
@@ -81,7 +76,7 @@ impl Unit {
         match &self.0 {
             Map::Packed(_) => Ok(self),
             Map::Plain { weight, norm, slope } => {
-                let (weight, bias) = fold(weight, norm)?;
+                let (weight, bias) = fold(&filters(weight)?, norm)?;
                 Ok(Self(Map::Packed(ClipConv::new(&weight, &bias, slope.as_ref())?)))
             }
         }
@@ -94,7 +89,7 @@ impl Unit {
             Map::Plain { weight, norm, slope } => (weight, norm, slope),
         };
         let (n, t, h, w, _) = x.dims5()?;
-        let (weight, bias) = fold(weight, norm)?;
+        let (weight, bias) = fold(&filters(weight)?, norm)?;
         let y = linear(&unfold_clips(x, windows)?, &weight, Some(&bias))?;
         // Windows that unfold_clips found are there.
         let [t, h, w] = windows.count([t, h, w]).unwrap_or_default();
@@ -105,6 +100,16 @@ impl Unit {
             Some(slope) => y.relu()? - y.neg()?.relu()?.broadcast_mul(slope)?,
         }
     }
+}
+
+/// `[out, in, size..]` to `[out, window]`, channels last, as the values of a window.
+fn filters(weight: &Tensor) -> Result<Tensor> {
+    let weight = weight.to_dtype(DType::F32)?;
+    let weight = match weight.rank() {
+        5 => weight.permute((0, 2, 3, 4, 1))?,
+        _ => weight.permute((0, 2, 3, 1))?,
+    };
+    weight.contiguous()?.flatten_from(1)
 }
 
 /// Weight and bias of a convolution with its norm in them.
