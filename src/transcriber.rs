@@ -256,18 +256,28 @@ impl Transcriber {
             )));
         }
         let (mut segments, mut all): (Vec<Segment>, Vec<Word>) = (Vec::new(), Vec::new());
-        while let Some(part) = recording.next(window, options.overlap)? {
-            let words = self.words(part.sound.as_deref(), part.lips.as_ref(), options)?;
+        let mut part = recording.next(window, options.overlap)?;
+        let mut seconds = recording.seconds();
+        while let Some(current) = part.take() {
+            // The next window is decoded, and faces are looked for in it, while the model writes down this one.
+            let (words, ahead) = std::thread::scope(|scope| {
+                let ahead = scope.spawn(|| recording.next(window, options.overlap));
+                (self.words(current.sound.as_deref(), current.lips.as_ref(), options), ahead.join())
+            });
+            let words = words?;
             let text = words::text(&words);
-            let segment = Segment { start: part.start, end: part.end, text, words };
-            words::join(&mut all, &segment.words, part.common);
+            let segment = Segment { start: current.start, end: current.end, text, words };
+            words::join(&mut all, &segment.words, current.common);
             let told = each(&segment);
             segments.push(segment);
             if told.is_break() {
                 break;
             }
+            let died = |_| Error::Compute("a thread that reads died; please report this as a bug".into());
+            part = ahead.map_err(died)??;
+            seconds = recording.seconds();
         }
-        let (seconds, remarks) = (recording.seconds(), recording.remarks());
+        let remarks = recording.remarks();
         Ok(Transcript { text: words::text(&all), senses, seconds, segments, remarks })
     }
 
@@ -297,7 +307,8 @@ impl Transcriber {
         }
         let audio = fitted.as_deref().map(|sound| self.model.sound(&[sound])).transpose().map_err(compute)?;
         let video = lips.map(|lips| self.model.lips(&lips.rgb, lips.size)).transpose().map_err(unfit)?;
-        let media = Media { audio: audio.as_ref(), video: video.as_ref() };
+        let encoded =
+            self.model.encode(Media { audio: audio.as_ref(), video: video.as_ref() }, None).map_err(compute)?;
         let beams = options.beams.unwrap_or(self.model.config().beams);
         if beams == 0 {
             return Err(Error::option("a search needs at least one beam"));
@@ -305,14 +316,14 @@ impl Transcriber {
         let most = options.max_new_tokens.unwrap_or(self.model.config().max_new_tokens);
         let (tokens, log_probs) = if beams == 1 {
             let greedy = Options { max_new_tokens: most, log_probs: true, ..self.model.options() };
-            let answers = self.model.transcribe(media, Rates::default(), &greedy).map_err(compute)?;
+            let answers = self.model.transcribe_of(&encoded, Rates::default(), &greedy).map_err(compute)?;
             answers.into_iter().next().map(|answer| (answer.tokens, answer.log_probs)).unwrap_or_default()
         } else {
             let mut search = self.model.beam_options();
             (search.beams, search.max_new_tokens) = (beams, most);
-            let found = self.model.search(media, Rates::default(), &search).map_err(compute)?;
+            let found = self.model.search_of(&encoded, Rates::default(), &search).map_err(compute)?;
             let tokens = found.into_iter().flatten().next().map(|beam| beam.tokens).unwrap_or_default();
-            let log_probs = self.model.log_probs(media, Rates::default(), &tokens).map_err(compute)?;
+            let log_probs = self.model.log_probs_of(&encoded, Rates::default(), &tokens).map_err(compute)?;
             (tokens, log_probs)
         };
         words::of(&self.tokenizer, &tokens, &log_probs, self.model.vocabulary().eos)

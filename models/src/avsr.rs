@@ -422,17 +422,17 @@ impl Avsr {
         generate(&model, Prompts::Embeds(&embeds, &context), options, &mut |_| std::ops::ControlFlow::Continue(()))
     }
 
-    /// The log-probabilities of a transcript's tokens, each after those before it, of a single clip. The first token of the
-    /// language model is not among them, the last one may be.
+    /// The log-probabilities of a transcript's tokens, each after those before it, of a single clip that is encoded already. The
+    /// first token of the language model is not among them, the last one may be.
     ///
     /// # Errors
-    /// As [`prompt`](Self::prompt).
-    pub fn log_probs(&self, media: Media<'_>, rates: Rates, tokens: &[u32]) -> Result<Vec<f32>> {
+    /// As [`prompt_of`](Self::prompt_of).
+    pub fn log_probs_of(&self, encoded: &[Tokens], rates: Rates, tokens: &[u32]) -> Result<Vec<f32>> {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
         let scale = self.scale(rates)?;
-        let (media, _) = self.project(&self.encode(media, None)?, scale, None)?;
+        let (media, _) = self.project(encoded, scale, None)?;
         // The layout puts the last token behind by itself.
         let texts = [self.vocabulary.bare(tokens.to_vec())];
         let sequence = self.sequence(&media, Some(&texts))?;
@@ -450,7 +450,15 @@ impl Avsr {
     /// # Errors
     /// As [`prompt`](Self::prompt) and [`beam_search`].
     pub fn search(&self, media: Media<'_>, rates: Rates, options: &BeamOptions) -> Result<Vec<Vec<Beam>>> {
-        let (embeds, model) = self.prompt(media, rates)?;
+        self.search_of(&self.encode(media, None)?, rates, options)
+    }
+
+    /// The same of clips that are encoded already.
+    ///
+    /// # Errors
+    /// As [`prompt_of`](Self::prompt_of) and [`beam_search`].
+    pub fn search_of(&self, encoded: &[Tokens], rates: Rates, options: &BeamOptions) -> Result<Vec<Vec<Beam>>> {
+        let (embeds, model) = self.prompt_of(encoded, rates)?;
         let context = Context::default();
         beam_search(&model, Prompts::Embeds(&embeds, &context), options, &mut |_| std::ops::ControlFlow::Continue(()))
     }

@@ -146,7 +146,7 @@ fn from_clips_to_a_model_that_does_without_one_of_its_senses() {
         // The log-probabilities of the answer are those that it was chosen by.
         let options = moesaic_models::generate::Options { log_probs: true, ..model.options() };
         let answer = model.transcribe(media, Rates::default(), &options).unwrap().remove(0);
-        let again = model.log_probs(media, Rates::default(), &answer.tokens).unwrap();
+        let again = model.log_probs_of(&model.encode(media, None).unwrap(), Rates::default(), &answer.tokens).unwrap();
         assert_eq!(again.len(), answer.tokens.len());
         assert!(again.iter().zip(&answer.log_probs).all(|(a, b)| (a - b).abs() < 1e-3), "{again:?} {answer:?}");
     }

@@ -11,6 +11,7 @@ mod memory;
 mod pictures;
 mod series;
 mod settings;
+mod videos;
 
 pub use memory::{Counting, Memory, measure};
 
@@ -58,7 +59,7 @@ macro_rules! each_parser {
     ($then:ident) => {
         $then! {
             safetensors safetensors_index gguf pickle config model plan train_config table times moments train_csv
-            png jpeg gif bmp webp tiff
+            png jpeg gif bmp webp tiff video_gif video_webp #[cfg(feature = "h264")] mp4
         }
     };
 }
@@ -69,6 +70,9 @@ pub use checkpoints::{config, gguf, model, pickle, safetensors, safetensors_inde
 pub use pictures::{bmp, gif, jpeg, png, tiff, webp};
 pub use series::{moments, table, times, train_csv};
 pub use settings::{plan, train_config};
+#[cfg(feature = "h264")]
+pub use videos::mp4;
+pub use videos::{video_gif, video_webp};
 
 macro_rules! list {
     ($($(#[$when:meta])* $name:ident)*) => {

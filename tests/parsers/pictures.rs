@@ -63,7 +63,7 @@ pub fn tiff() -> Parser {
 }
 
 /// A panic of a decoder becomes an error: no hook is asked, which would collect a backtrace or, when fuzzing, end the process.
-fn quietly() {
+pub(super) fn quietly() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();

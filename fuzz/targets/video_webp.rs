@@ -1,0 +1,3 @@
+#![no_main]
+
+moesaic_fuzz::target!(video_webp);
