@@ -261,7 +261,8 @@ def base(folder, whisper, smollm2, seconds, seed):
     metadata, tensors = gguf_file.parse(smollm2.read_bytes())
     llm, config = language_model(metadata, tensors)
     table = llm["model.embed_tokens.weight"]
-    rows = np.random.default_rng(seed).normal(0, table.std(), (len(ADDED), table.shape[1]))
+    # Near the mean of all: rows drawn around zero would be far likelier answers than any word, since they are the head, too.
+    rows = table.mean(0) + np.random.default_rng(seed).normal(0, table.std() / 8, (len(ADDED), table.shape[1]))
     llm["model.embed_tokens.weight"] = np.concatenate([table, rows.astype(np.float32)])
     config["vocab_size"] += len(ADDED)
     settings = {
