@@ -53,7 +53,7 @@ fn the_example_trains_projectors_and_adapters() {
 }
 
 #[test]
-fn the_recipes_of_the_small_model_are_sound_and_say_what_is_missing() {
+fn the_recipes_are_sound_and_say_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/speech");
     let run = |kind: &str, recipe: &str| -> Run {
@@ -71,5 +71,8 @@ fn the_recipes_of_the_small_model_are_sound_and_say_what_is_missing() {
     let speech = run("speech", "train.toml");
     assert_eq!((speech.code, speech.stderr.lines().count()), (Some(1), 1), "{}", speech.stderr);
     assert!(speech.stderr.contains("runs/avsr/encoder/model"), "{}", speech.stderr);
+    let parts = run("speech", "whisper_smollm2.toml");
+    assert_eq!((parts.code, parts.stderr.lines().count()), (Some(1), 1), "{}", parts.stderr);
+    assert!(parts.stderr.contains("data/parts/base"), "{}", parts.stderr);
     assert!(!folder.path().join("runs").exists());
 }

@@ -180,7 +180,7 @@ def main():
     rng = corpus.generator(options.seed, "clip", options.text)
 
     speech = corpus.Speech()
-    sound, said = speech.alone(options.text, options.voice, options.seed, options.rate, 50, 50)
+    sound, said = speech.alone(speech.speak, options.text, options.voice, options.seed, options.rate, 50, 50)
     sound = corpus.resampled(sound, speech.rate)
     sound, said, frames = corpus.padded(rng, sound * (0.08 / np.sqrt(np.mean(sound**2))), said)
     corpus.write_wav(options.out / "clip.wav", sound)

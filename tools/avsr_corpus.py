@@ -146,25 +146,28 @@ class Speech:
             i += 1
         return 0
 
-    def speak(self, text, voice, seed, wpm, pitch, span):
-        """Samples at 22.05 kHz as floats in -1 to 1, and phones (sound, start, end) in seconds."""
+    def say(self, text, voice, seed, wpm, pitch, span):
+        """Samples at 22.05 kHz as floats in -1 to 1. In the text, [[...]] holds phonemes."""
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self.c.srand(ctypes.c_uint(seed))
         if self.library.espeak_SetVoiceByName(voice.encode()):
             sys.exit(f"espeak-ng has no voice {voice}: its data is not that of espeakng-loader 0.2.4")
         for parameter, value in ((1, wpm), (3, pitch), (4, span)):
             self.library.espeak_SetParameter(parameter, value, 0)
-        # "a" alone would be read as the article.
-        spelled = " ".join("[['eI]]" if word == "a" else word for word in text.split(" ")).encode()
         # UTF-8 in which [[...]] holds phonemes.
-        self.library.espeak_Synth(spelled, len(spelled) + 1, 0, 1, 0, 1 | 0x100, None, None)
+        self.library.espeak_Synth(text.encode(), len(text.encode()) + 1, 0, 1, 0, 1 | 0x100, None, None)
         if not self.sound:
             sys.exit(f"espeak-ng says nothing for {text!r} with the voice {voice}")
-        sound = np.concatenate(self.sound)
-        return sound.astype(np.float32) / 32768, phones(self.events, self.rate, len(sound), text)
+        return np.concatenate(self.sound).astype(np.float32) / 32768
 
-    def alone(self, *arguments):
-        """`speak` in a process of its own."""
+    def speak(self, text, *voice):
+        """The same where "a" is a letter, and phones (sound, start, end) in seconds."""
+        # "a" alone would be read as the article.
+        sound = self.say(" ".join("[['eI]]" if word == "a" else word for word in text.split(" ")), *voice)
+        return sound, phones(self.events, self.rate, len(sound), text)
+
+    def alone(self, way, *arguments):
+        """`say` or `speak` in a process of its own."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -172,7 +175,7 @@ class Speech:
             try:
                 os.close(reading)
                 with os.fdopen(writing, "wb") as file:
-                    pickle.dump(self.speak(*arguments), file)
+                    pickle.dump(way(*arguments), file)
                 code = 0
             finally:
                 os._exit(code)
@@ -237,7 +240,7 @@ def spoken(speech, rng, text, voice):
     """A sentence at 16 kHz, its level at -23 dB, and its phones."""
     seed = int(rng.integers(1, 2**31))
     wpm, pitch, span = (int(rng.integers(*bounds)) for bounds in ((130, 191), (30, 71), (35, 66)))
-    sound, said = speech.alone(text, voice, seed, wpm, pitch, span)
+    sound, said = speech.alone(speech.speak, text, voice, seed, wpm, pitch, span)
     sound = resampled(sound, speech.rate)
     return sound * (0.07 / max(1e-4, np.sqrt(np.mean(sound**2)))), said
 
