@@ -374,7 +374,8 @@ impl Decoder {
                 Some(norm) => norm.forward(&x)?,
                 None => normed,
             };
-            let input = RouteInput { modality: context.modality.as_deref(), ..RouteInput::new(&normed) };
+            let previous = all_routes.last().and_then(Routes::logits);
+            let input = RouteInput { modality: context.modality.as_deref(), previous, ..RouteInput::new(&normed) };
             let (y, routes) = layer.ffn.forward(&input.with_mask(routed), &format!("layer {i}"))?;
             x = self.add(&x, y)?;
             if let Some(routes) = routes {
