@@ -65,8 +65,8 @@ fn usage(layers: &[Routes]) -> Result<Usage> {
 
 /// The load balance loss of Mixtral and Time-MoE (Switch Transformer, arXiv 2101.03961, eqs. 4-6, summed over the k
 /// choices): `E * sum_e f_e P_e` over the tokens of all layers together, with `f_e` the number of routes to expert `e` per
-/// token and `P_e` its mean probability. About k when balanced (Time-MoE's paper divides `f` by k, its code does not), the mean number of routes of a token
-/// where that differs. Padding counts in neither.
+/// token and `P_e` its mean probability. About k when balanced (Time-MoE's paper divides `f` by k, its code does not), the
+/// mean number of routes of a token where that differs. Padding counts in neither.
 pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
     let Usage { counts, sums, tokens } = usage(layers)?;
     let experts = counts.len();
@@ -132,10 +132,10 @@ pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     (scores.sum(1)? * scale)?.sum_all()? / rows as f64
 }
 
-/// The load balance loss over first choices, within each of `rows` groups of tokens of equal length: the mean over groups of
-/// `E * sum_e P_e f_e`, with `P_e` the mean score of expert `e` and `f_e` the share of tokens whose best score it is, before any
-/// are dropped. 1 when balanced. With one group MoE-LLaVA's (arXiv 2401.15947, eq. 7, as DeepSpeed computes it), with a group
-/// for each image CuMo's (arXiv 2405.05949). Padding counts where the routes have no mask.
+/// The load balance loss over first choices, within each of `rows` groups of tokens of equal length: the mean over groups
+/// of `E * sum_e P_e f_e`, with `P_e` the mean score of expert `e` and `f_e` the share of tokens whose best score it is,
+/// before any are dropped. 1 when balanced. With one group MoE-LLaVA's (arXiv 2401.15947, eq. 7, as DeepSpeed computes it),
+/// with a group for each image CuMo's (arXiv 2405.05949). Padding counts where the routes have no mask.
 pub fn first_choice_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     let (tokens, experts) = (routes.tokens(), routes.experts());
     if rows == 0 || tokens == 0 || !tokens.is_multiple_of(rows) {

@@ -47,6 +47,7 @@ pub use config::{
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
 pub(crate) use families::moe_llava;
+pub(crate) use ffn::packed;
 pub use gguf::save_gguf;
 pub(crate) use input::real_tokens;
 pub use input::{Context, Input, Segment, Side, pad_ids};

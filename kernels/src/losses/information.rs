@@ -15,8 +15,9 @@ fn entropy(p: &Tensor) -> Result<Tensor> {
 }
 
 /// The mutual information loss of DS-MoE (arXiv 2404.05567, section 3.2; ModuleFormer, arXiv 2306.04640, section 3.2):
-/// `-H(e) + mean_x H(e | x)`, with `p(e | x)` the scores of a token and `p(e)` their mean. Its minimum, `-ln E`, is where every token is sure of its expert and all
-/// experts are used alike. For routers whose scores are probabilities. Padding does not count.
+/// `-H(e) + mean_x H(e | x)`, with `p(e | x)` the scores of a token and `p(e)` their mean. Its minimum, `-ln E`, is where
+/// every token is sure of its expert and all experts are used alike. For routers whose scores are probabilities. Padding
+/// does not count.
 pub fn mutual_information(routes: &Routes) -> Result<Tensor> {
     let (weights, n) = token_weights(routes)?;
     let share = (weights / n.max(1.0))?; // (T)
@@ -25,8 +26,8 @@ pub fn mutual_information(routes: &Routes) -> Result<Tensor> {
     of_token - entropy(&mean)?
 }
 
-/// Mean binary cross entropy of `sigmoid(logits)` against `targets` from 0 to 1, of the same shape: for decisions that do not exclude
-/// each other. With gradients to both.
+/// Mean binary cross entropy of `sigmoid(logits)` against `targets` from 0 to 1, of the same shape: for decisions that do
+/// not exclude each other. With gradients to both.
 ///
 /// # Errors
 /// Other shapes, or nothing in them.

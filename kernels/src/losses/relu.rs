@@ -76,10 +76,10 @@ fn real(routes: &Routes) -> Result<Vec<f32>> {
     }
 }
 
-/// The activation locality loss of BlockFFN (arXiv 2507.08771, section 3.2): neighbouring tokens should use the same experts. Binary cross
-/// entropy of `sigmoid(a z_t)` against `sigmoid(a z_{t+1})`, the mean over neighbours within each of `rows` sequences of equal
-/// length and over experts; `z = W x`, and `steepness` a (100 in the released code) makes of it almost a yes or no. As there,
-/// gradients go to both. Pairs with padding do not count; 0 without any pair.
+/// The activation locality loss of BlockFFN (arXiv 2507.08771, section 3.2): neighbouring tokens should use the same
+/// experts. Binary cross entropy of `sigmoid(a z_t)` against `sigmoid(a z_{t+1})`, the mean over neighbours within each of
+/// `rows` sequences of equal length and over experts; `z = W x`, and `steepness` a (100 in the released code) makes of it
+/// almost a yes or no. As there, gradients go to both. Pairs with padding do not count; 0 without any pair.
 pub fn activation_locality(routes: &Routes, rows: usize, steepness: f64) -> Result<Tensor> {
     let Some(logits) = routes.logits() else { bail!("this router has no logits, so no activation locality loss") };
     let length = length(routes, rows)?;
@@ -101,10 +101,10 @@ pub fn activation_locality(routes: &Routes, rows: usize, steepness: f64) -> Resu
     binary_cross_entropy(&part(first)?, &target)
 }
 
-/// The chunk sparsification loss of BlockFFN (arXiv 2507.08771, section 3.2): the probability that an expert is used by any token of
-/// a chunk, `1 - prod_t (1 - p_t)` with `p` a token's scores divided by their sum, the mean over experts and over the chunks of
-/// `chunk` neighbouring tokens within each of `rows` sequences of equal length. Padding uses no expert. What is left of a
-/// sequence behind its last whole chunk is a chunk too.
+/// The chunk sparsification loss of BlockFFN (arXiv 2507.08771, section 3.2): the probability that an expert is used by any
+/// token of a chunk, `1 - prod_t (1 - p_t)` with `p` a token's scores divided by their sum, the mean over experts and over
+/// the chunks of `chunk` neighbouring tokens within each of `rows` sequences of equal length. Padding uses no expert. What
+/// is left of a sequence behind its last whole chunk is a chunk too.
 pub fn chunk_sparsity(routes: &Routes, rows: usize, chunk: usize) -> Result<Tensor> {
     let (length, experts) = (length(routes, rows)?, routes.experts());
     if chunk == 0 {

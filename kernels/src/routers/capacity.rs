@@ -56,10 +56,11 @@ pub(super) fn gumbel(rng: &mut Rng) -> f64 {
 
 /// Softmax over all experts, the best one or two of them, and no more than a capacity of tokens for each expert.
 ///
-/// All tokens of the call count, other rows of the batch and padding that no mask names too: **this router couples the rows of
-/// a batch**. Padding in a mask gets no routes, takes no place and makes none. An expert takes its first choices in token order, then its second choices in token order, until it is full; nothing is
-/// sorted by score. With two experts the probabilities of those that had room are divided by their sum, so that one alone
-/// has weight 1; with one expert the probability is the weight. A token without any expert gets none.
+/// All tokens of the call count, other rows of the batch and padding that no mask names too: **this router couples the rows
+/// of a batch**. Padding in a mask gets no routes, takes no place and makes none. An expert takes its first choices in
+/// token order, then its second choices in token order, until it is full; nothing is sorted by score. With two experts the
+/// probabilities of those that had room are divided by their sum, so that one alone has weight 1; with one expert the
+/// probability is the weight. A token without any expert gets none.
 #[derive(Clone, Debug)]
 pub struct Capacity {
     /// `[E, H]`; kept and computed in f32.

@@ -29,11 +29,11 @@ impl AuxiliaryRouter {
     }
 }
 
-/// The form of [`ExpertChoice`](super::ExpertChoice) at inference: a token goes to the experts to which its auxiliary router gives more than
-/// 0.5, with the affinity of the main router as weight (MoMa, arXiv 2407.21770, section 2.4).
+/// The form of [`ExpertChoice`](super::ExpertChoice) at inference: a token goes to the experts to which its auxiliary
+/// router gives more than 0.5, with the affinity of the main router as weight (MoMa, arXiv 2407.21770, section 2.4).
 ///
-/// Each token is routed by itself: in one pass as one by one. Auxiliary routers are trained afterwards, with the model frozen, on
-/// [`loss`](Self::loss).
+/// Each token is routed by itself: in one pass as one by one. Auxiliary routers are trained afterwards, with the model
+/// frozen, on [`loss`](Self::loss).
 #[derive(Clone, Debug)]
 pub struct CausalChoice {
     /// The main router.
@@ -64,8 +64,9 @@ impl CausalChoice {
         Ok(all)
     }
 
-    /// The binary cross entropy of the auxiliary routers against the routes that [`ExpertChoice`](super::ExpertChoice) took with the same input: the mean over
-    /// real tokens and the experts of their group. Gradients reach the auxiliary routers alone.
+    /// The binary cross entropy of the auxiliary routers against the routes that [`ExpertChoice`](super::ExpertChoice) took
+    /// with the same input: the mean over real tokens and the experts of their group. Gradients reach the auxiliary routers
+    /// alone.
     ///
     /// # Errors
     /// The routes are of other tokens or experts, or no token is real.

@@ -90,21 +90,21 @@ impl Affinity {
     }
 }
 
-/// Experts that take the tokens with the largest affinity: expert choice (Zhou et al., arXiv 2202.09368) with sigmoid affinities
-/// and, in MoMa (arXiv 2407.21770, section 2.2), within the experts of a token's modality.
+/// Experts that take the tokens with the largest affinity: expert choice (Zhou et al., arXiv 2202.09368) with sigmoid
+/// affinities and, in MoMa (arXiv 2407.21770, section 2.2), within the experts of a token's modality.
 ///
-/// Each expert of a group of `E_M` takes `k_e = factor b_M / E_M` of the group's `b_M` tokens, rounded down but at least one; weights are the affinities.
-/// A token gets none, one or several experts. Mixture-of-depths is the same with one expert, the layer itself, and a factor below 1
-/// (arXiv 2404.02258). **This router couples the rows of a batch, and looks at tokens that come later**: for training;
-/// [`CausalChoice`](super::CausalChoice) is its form at inference.
+/// Each expert of a group of `E_M` takes `k_e = factor b_M / E_M` of the group's `b_M` tokens, rounded down but at least
+/// one; weights are the affinities. A token gets none, one or several experts. Mixture-of-depths is the same with one
+/// expert, the layer itself, and a factor below 1 (arXiv 2404.02258). **This router couples the rows of a batch, and looks
+/// at tokens that come later**: for training; [`CausalChoice`](super::CausalChoice) is its form at inference.
 #[derive(Clone, Debug)]
 pub struct ExpertChoice {
     /// The main router.
     pub affinity: Affinity,
     /// Tokens that the experts of a group take, per token of the group: 1 in MoMa.
     pub factor: f64,
-    /// Gumbel-sigmoid noise, `sigmoid(W x + G' - G'')`, drawn anew by each call: for models that were upcycled, whose experts start
-    /// alike (arXiv 2407.21770, section 2.5). Affinities carry it, in the choice and as weights.
+    /// Gumbel-sigmoid noise, `sigmoid(W x + G' - G'')`, drawn anew by each call: for models that were upcycled, whose
+    /// experts start alike (arXiv 2407.21770, section 2.5). Affinities carry it, in the choice and as weights.
     pub noise: Option<Noise>,
 }
 

@@ -9,9 +9,9 @@ use crate::routes::{RouteInput, Routes};
 /// Top-k of true and null experts (AdaMoE, arXiv 2406.13233, section 3.2).
 ///
 /// `p = softmax(W x)` over N true and M null experts; of the k largest, k being larger than a plain router's, the true ones
-/// are weighted by `p` divided by the sum of theirs. So a token has 0 to k true experts, as many as it needs; that null experts are used
-/// to a share of `M / (N + M)` on average is left to [`null_balance`](crate::losses::null_balance). Routes to null experts stay
-/// in [`Routes`] (their weight is `p`) and give 0: the bank has M times
+/// are weighted by `p` divided by the sum of theirs. So a token has 0 to k true experts, as many as it needs; that null
+/// experts are used to a share of `M / (N + M)` on average is left to [`null_balance`](crate::losses::null_balance). Routes
+/// to null experts stay in [`Routes`] (their weight is `p`) and give 0: the bank has M times
 /// [`FreeExpert::Zero`](crate::FreeExpert::Zero) behind its networks.
 #[derive(Clone, Debug)]
 pub struct NullTopK {

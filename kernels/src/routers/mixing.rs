@@ -7,8 +7,8 @@ use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
 
-/// Softmax over all experts, all of which take part: `p = softmax(W [x; c])`, where `c` is what the routing is conditioned on, if
-/// anything. U-SAM (arXiv 2505.13880) mixes its projectors so, by the sound and by the prompt.
+/// Softmax over all experts, all of which take part: `p = softmax(W [x; c])`, where `c` is what the routing is conditioned
+/// on, if anything. U-SAM (arXiv 2505.13880) mixes its projectors so, by the sound and by the prompt.
 ///
 /// Padding gets no routes.
 #[derive(Clone, Debug)]
