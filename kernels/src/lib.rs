@@ -40,7 +40,7 @@ pub use blocks::{BlockFormat, Blocks};
 pub use checkpoint::text::{one_line, shown};
 pub use cpu::pack::Packed;
 pub use experts::{
-    Activation, BankKind, ExpertBank, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear,
+    Activation, BankKind, ExpertBank, FreeExpert, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear,
 };
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;

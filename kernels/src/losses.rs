@@ -9,6 +9,14 @@ use crate::host::{as_f32, tensor, with_f32};
 
 use crate::routes::Routes;
 
+mod free;
+mod information;
+mod relu;
+
+pub use free::{heterogeneous_balance, null_balance};
+pub use information::{binary_cross_entropy, mutual_information};
+pub use relu::{AdaptiveL1, activation_locality, chunk_sparsity, relu_l1, sparsity};
+
 /// `mask [T]` as weights that sum to the number of real tokens, and that number.
 fn token_weights(routes: &Routes) -> Result<(Tensor, f64)> {
     match routes.mask() {
@@ -20,11 +28,17 @@ fn token_weights(routes: &Routes) -> Result<(Tensor, f64)> {
     }
 }
 
-/// The load balance loss of Mixtral and Time-MoE (Switch Transformer, arXiv 2101.03961, eqs. 4-6, summed over the k
-/// choices): `E * sum_e f_e P_e` over the tokens of all layers together, with `f_e` the number of routes to expert `e` per
-/// token and `P_e` its mean probability. About k when balanced (Time-MoE's paper divides `f` by k, its code does not).
-/// Padding counts in neither.
-pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
+/// What the experts of several layers do together.
+struct Usage {
+    /// Routes to each expert.
+    counts: Vec<f64>,
+    /// `[E]`: the sum of its scores over real tokens, with gradients.
+    sums: Tensor,
+    /// Real tokens, at least 1: a batch of nothing but padding has no load to balance.
+    tokens: f64,
+}
+
+fn usage(layers: &[Routes]) -> Result<Usage> {
     let Some(first) = layers.first() else { bail!("the load balance loss needs the routes of at least one layer") };
     let experts = first.experts();
     let mut counts = vec![0f64; experts];
@@ -36,24 +50,28 @@ pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
         }
         let (weights, n) = token_weights(routes)?;
         tokens += n;
-        let real = routes.mask().map(Tensor::to_vec1::<f32>).transpose()?;
-        for (count, range) in counts.iter_mut().zip(routes.offsets().windows(2)) {
-            *count += match &real {
-                Some(real) => routes.plan.token[range[0]..range[1]].iter().map(|&t| f64::from(real[t as usize])).sum(),
-                None => (range[1] - range[0]) as f64,
-            };
-        }
+        counts.iter_mut().zip(routes.load()?).for_each(|(count, load)| *count += load);
         let sum = routes.scores().broadcast_mul(&weights.unsqueeze(1)?)?.sum(0)?; // (E)
         sums = Some(match sums {
             Some(total) => (total + sum)?,
             None => sum,
         });
     }
-    let Some(sums) = sums else { bail!("the load balance loss needs the routes of at least one layer") };
-    // A batch of nothing but padding has no load to balance.
-    let tokens = tokens.max(1.0);
+    match sums {
+        Some(sums) => Ok(Usage { counts, sums, tokens: f64::max(tokens, 1.0) }),
+        None => bail!("the load balance loss needs the routes of at least one layer"),
+    }
+}
+
+/// The load balance loss of Mixtral and Time-MoE (Switch Transformer, arXiv 2101.03961, eqs. 4-6, summed over the k
+/// choices): `E * sum_e f_e P_e` over the tokens of all layers together, with `f_e` the number of routes to expert `e` per
+/// token and `P_e` its mean probability. About k when balanced (Time-MoE's paper divides `f` by k, its code does not), the
+/// mean number of routes of a token where that differs. Padding counts in neither.
+pub fn load_balance(layers: &[Routes]) -> Result<Tensor> {
+    let Usage { counts, sums, tokens } = usage(layers)?;
+    let experts = counts.len();
     let scaled: Vec<f32> = counts.iter().map(|c| (c * experts as f64 / (tokens * tokens)) as f32).collect();
-    (sums * Tensor::from_vec(scaled, experts, first.scores().device())?)?.sum_all()
+    (&sums * Tensor::from_vec(scaled, experts, sums.device())?)?.sum_all()
 }
 
 /// The router z-loss (ST-MoE, arXiv 2202.08906, eq. 5): the mean over tokens of `logsumexp(logits)^2`. Padding does not
@@ -114,10 +132,10 @@ pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     (scores.sum(1)? * scale)?.sum_all()? / rows as f64
 }
 
-/// The load balance loss over first choices, within each of `rows` groups of tokens of equal length: the mean over groups of
-/// `E * sum_e P_e f_e`, with `P_e` the mean score of expert `e` and `f_e` the share of tokens whose best score it is, before any
-/// are dropped. 1 when balanced. With one group MoE-LLaVA's (arXiv 2401.15947, eq. 7, as DeepSpeed computes it), with a group
-/// for each image CuMo's (arXiv 2405.05949). Padding counts where the routes have no mask.
+/// The load balance loss over first choices, within each of `rows` groups of tokens of equal length: the mean over groups
+/// of `E * sum_e P_e f_e`, with `P_e` the mean score of expert `e` and `f_e` the share of tokens whose best score it is,
+/// before any are dropped. 1 when balanced. With one group MoE-LLaVA's (arXiv 2401.15947, eq. 7, as DeepSpeed computes it),
+/// with a group for each image CuMo's (arXiv 2405.05949). Padding counts where the routes have no mask.
 pub fn first_choice_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     let (tokens, experts) = (routes.tokens(), routes.experts());
     if rows == 0 || tokens == 0 || !tokens.is_multiple_of(rows) {

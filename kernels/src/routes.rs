@@ -18,7 +18,7 @@ pub struct RouteInput<'a> {
     pub modality: Option<&'a [Modality]>,
     /// `[t]`, 0 for padding: such tokens get no routes and do not count in losses.
     pub mask: Option<&'a Tensor>,
-    /// The scores of the sparse layer before, `[t, e]`: MoE++'s gating residual.
+    /// What the router of the sparse layer before gave as logits ([`Routes::logits`]), `[t, e]`: MoE++'s gating residual.
     pub previous: Option<&'a Tensor>,
 }
 
@@ -82,6 +82,20 @@ impl Plan {
             token_offsets.push(by_token.len());
         }
         Ok(Self { tokens: choices.len(), token, offsets, slot, by_token, token_offsets })
+    }
+
+    /// The routes to the first `experts` experts alone. Ranks stay those among all routes of a token.
+    fn to_first(&self, experts: usize) -> Self {
+        let offsets = self.offsets[..=experts.min(self.experts())].to_vec();
+        let routes = offsets[offsets.len() - 1];
+        let (mut by_token, mut token_offsets) = (Vec::with_capacity(routes), Vec::with_capacity(self.tokens + 1));
+        token_offsets.push(0);
+        for t in 0..self.tokens {
+            by_token.extend(self.of_token(t).iter().filter(|r| (**r as usize) < routes));
+            token_offsets.push(by_token.len());
+        }
+        let (token, slot) = (self.token[..routes].to_vec(), self.slot[..routes].to_vec());
+        Self { tokens: self.tokens, token, offsets, slot, by_token, token_offsets }
     }
 
     pub fn routes(&self) -> usize {
@@ -226,6 +240,33 @@ impl Routes {
     /// `[T]` f32, 0 for padding.
     pub fn mask(&self) -> Option<&Tensor> {
         self.mask.as_ref()
+    }
+
+    /// `[E]`: the number of routes to each expert. Those of padding do not count.
+    pub fn load(&self) -> Result<Vec<f64>> {
+        let real = self.mask.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
+        let counted = |t: u32| real.as_ref().map_or(1.0, |real| real.get(t as usize).copied().map_or(0.0, f64::from));
+        let of_range = |range: &[usize]| self.plan.token[range[0]..range[1]].iter().map(|&t| counted(t)).sum();
+        Ok(self.plan.offsets.windows(2).map(of_range).collect())
+    }
+
+    /// `[T, E]` f32: 1 where a token goes to an expert, else 0.
+    pub fn assignment(&self) -> Result<Tensor> {
+        let mut assigned = vec![0f32; self.tokens() * self.experts()];
+        for (e, range) in self.plan.offsets.windows(2).enumerate() {
+            for &t in &self.plan.token[range[0]..range[1]] {
+                assigned[t as usize * self.experts() + e] = 1.0;
+            }
+        }
+        Tensor::from_vec(assigned, (self.tokens(), self.experts()), self.scores.device())
+    }
+
+    /// The routes to the first `experts` experts alone, with gradients.
+    pub(crate) fn to_first(&self, experts: usize) -> Result<Self> {
+        let plan = self.plan.to_first(experts);
+        let weight = self.weight.narrow(0, 0, plan.routes())?;
+        let scores = self.scores.narrow(1, 0, experts)?;
+        Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: self.mask.clone(), limit: None })
     }
 
     /// The view with a fixed k: experts `[T, k]` (u32, best first) and their weights `[T, k]`. Tokens with fewer routes

@@ -47,6 +47,7 @@ pub use config::{
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
 pub(crate) use families::moe_llava;
+pub(crate) use ffn::packed;
 pub use gguf::save_gguf;
 pub(crate) use input::real_tokens;
 pub use input::{Context, Input, Segment, Side, pad_ids};
@@ -374,7 +375,8 @@ impl Decoder {
                 Some(norm) => norm.forward(&x)?,
                 None => normed,
             };
-            let input = RouteInput { modality: context.modality.as_deref(), ..RouteInput::new(&normed) };
+            let previous = all_routes.last().and_then(Routes::logits);
+            let input = RouteInput { modality: context.modality.as_deref(), previous, ..RouteInput::new(&normed) };
             let (y, routes) = layer.ffn.forward(&input.with_mask(routed), &format!("layer {i}"))?;
             x = self.add(&x, y)?;
             if let Some(routes) = routes {

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod generate;
 pub mod lora;
 pub mod moirai_moe;
+pub mod moma;
 pub mod qwen3_vl;
 pub mod time_moe;
 pub mod train;

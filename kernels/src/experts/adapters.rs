@@ -39,7 +39,7 @@ impl ExpertBank {
     /// Its shapes do not fit the layer, or there is no such layer.
     pub fn attach(&mut self, half: Half, adapter: LowRank) -> Result<()> {
         let Some((out, inputs)) = self.layer(half) else { bail!("experts of one layer have no second to adapt") };
-        adapter.check(self.experts(), out, inputs)?;
+        adapter.check(self.networks(), out, inputs)?;
         let [up, down] = &mut *self.adapters;
         match half {
             Half::Up => up.push(adapter),

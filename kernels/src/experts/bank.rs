@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
+use super::free::FreeExpert;
 use super::fused;
 use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use crate::checkpoint::text::shown;
@@ -151,6 +152,8 @@ pub struct ExpertBank {
     pub(super) up_bias: Option<Tensor>,
     pub(super) down_bias: Option<Tensor>,
     pub(super) output_norm: Option<OutputNorm>,
+    /// Experts without a network, numbered behind the others.
+    pub(super) free: Vec<FreeExpert>,
     /// Live adapters of the first and of the second layer; boxed, as most banks have none.
     pub(super) adapters: Box<[Vec<LowRank>; 2]>,
 }
@@ -198,6 +201,7 @@ impl ExpertBank {
             up_bias: None,
             down_bias: None,
             output_norm: None,
+            free: Vec::new(),
             adapters: Default::default(),
         }
     }
@@ -242,8 +246,13 @@ impl ExpertBank {
         Ok(self)
     }
 
-    /// Number of experts.
+    /// Number of experts: networks, and those without one behind them.
     pub fn experts(&self) -> usize {
+        self.networks() + self.free.len()
+    }
+
+    /// Number of experts that are networks.
+    pub fn networks(&self) -> usize {
         self.up.dims().map_or(0, |(e, _, _)| e)
     }
 
@@ -283,7 +292,7 @@ impl ExpertBank {
             );
         }
         if self.is_packed() && !(self.is_tracked() || tracked(x) || tracked(routes.weight())) {
-            fused::forward(self, x, routes)
+            self.and_free(x, routes, |routes| fused::forward(self, x, routes))
         } else {
             self.forward_stages(x, routes)
         }
@@ -294,7 +303,7 @@ impl ExpertBank {
         if routes.is_empty() {
             return Tensor::zeros((routes.tokens(), self.output_width()), x.dtype(), x.device());
         }
-        combine(&self.networks(&dispatch(x, routes)?, routes)?, routes)
+        self.and_free(x, routes, |routes| combine(&self.run(&dispatch(x, routes)?, routes)?, routes))
     }
 
     /// The output of every route before it is weighted, in the order of the routes: for sums that are not over a token's experts,
@@ -313,7 +322,10 @@ impl ExpertBank {
                 self.experts()
             );
         }
-        self.networks(&dispatch(x, routes)?, routes)
+        if !self.free.is_empty() {
+            bail!("experts without a network give nothing apart from a token's sum");
+        }
+        self.run(&dispatch(x, routes)?, routes)
     }
 
     /// A bank of one expert on every token with weight 1: a dense layer, without dispatch and combine.
@@ -327,11 +339,11 @@ impl ExpertBank {
         if self.is_packed() && !(self.is_tracked() || tracked(x)) {
             return fused::forward_dense(self, x);
         }
-        self.networks(x, &Routes::single(x.dim(0)?, x.device())?)
+        self.run(x, &Routes::single(x.dim(0)?, x.device())?)
     }
 
     /// Each row through the network of its expert, `[R, H]` to `[R, O]`.
-    fn networks(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         let mut h = self.up.grouped(x, self.up_bias.as_ref(), routes)?;
         h = lora::add(&self.adapters[0], x, h, Some(routes))?;
         if let Some(down) = &self.down {

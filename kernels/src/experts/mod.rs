@@ -5,11 +5,13 @@
 
 mod adapters;
 mod bank;
+mod free;
 mod fused;
 mod naive;
 pub mod stages;
 
 pub use adapters::Half;
 pub use bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
+pub use free::FreeExpert;
 pub use naive::naive;
 pub use stages::{combine, dispatch, grouped_linear, linear};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{Activation, BankKind, ExpertBank};
+use super::{Activation, BankKind, ExpertBank, FreeExpert};
 use crate::routes::Routes;
 
 fn apply(activation: Activation, v: f64) -> f64 {
@@ -35,6 +35,17 @@ pub fn naive(bank: &ExpertBank, x: &Tensor, routes: &Routes) -> Result<Tensor> {
     let up_bias = bank.up_bias.as_ref().map(|b| f64s(b)?.to_vec2::<f64>()).transpose()?;
     let down_bias = bank.down_bias.as_ref().map(|b| f64s(b)?.to_vec2::<f64>()).transpose()?;
     let expert = |e: usize, x: &[f64]| -> Result<Vec<f64>> {
+        match bank.free().get(e.wrapping_sub(bank.networks())) {
+            None => {}
+            Some(FreeExpert::Zero) => return Ok(vec![0.0; bank.output_width()]),
+            Some(FreeExpert::Copy) => return Ok(x.to_vec()),
+            Some(FreeExpert::Constant { vector, gate }) => {
+                let a = matvec(&f64s(gate)?.to_vec2::<f64>()?, None, x);
+                let keep = 1.0 / (1.0 + (a[1] - a[0]).exp());
+                let v = f64s(vector)?.to_vec1::<f64>()?;
+                return Ok(x.iter().zip(v).map(|(x, v)| keep * x + (1.0 - keep) * v).collect());
+            }
+        }
         let h = matvec(&up[e], up_bias.as_ref().map(|b| &b[e]), x);
         let mut y = match (&bank.kind, &down) {
             (BankKind::Gated, Some(down)) => {

@@ -33,16 +33,34 @@ pub struct Noise {
 impl SecondChoice {
     /// Noise from a seed.
     pub fn gumbel(seed: u64) -> Self {
-        Self::Gumbel(Noise { seed, calls: Arc::default() })
+        Self::Gumbel(Noise::new(seed))
     }
+}
+
+impl Noise {
+    /// Noise from a seed.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, calls: Arc::default() }
+    }
+
+    /// The generator of the next call.
+    pub(super) fn next(&self) -> Rng {
+        Rng::keyed(&[self.seed, self.calls.fetch_add(1, Ordering::Relaxed)])
+    }
+}
+
+/// One draw of the standard Gumbel distribution: `-ln(-ln u)` of u in (0, 1).
+pub(super) fn gumbel(rng: &mut Rng) -> f64 {
+    -(-rng.uniform().max(f64::MIN_POSITIVE).ln()).max(f64::MIN_POSITIVE).ln()
 }
 
 /// Softmax over all experts, the best one or two of them, and no more than a capacity of tokens for each expert.
 ///
-/// All tokens of the call count, other rows of the batch and padding that no mask names too: **this router couples the rows of
-/// a batch**. Padding in a mask gets no routes, takes no place and makes none. An expert takes its first choices in token order, then its second choices in token order, until it is full; nothing is
-/// sorted by score. With two experts the probabilities of those that had room are divided by their sum, so that one alone
-/// has weight 1; with one expert the probability is the weight. A token without any expert gets none.
+/// All tokens of the call count, other rows of the batch and padding that no mask names too: **this router couples the rows
+/// of a batch**. Padding in a mask gets no routes, takes no place and makes none. An expert takes its first choices in
+/// token order, then its second choices in token order, until it is full; nothing is sorted by score. With two experts the
+/// probabilities of those that had room are divided by their sum, so that one alone has weight 1; with one expert the
+/// probability is the weight. A token without any expert gets none.
 #[derive(Clone, Debug)]
 pub struct Capacity {
     /// `[E, H]`; kept and computed in f32.
@@ -215,10 +233,8 @@ impl Router for Capacity {
         let logits = logits(input.x, &self.weight)?;
         let noise = match &self.second {
             SecondChoice::Gumbel(noise) if self.k == 2 => {
-                let mut rng = Rng::keyed(&[noise.seed, noise.calls.fetch_add(1, Ordering::Relaxed)]);
-                // -ln(-ln u) of u in (0, 1)
-                let draw = |_| -(-rng.uniform().max(f64::MIN_POSITIVE).ln()).max(f64::MIN_POSITIVE).ln();
-                let values: Vec<f32> = (0..logits.elem_count()).map(draw).map(|v| v as f32).collect();
+                let mut rng = noise.next();
+                let values: Vec<f32> = (0..logits.elem_count()).map(|_| gumbel(&mut rng) as f32).collect();
                 Some(Tensor::from_vec(values, logits.shape(), logits.device())?)
             }
             _ => None,

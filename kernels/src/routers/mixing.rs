@@ -2,13 +2,13 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Router, finite, float_mask, logits};
+use super::{Router, SoftmaxTopK, finite, float_mask, logits, pick, real_tokens};
 use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
 
-/// Softmax over all experts, all of which take part: `p = softmax(W [x; c])`, where `c` is what the routing is conditioned on, if
-/// anything. U-SAM (arXiv 2505.13880) mixes its projectors so, by the sound and by the prompt.
+/// Softmax over all experts, all of which take part: `p = softmax(W [x; c])`, where `c` is what the routing is conditioned
+/// on, if anything. U-SAM (arXiv 2505.13880) mixes its projectors so, by the sound and by the prompt.
 ///
 /// Padding gets no routes.
 #[derive(Clone, Debug)]
@@ -73,6 +73,64 @@ impl Router for SoftmaxMixing {
             }
         };
         Ok(routes.with_logits(logits).with_mask(mask))
+    }
+}
+
+/// All experts in training, few of them afterwards (DS-MoE, arXiv 2404.05567, section 3).
+///
+/// `S = softmax(W x)`; all experts are weighted by it in training, with
+/// [`mutual_information`](crate::losses::mutual_information) as the loss that makes it sharp and balanced. At inference only
+/// the best or those above a threshold take part, their weights as they are.
+#[derive(Clone, Debug)]
+pub struct DenseTraining {
+    /// `[E, H]`
+    pub weight: Tensor,
+    /// Who takes part.
+    pub keep: Keep,
+}
+
+/// The experts that take part in what was trained densely.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// All: training.
+    All,
+    /// The k best.
+    Best(usize),
+    /// Those with a score above this: as many per token as it needs, maybe none.
+    Above(f64),
+}
+
+impl Router for DenseTraining {
+    fn experts(&self) -> usize {
+        self.weight.dims().first().copied().unwrap_or(0)
+    }
+
+    fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
+        let weight = self.weight.clone();
+        let threshold = match self.keep {
+            Keep::All => return SoftmaxMixing { weight }.route(&RouteInput { condition: None, ..*input }),
+            Keep::Best(k) => {
+                return SoftmaxTopK { weight, k, renormalise: false, scale: 1.0, groups: None }.route(input);
+            }
+            Keep::Above(threshold) => threshold,
+        };
+        let logits = logits(input.x, &weight)?;
+        let (tokens, experts) = logits.dims2()?;
+        let p = softmax(&logits)?;
+        let mask = real_tokens(input, tokens)?;
+        let choices = with_f32(&p, "router", |p| {
+            let rows = p.chunks_exact(experts.max(1)).enumerate();
+            rows.map(|(t, row)| {
+                if mask.as_ref().is_some_and(|mask| mask[t] == 0.0) {
+                    return Ok(Vec::new());
+                }
+                finite(row, t)?;
+                Ok(super::top_k(row, experts, |e| f64::from(row[e]) > threshold))
+            })
+            .collect::<Result<Vec<_>>>()
+        })?;
+        let weights = pick(&p, &choices)?;
+        Ok(Routes::new(experts, &choices, &weights, p)?.with_logits(logits).with_mask(float_mask(input)?))
     }
 }
 

@@ -173,7 +173,7 @@ impl Attach<'_> {
             bail!("{module}: PEFT knows no dropout for stacked experts; train them with lora_dropout = 0");
         }
         let key = full(stack.parameter);
-        let (rank, scale, e) = (self.matcher.rank(&key)?, self.matcher.scale(&key)?, bank.experts());
+        let (rank, scale, e) = (self.matcher.rank(&key)?, self.matcher.scale(&key)?, bank.networks());
         let Some(rows) = e.checked_mul(rank) else { bail!("{module}: a rank of {rank} for {e} experts") };
         let name = format!("{PREFIX}.{module}.lora_A.weight");
         // Earlier versions of PEFT took the outputs of `[E, out, in]` for its inputs.

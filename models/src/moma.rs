@@ -1,0 +1,244 @@
+//! MoMa: one decoder over words and image tokens, with experts for each modality that choose their tokens.
+//!
+//! Paper: Lin et al., "MoMa: Efficient Early-Fusion Pre-training with Mixture of Modality-Aware Experts" (arXiv
+//! 2407.21770), on Chameleon (arXiv 2405.09818). Neither code nor weights are published: names of tensors and of the config
+//! are this workspace's.
+//!
+//! ```text
+//! ids [b, t] ─ embed ─▶ x ─▶ layers: x += norm(attention(x)); x += norm(experts of its modality(x)) ─▶ norm ─▶ head ─▶ logits
+//! ```
+//!
+//! # Training and inference
+//! In training experts choose the best tokens of the batch ([`Routing::Choice`]): rows of a batch depend on each other, and
+//! tokens on later ones. Afterwards auxiliary routers learn, with the model frozen, who is chosen
+//! ([`Moma::auxiliary_loss`]), and with them each token is routed by itself ([`Routing::Causal`]). Auxiliary routers have a
+//! file of their own, `auxiliary.safetensors`.
+//!
+//! A model is upcycled ([`upcycle`]) from one with a single expert for each modality.
+
+mod config;
+mod layer;
+mod upcycle;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::losses::cross_entropy;
+use moesaic_kernels::rotary::{Rotary, RotaryStyle};
+use moesaic_kernels::{Init, Linear, Modality, Params, Routes};
+
+use crate::folder::{at, config_text, no_others};
+
+pub use config::Config;
+pub use upcycle::upcycle;
+
+use layer::{Batch, Layer, Norm};
+
+/// File of the auxiliary routers in a model's folder.
+pub const AUXILIARY: &str = "auxiliary.safetensors";
+
+/// Who decides which expert sees which token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// Experts choose tokens: training. Not causal.
+    Choice,
+    /// Auxiliary routers decide for each token: inference.
+    Causal,
+}
+
+/// Where a model's tensors come from.
+#[derive(Clone)]
+struct Sources<'a> {
+    model: Params,
+    auxiliary: Option<&'a Params>,
+    /// Of the auxiliary ones.
+    prefix: String,
+    routing: Routing,
+}
+
+/// What a pass took.
+#[derive(Default)]
+struct Taken {
+    routes: Vec<Routes>,
+    depth: Vec<Routes>,
+    /// Losses of auxiliary routers are wanted.
+    learns: bool,
+    losses: Vec<Tensor>,
+}
+
+/// What a forward pass gives.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Hidden states after the final norm, `[b, t, h]`; meaningless at padding.
+    pub hidden: Tensor,
+    /// Routes of the experts, bottom to top. In layers that some tokens pass by, over the others, row by row and padded at
+    /// the left.
+    pub routes: Vec<Routes>,
+    /// Tokens `[b * t]` that go through the layers which others pass by, bottom to top: routes to one expert, the layer.
+    pub depth_routes: Vec<Routes>,
+}
+
+/// The model.
+#[derive(Debug)]
+pub struct Moma {
+    config: Config,
+    embed_tokens: Linear,
+    layers: Vec<Layer>,
+    norm: Norm,
+    lm_head: Linear,
+    rotary: Rotary,
+    routing: Routing,
+    device: Device,
+}
+
+impl Sources<'_> {
+    fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { model: self.model.pp(&name), prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// The auxiliary source under the prefix.
+    fn auxiliary(&self) -> Option<Params> {
+        self.auxiliary.map(|p| p.pp(self.prefix.trim_end_matches('.')))
+    }
+}
+
+impl Moma {
+    /// Loads a folder with `config.json`, the model's weights and `auxiliary.safetensors`, for inference.
+    ///
+    /// # Errors
+    /// A file cannot be read, a tensor is missing, has another shape or does not belong to the model.
+    pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = Config::from_json(&config_text(&path)?).map_err(|e| at(&path, e))?;
+        let file = dir.join(AUXILIARY);
+        if !file.is_file() {
+            return Err(at(
+                &file,
+                "there is no such file: train the auxiliary routers first, or load the model for training",
+            ));
+        }
+        let (model, auxiliary) = (Checkpoint::open(dir)?, Checkpoint::open(&file)?);
+        let (p, q) = (Params::load(&model, dtype, device), Params::load(&auxiliary, dtype, device));
+        let loaded = Self::new(config, &p, Some(&q), Routing::Causal)?;
+        no_others(&p, &model, "moma", |_| false)?;
+        no_others(&q, &auxiliary, "moma", |_| false)?;
+        Ok(loaded)
+    }
+
+    /// The model with tensors from `params`, and auxiliary routers from a source of their own where they are wanted: to train
+    /// the model `(params, None, Choice)`, to train auxiliary routers `(frozen, Some(variables), Choice)`, for inference
+    /// `(params, Some(auxiliary), Causal)`.
+    ///
+    /// # Errors
+    /// The config does not hold together, a tensor is missing or has another shape, or causal routing without auxiliary
+    /// routers.
+    pub fn new(config: Config, params: &Params, auxiliary: Option<&Params>, routing: Routing) -> Result<Self> {
+        config.validate()?;
+        let (v, h, init) = (config.vocab_size, config.hidden_size, Init::Normal(config.initializer_range));
+        let sources = Sources { model: params.clone(), auxiliary, prefix: String::new(), routing };
+        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(&config, i, &sources));
+        Ok(Self {
+            embed_tokens: Linear::new(params.tensor("embed_tokens.weight", [v, h], init)?, None)?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: Norm::load(params, &config, "norm")?,
+            lm_head: Linear::load(params, "lm_head", (v, h), false, init)?,
+            rotary: Rotary::new(config.head_dim(), config.rope_theta, RotaryStyle::Half)?,
+            routing,
+            device: params.device().clone(),
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Hidden states of every position. `padding` is the number of padding tokens at the left of each row; empty for none.
+    ///
+    /// # Shapes
+    /// `ids [b, t]`, of any integer type
+    ///
+    /// # Errors
+    /// An id that is not in the vocabulary, a row that is all padding, or a router whose scores are not finite.
+    pub fn forward(&self, ids: &Tensor, padding: &[usize]) -> Result<Output> {
+        self.pass(ids, padding, &mut Taken::default())
+    }
+
+    fn pass(&self, ids: &Tensor, padding: &[usize], taken: &mut Taken) -> Result<Output> {
+        let (b, t) = ids.dims2()?;
+        let (h, v) = (self.config.hidden_size, self.config.vocab_size);
+        let padding = if padding.is_empty() { vec![0; b] } else { padding.to_vec() };
+        if padding.len() != b || padding.iter().any(|&p| p >= t) {
+            bail!("padding of {padding:?} tokens for {b} rows of {t}: each row needs at least one token");
+        }
+        let flat = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+        let flat = flat.into_iter().map(|id| match u32::try_from(id) {
+            Ok(id) if (id as usize) < v => Ok(id),
+            _ => bail!("token id {id} is not in the vocabulary of {v} tokens: is this the model's own tokenizer?"),
+        });
+        let flat: Vec<u32> = flat.collect::<Result<_>>()?;
+        let modality: Vec<Modality> = flat.iter().map(|&id| self.config.modality(id)).collect();
+        let positions = padding.iter().flat_map(|&p| (0..t).map(move |i| i.saturating_sub(p) as u32)).collect();
+        let index = Tensor::from_vec(flat, b * t, &self.device)?;
+        let mut x = self.embed_tokens.rows(&index)?.to_dtype(DType::F32)?; // (b * t, h)
+        let batch = Batch::new(&self.rotary, (b, t), padding, positions, modality, &x)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let y = layer.forward(&x, &batch, &self.rotary, taken);
+            x = y.map_err(|e| candle_core::Error::Msg(format!("layer {i}: {e}")))?;
+        }
+        let hidden = self.norm.forward(&x, &batch)?.reshape((b, t, h))?;
+        let (routes, depth_routes) = (std::mem::take(&mut taken.routes), std::mem::take(&mut taken.depth));
+        Ok(Output { hidden, routes, depth_routes })
+    }
+
+    /// Scores of the next token, in f32.
+    ///
+    /// # Shapes
+    /// `hidden [.., h]` to `[.., V]`
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.lm_head.forward(hidden)
+    }
+
+    /// Mean cross entropy of the next token, words and image tokens alike; the paper has no other loss.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), or there is nothing to predict.
+    pub fn loss(&self, ids: &Tensor, padding: &[usize]) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        let output = self.forward(ids, padding)?;
+        let rows = ids.to_dtype(DType::I64)?.to_vec2::<i64>()?;
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for (row, ids) in rows.iter().enumerate() {
+            let first = padding.get(row).copied().unwrap_or(0);
+            for (i, &id) in ids.iter().enumerate().skip(first + 1) {
+                places.push((row * t + i - 1) as u32);
+                targets.push(id);
+            }
+        }
+        if targets.is_empty() {
+            bail!("rows of one token have nothing to predict");
+        }
+        let places = Tensor::from_vec(places, targets.len(), &self.device)?;
+        let hidden = output.hidden.reshape((b * t, self.config.hidden_size))?.index_select(&places, 0)?;
+        cross_entropy(&self.logits(&hidden)?, &targets)
+    }
+
+    /// The loss of the auxiliary routers on these tokens, the mean over layers: binary cross entropy against the choices of
+    /// the experts, and of mixture-of-depths. Gradients reach the auxiliary routers alone.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), or the model has no auxiliary routers or is not in [`Routing::Choice`].
+    pub fn auxiliary_loss(&self, ids: &Tensor, padding: &[usize]) -> Result<Tensor> {
+        if self.routing != Routing::Choice {
+            bail!("auxiliary routers learn what experts choose: make the model with the routing of training");
+        }
+        let mut taken = Taken { learns: true, ..Taken::default() };
+        self.pass(ids, padding, &mut taken)?;
+        if taken.losses.is_empty() {
+            bail!("this model has no auxiliary routers to train");
+        }
+        Tensor::stack(&taken.losses, 0)?.mean_all()
+    }
+}
