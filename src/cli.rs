@@ -4,6 +4,7 @@
 mod ask;
 mod chat;
 mod convert;
+mod covariates;
 mod eval;
 mod forecast;
 mod generate;

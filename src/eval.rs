@@ -13,16 +13,20 @@
 //! * **Ratio**: the model's MASE over a baseline's. Ratios of series are averaged geometrically.
 //! * **Coverage**: the share of observed future values inside the model's interval. Its **width** is the mean distance between
 //!   the ends in units of the scale. Intervals may be calibrated on everything before the origin.
+//! * **CRPS** and quantile losses of forecast distributions, against seasonal-naive with the distribution of its own past errors:
+//!   see [`DistributionScore`], whose formulas are those of GluonTS and utilsforecast.
 
+mod distribution;
 mod metrics;
 mod report;
 #[cfg(feature = "audio")]
 pub mod wer;
 
+pub use distribution::{DistributionResult, DistributionScore, DistributionSummary, LEVELS, LevelScore};
 pub use metrics::{Baseline, Coverage, Score};
 
 use crate::error::{Error, Place, Result, quoted};
-use crate::forecaster::Interval;
+use crate::forecaster::{Interval, Quantile};
 use crate::settings;
 use crate::table::{Table, TableOptions};
 use metrics::Errors;
@@ -90,6 +94,10 @@ pub struct Answer {
     pub values: Vec<f32>,
     /// An interval of the same length, if the model gives one.
     pub interval: Option<Interval>,
+    /// Quantiles of the same length, if the model gives a distribution, of the same levels at each origin.
+    pub quantiles: Vec<Quantile>,
+    /// Sample paths of the same length, if it gives some; without `quantiles` theirs are measured.
+    pub samples: Vec<Vec<f32>>,
 }
 
 /// What a model did on all series of a plan.
@@ -102,6 +110,9 @@ pub struct Evaluation {
     pub series: Vec<SeriesResult>,
     /// The model against each baseline.
     pub summary: Vec<Summary>,
+    /// Its distributions against those of seasonal-naive, where it gave some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<DistributionSummary>,
 }
 
 /// What a model did on one series.
@@ -130,6 +141,9 @@ pub struct SeriesResult {
     pub ratio: Option<f64>,
     /// How the model's intervals did; `None` where it gave none.
     pub interval: Option<Coverage>,
+    /// How the model's distributions did; `None` where it gave none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<DistributionResult>,
 }
 
 /// What one baseline did on one series.
@@ -161,6 +175,9 @@ pub struct Summary {
 
 /// One forecast to make and to score.
 struct Cut {
+    /// Everything before the origin; NaN is missing.
+    raw: Vec<f32>,
+    /// The same, gaps filled.
     past: Vec<f32>,
     actual: Vec<f32>,
     scale: f64,
@@ -226,7 +243,8 @@ impl Plan {
             series.push(self.evaluate_series(case, &values, &mut predict)?);
         }
         let summary = Baseline::ALL.iter().enumerate().map(|(index, _)| summarise(&series, index)).collect();
-        Ok(Evaluation { model: model.to_owned(), series, summary })
+        let distribution = distribution::summarise(series.iter().filter_map(|s| s.distribution.as_ref()));
+        Ok(Evaluation { model: model.to_owned(), series, summary, distribution })
     }
 
     /// The values of a series; NaN is missing.
@@ -258,7 +276,9 @@ impl Plan {
         let answers = predict(&request)?;
         let parts = |answer: &Answer| {
             let ends = answer.interval.iter().flat_map(|i| [i.lower.clone(), i.upper.clone()]);
-            std::iter::once(answer.values.clone()).chain(ends).collect::<Vec<_>>()
+            let quantiles = answer.quantiles.iter().map(|quantile| quantile.values.clone());
+            let all = std::iter::once(answer.values.clone()).chain(ends).chain(quantiles);
+            all.chain(answer.samples.iter().cloned()).collect::<Vec<_>>()
         };
         let all: Vec<Vec<f32>> = answers.iter().flat_map(parts).collect();
         let shaped = answers.len() == cuts.len() && all.iter().all(|values| values.len() == case.horizon);
@@ -271,6 +291,14 @@ impl Plan {
         };
         let of_model = errors(&|i| answers[i].values.clone());
         let of_baselines = Baseline::ALL.map(|b| errors(&|i| b.forecast(histories[i], case.period, case.horizon)));
+        let naive: Vec<(Vec<f32>, bool)> = histories
+            .iter()
+            .map(|history| {
+                let values = Baseline::SeasonalNaive.forecast(history, case.period, case.horizon);
+                (values, case.period <= history.len())
+            })
+            .collect();
+        let distribution = distribution::compare(&answers, &cuts, &naive, case.period)?;
         let model = metrics::score(&of_model);
         let baselines = Baseline::ALL.into_iter().zip(&of_baselines);
         let baselines: Vec<BaselineScore> =
@@ -289,6 +317,7 @@ impl Plan {
             interval: metrics::coverage(
                 answers.iter().zip(&cuts).filter_map(|(a, cut)| Some((a.interval.as_ref()?, &*cut.actual, cut.scale))),
             ),
+            distribution,
             baselines,
         })
     }
@@ -312,7 +341,7 @@ impl Plan {
             let (mut filled, actual) = (past.to_vec(), future[..case.horizon].to_vec());
             let observed = metrics::interpolate(&mut filled) && actual.iter().any(|v| v.is_finite());
             if let (true, Some(scale)) = (observed, metrics::scale(past, case.period)) {
-                cuts.push(Cut { past: filled, actual, scale });
+                cuts.push(Cut { raw: past.to_vec(), past: filled, actual, scale });
             }
         }
         if cuts.is_empty() {

@@ -8,6 +8,7 @@ mod intervals;
 mod many;
 mod model;
 mod options;
+mod session;
 
 use std::path::Path;
 
@@ -30,6 +31,7 @@ pub use model::parse_config;
 use model::{ModelConfig, ModelFiles};
 pub use model::{ModelFile, ModelInfo, Parameters};
 pub use options::{DEFAULT_CONTEXT, ForecastOptions, MAX_HORIZON, Missing};
+pub use session::ForecastSession;
 
 /// A pretrained forecasting model. It holds no state between calls: one forecaster behind an `Arc` serves any number of
 /// threads.
@@ -169,6 +171,12 @@ impl Forecaster {
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// Whether the model predicts a distribution, so that [`ForecastOptions::quantiles`] and [`ForecastOptions::samples`] may be asked
+    /// for.
+    pub fn predicts_distributions(&self) -> bool {
+        matches!(self.model, Model::MoiraiMoe(_))
     }
 
     /// The longest horizon of one call: half of the model's positions, so that as many are left for history, and at most

@@ -77,8 +77,8 @@ pub use error::{Error, Place, Result};
 #[doc(hidden)] // apart from the files that it reads, for tests of damaged configurations
 pub use forecaster::parse_config;
 pub use forecaster::{
-    DEFAULT_CONTEXT, Forecast, ForecastOptions, Forecaster, Group, Interval, MAX_HORIZON, Missing, ModelFile,
-    ModelInfo, Parameters, Quantile,
+    DEFAULT_CONTEXT, Forecast, ForecastOptions, ForecastSession, Forecaster, Group, Interval, MAX_HORIZON, Missing,
+    ModelFile, ModelInfo, Parameters, Quantile,
 };
 pub use series::{Index, Series, Stamp};
 #[cfg(feature = "table")]

@@ -8,6 +8,7 @@
 //! own time, those of other variates too, with a bias that tells the own variate from others. Experts are chosen by the distance
 //! to fixed centroids: the two **farthest**, as the reference does. The output at a token is the distribution of the patch after it.
 
+mod centroids;
 mod config;
 mod distribution;
 mod forecast;
@@ -35,12 +36,14 @@ use crate::folder::{at, config_text, no_others};
 use config::{NORM_EPS, ROPE_THETA};
 use projection::{Inputs, Outputs};
 
+pub use centroids::{from_dense, k_means};
 pub use config::{Component, ComponentOutput, Config, DistrOutput, EXPERTS, EXPERTS_PER_TOKEN, Parameters};
 pub use distribution::{Cell, Distribution};
 pub use forecast::{Forecast, Mode, Options, Paths};
 pub use loss::NextPatches;
 pub use patches::{Patches, Scaling};
 pub use window::{Cut, Request, Windows};
+pub(crate) use window::{causal_mean, zeros};
 
 /// Standard deviation of initial weights, for training from nothing.
 const INITIAL: Init = Init::Normal(0.02);
@@ -144,23 +147,23 @@ struct Layer {
 }
 
 impl Layer {
-    /// `centroids [32, D]` of this layer.
+    /// `centroids [E, D]` of this layer.
     fn new(cfg: &Config, centroids: Tensor, p: &Params) -> Result<Self> {
-        let (d, f) = (cfg.d_model, cfg.d_ff);
+        let (d, f, count) = (cfg.d_model, cfg.d_ff, cfg.num_experts);
         let norm = |name: &str| p.tensor(&format!("{name}.weight"), [d], Init::Ones);
         let experts = p.pp("ffn.experts");
         let name = |e: usize, map: &str| format!("{e}.{map}.weight");
         let gate_up: Vec<_> =
-            (0..EXPERTS).flat_map(|e| [(name(e, "fc_gate"), vec![f, d]), (name(e, "fc1"), vec![f, d])]).collect();
-        let down: Vec<_> = (0..EXPERTS).map(|e| (name(e, "fc2"), vec![d, f])).collect();
+            (0..count).flat_map(|e| [(name(e, "fc_gate"), vec![f, d]), (name(e, "fc1"), vec![f, d])]).collect();
+        let down: Vec<_> = (0..count).map(|e| (name(e, "fc2"), vec![d, f])).collect();
         let bank = ExpertBank::gated(
-            experts.storage(&[EXPERTS, 2 * f, d], &gate_up, INITIAL, true)?,
-            experts.storage(&[EXPERTS, d, f], &down, INITIAL, false)?,
+            experts.storage(&[count, 2 * f, d], &gate_up, INITIAL, true)?,
+            experts.storage(&[count, d, f], &down, INITIAL, false)?,
             Activation::Silu,
         )?;
         // In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
         let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };
-        let router = CentroidTopK { centroids, k: EXPERTS_PER_TOKEN };
+        let router = CentroidTopK { centroids, k: cfg.num_experts_per_token };
         Ok(Self {
             norm1: norm("norm1")?,
             self_attn: Attention::new(cfg, &p.pp("self_attn"))?,
@@ -204,7 +207,7 @@ impl MoiraiMoe {
         let (cfg, components) = (&config, config.components()?);
         let (d, sizes) = (cfg.d_model, cfg.patch_sizes.as_slice());
         let p = params.pp("encoder");
-        let centroid = p.buffer("centroid", [cfg.num_layers, EXPERTS, d], Init::Normal(1.0))?;
+        let centroid = p.buffer("centroid", [cfg.num_layers, cfg.num_experts, d], Init::Normal(1.0))?;
         let layer = |i: usize| Layer::new(cfg, centroid.get(i)?, &p.pp("layers").pp(i));
         Ok(Self {
             in_proj: Inputs::new(&params.pp("in_proj"), d, cfg.max_patch(), Some(sizes), sizes.len())?,

@@ -10,6 +10,7 @@
 mod config;
 mod forecast;
 mod loss;
+mod session;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
@@ -25,6 +26,7 @@ use crate::folder::{at, config_text, no_others};
 pub use config::{Config, Parameters};
 pub use forecast::Normalisation;
 pub use loss::{Losses, Targets};
+pub use session::Session;
 
 /// What one forward pass looks at besides the values.
 #[derive(Clone, Debug, Default)]

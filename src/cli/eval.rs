@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use moesaic::eval::{Answer, Plan};
-use moesaic::{Forecast, ForecastOptions, Series};
+use moesaic::eval::{Answer, LEVELS, Plan};
+use moesaic::{Forecast, ForecastOptions, Quantile, Series};
 
 use super::model::ModelArgs;
 use super::{CombineArgs, percent, print};
@@ -12,7 +12,8 @@ use super::{CombineArgs, percent, print};
 /// Score forecasts against naive, seasonal-naive and drift.
 ///
 /// Cuts each series of the plan at several origins, forecasts from the values before each, and scores the values after
-/// it: MASE, sMAPE, RMSE, and the ratio of MASE to that of the baselines.
+/// it: MASE, sMAPE, RMSE, and the ratio of MASE to that of the baselines. With --crps or --samples also what a forecast says of its
+/// own uncertainty: CRPS (mean weighted quantile loss) and coverage, against seasonal-naive with the errors of its past.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The plan: which series, periods, horizons and origins (see benches/zero_shot.toml)
@@ -26,9 +27,30 @@ pub(super) struct Args {
     /// times as long
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     interval: Option<f64>,
+    /// Measure the quantiles 0.1 to 0.9: those of the predicted distribution, or the ends of intervals of 80, 60, 40 and 20 percent
+    /// where the model predicts none; the latter takes 20 times as long
+    #[arg(long)]
+    crps: bool,
+    /// Measure this many sample paths too, for models that predict a distribution
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The intervals between the levels that are measured, from the outside in.
+const BANDS: [f64; 4] = [0.8, 0.6, 0.4, 0.2];
+
+/// The quantiles of a forecast that has the median and the [`BANDS`] only, in the order of the [`LEVELS`]; empty without the bands.
+fn quantiles(forecast: &Forecast, bands: usize) -> Vec<Quantile> {
+    let bands = forecast.intervals.get(bands..).unwrap_or_default();
+    if bands.len() != BANDS.len() {
+        return Vec::new();
+    }
+    let (lower, upper) = (bands.iter().map(|band| &band.lower), bands.iter().rev().map(|band| &band.upper));
+    let values = lower.chain([&forecast.values]).chain(upper);
+    LEVELS.into_iter().zip(values).map(|(level, values)| Quantile::new(level, values.as_slice())).collect()
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -37,11 +59,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut options = ForecastOptions::default();
     options.intervals.extend(args.interval);
     options.combine = args.combine.choice();
+    let predicts = model.predicts_distributions();
+    match predicts {
+        true if args.crps || args.samples.is_some() => options.quantiles.extend(LEVELS),
+        false if args.crps => options.intervals.extend(BANDS),
+        _ => {}
+    }
+    options.samples = args.samples;
+    let before = usize::from(args.interval.is_some());
     let evaluation = plan.evaluate(&model.info().source, |request| {
         let series: Vec<Series> = request.pasts.iter().map(|past| Series::new("history", past.as_slice())).collect();
         let forecasts = model.forecast(&series, request.horizon, &options.clone().context(request.context))?;
-        let answer =
-            |forecast: Forecast| Answer { values: forecast.values, interval: forecast.intervals.into_iter().next() };
+        let answer = |forecast: Forecast| Answer {
+            quantiles: if predicts { forecast.quantiles } else { quantiles(&forecast, before) },
+            interval: forecast.intervals.into_iter().next().filter(|_| before > 0),
+            values: forecast.values,
+            samples: forecast.samples,
+        };
         Ok(forecasts.into_iter().map(answer).collect())
     })?;
     let text = if args.json { serde_json::to_string_pretty(&evaluation)? } else { evaluation.to_string() };

@@ -8,6 +8,7 @@ use moesaic::plot::{self, Panel};
 use moesaic::{Forecast, ForecastOptions, Forecaster, ModelInfo, Series, Table, TableOptions};
 use serde::Serialize;
 
+use super::covariates::CovariateArgs;
 use super::model::ModelArgs;
 use super::output::Output;
 use super::{CombineArgs, colour, count, note, percent, print, progress, tables};
@@ -52,6 +53,8 @@ pub(super) struct Args {
     /// Raise negative forecasts to zero
     #[arg(long)]
     non_negative: bool,
+    #[command(flatten)]
+    company: CovariateArgs,
     #[command(flatten)]
     combine: CombineArgs,
     /// Give an interval that should hold this share of the future, in percent; may be given several times. Calibrated on
@@ -101,7 +104,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         bail!("sample paths are written as JSON: add --json, or give --output a name that ends in .json");
     }
     let picture = args.plot.as_deref().map(open_picture).transpose()?;
-    let mut table = read(args)?;
+    let read_as = options_of(args);
+    let mut table = read(args, &read_as)?;
+    let company = args.company.take(&mut table, &read_as)?;
     let empty = leave_out_empty(&mut table);
     let model = args.model.open()?;
     let horizon = args.horizon.unwrap_or_else(|| usual_horizon(&table).min(model.max_horizon()));
@@ -111,7 +116,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     options.combine = args.combine.choice();
     options.quantiles.clone_from(&args.quantile);
     (options.samples, options.seed, options.exact) = (args.samples, args.seed, args.exact);
-    let forecasts = progress::forecast(&model, &table.series, horizon, &options)?;
+    let forecasts = match &company {
+        Some(company) => company.forecast(&model, &table.series, horizon, &options)?,
+        None => progress::forecast(&model, &table.series, horizon, &options)?,
+    };
     let caption = caption(&table, model.info(), horizon, &forecasts);
 
     let mut notes = table.notes.clone();
@@ -216,18 +224,23 @@ fn zone_of(series: &[Series]) -> Option<&str> {
     series.first().and_then(name).filter(|first| series.iter().all(|series| name(series) == Some(first)))
 }
 
-fn read(args: &Args) -> Result<Table> {
-    let mut options = TableOptions::default().columns(args.column.clone());
+/// How the table is read.
+fn options_of(args: &Args) -> TableOptions {
+    let mut options = TableOptions::default().columns(args.company.columns(&args.column));
     options.time.clone_from(&args.time);
     options.id.clone_from(&args.id);
     options.zone.clone_from(&args.zone);
     options.number_rows = args.steps;
+    options
+}
+
+fn read(args: &Args, options: &TableOptions) -> Result<Table> {
     if args.file.as_os_str() == "-" {
         let mut bytes = Vec::new();
         io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-        return Ok(Table::parse("standard input", bytes, &options)?);
+        return Ok(Table::parse("standard input", bytes, options)?);
     }
-    Ok(Table::read(&args.file, &options)?)
+    Ok(Table::read(&args.file, options)?)
 }
 
 /// What people usually want to see at this step, but not more than half of what is known.

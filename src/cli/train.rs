@@ -7,20 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, anyhow};
 use moesaic_models::avsr::Vocabulary;
 use moesaic_models::train::data::text::Tokenise;
-use moesaic_models::train::forecast::{TrainConfig, run as train};
-use moesaic_models::train::{Ended, Report, language, speech};
+use moesaic_models::train::{Ended, Report, forecast, language, moirai, speech};
 use tokenizers::Tokenizer;
 
 use super::{INTERRUPTED, note, print};
 
-/// Train a Time-MoE.
+/// Train a Time-MoE or a Moirai-MoE.
 ///
-/// Prints a line of progress now and then, and saves a checkpoint in the Hugging Face layout every so many steps. Ctrl-C
+/// A [model] with patch_sizes is a Moirai-MoE: first a dense one, then a sparse one that starts from it, its centroids being clusters
+/// of the tokens of the dense one. Prints a line of progress now and then, and saves a checkpoint in the Hugging Face layout every so many steps. Ctrl-C
 /// finishes the step, saves a checkpoint and stops; --resume goes on from the newest checkpoint, with the losses that an
 /// uninterrupted run would have had.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The run: model, data, optimiser, length (see assets/forecaster/train.toml)
+    /// The run: model, data, optimiser, length (see assets/forecaster/train.toml; for Moirai-MoE examples/moirai/dense.toml and
+    /// sparse.toml)
     #[arg(value_name = "CONFIG.toml")]
     config: PathBuf,
     /// Go on from the newest checkpoint of this run
@@ -102,8 +103,15 @@ pub(super) fn speech(args: &SpeechArgs) -> Result<()> {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config: TrainConfig = moesaic::settings::read(&args.config)?;
-    follow(&config.plan.out, |stop, report| train(&config, args.resume, stop, report))
+    // The model says which kind of run this is, as its config.json would.
+    let settings: serde_json::Value = moesaic::settings::read(&args.config)?;
+    let says = |key: &str| settings.get("model").is_some_and(|model| model.get(key).is_some());
+    if says("patch_sizes") && !says("model_type") {
+        let config: moirai::TrainConfig = moesaic::settings::read(&args.config)?;
+        return follow(&config.plan.out, |stop, report| moirai::run(&config, args.resume, stop, report));
+    }
+    let config: forecast::TrainConfig = moesaic::settings::read(&args.config)?;
+    follow(&config.plan.out, |stop, report| forecast::run(&config, args.resume, stop, report))
 }
 
 pub(super) fn language(args: &LanguageArgs) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The tables of an evaluation as text.
 
-use super::{Baseline, Evaluation};
+use super::{Baseline, DistributionResult, DistributionScore, Evaluation};
 use std::fmt;
 
 impl fmt::Display for Evaluation {
@@ -22,6 +22,14 @@ impl fmt::Display for Evaluation {
         if let Some(level) = level {
             header.extend([format!("inside {:.0} %", 100.0 * level), "width".into()]);
         }
+        let inside =
+            |score: &DistributionScore| score.inside.map_or("-".into(), |c| format!("{:.1} %", 100.0 * c.covered));
+        let between = self.series.iter().find_map(|series| series.distribution.as_ref()?.model.inside);
+        let distributions = self.series.iter().any(|series| series.distribution.is_some());
+        if distributions {
+            let level = between.map_or("-".into(), |inside| format!("inside {:.0} %", 100.0 * inside.level));
+            header.extend(["CRPS".into(), "s-naive".into(), "ratio".into(), level, "s-naive".into()]);
+        }
         for series in &self.series {
             let mut row = vec![series.name.clone()];
             row.extend([series.length, series.period, series.horizon].map(|n| n.to_string()));
@@ -35,6 +43,15 @@ impl fmt::Display for Evaluation {
             if level.is_some() {
                 row.push(series.interval.map_or("-".into(), |i| format!("{:.1} %", 100.0 * i.covered)));
                 row.push(series.interval.map_or("-".into(), |i| format!("{:.2}", i.width)));
+            }
+            match &series.distribution {
+                Some(DistributionResult { model, seasonal_naive, ratio, .. }) => {
+                    row.extend([model, seasonal_naive].map(|score| format!("{:.4}", score.crps)));
+                    row.push(ratio.map_or("-".into(), |ratio| format!("{ratio:.3}")));
+                    row.extend([model, seasonal_naive].map(inside));
+                }
+                None if distributions => row.extend(std::iter::repeat_n("-".to_string(), 5)),
+                None => {}
             }
             rows.push(row);
         }
@@ -53,6 +70,15 @@ impl fmt::Display for Evaluation {
             ]);
         }
         write_table(f, &rows)?;
+        if let Some(summary) = self.distribution {
+            let ratio = summary.ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"));
+            let (won, lost) = (summary.won, summary.lost);
+            writeln!(
+                f,
+                "\nCRPS against seasonal-naive with its own past errors: geometric mean of ratios {ratio}, {won} series won, \
+                 {lost} lost."
+            )?;
+        }
         let covered: Vec<f64> = self.series.iter().filter_map(|s| s.interval).map(|i| i.covered).collect();
         match level {
             Some(level) => writeln!(

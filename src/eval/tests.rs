@@ -26,7 +26,10 @@ fn a_case_by_hand() {
         seen.extend(request.histories().map(<[f32]>::to_vec));
         assert_eq!(request.pasts[1], [-2.0, 3.0, 2.0, 6.0, 4.0, 4.0]);
         let interval = Interval { level: 0.9, lower: vec![4.0; 2], upper: vec![5.0; 2] };
-        Ok(vec![Answer { values: vec![5.0; request.horizon], interval: Some(interval) }; request.pasts.len()])
+        Ok(vec![
+            Answer { values: vec![5.0; request.horizon], interval: Some(interval), ..Answer::default() };
+            request.pasts.len()
+        ])
     });
     // The second history is cut to 4 values and its gap, at the end, holds the last value.
     assert_eq!(seen, [vec![-2.0, 3.0, 2.0, 6.0], vec![2.0, 6.0, 4.0, 4.0]]);
@@ -71,8 +74,8 @@ fn origins_spread_over_the_second_half() {
     let mut lengths = Vec::new();
     let result = plan.unwrap().evaluate("m", |request| {
         lengths.extend(request.pasts.iter().map(Vec::len));
-        let answer =
-            |h: &[f32]| Answer { values: Baseline::SeasonalNaive.forecast(h, 1, request.horizon), interval: None };
+        let values = |h: &[f32]| Baseline::SeasonalNaive.forecast(h, 1, request.horizon);
+        let answer = |h: &[f32]| Answer { values: values(h), ..Answer::default() };
         Ok(request.histories().map(answer).collect())
     });
     assert_eq!(lengths, [20, 26, 32]);
@@ -100,7 +103,7 @@ fn the_zero_shot_plan_of_this_repository_is_sound() {
 #[test]
 fn errors_say_what_to_do() {
     let always = |values: Vec<f32>| {
-        move |r: &Request| Ok(vec![Answer { values: values.clone(), interval: None }; r.pasts.len()])
+        move |r: &Request| Ok(vec![Answer { values: values.clone(), ..Answer::default() }; r.pasts.len()])
     };
     let ok = |r: &Request| always(vec![0.0; r.horizon])(r);
     let message = |values: &[&str], head: &str, case: &str| {

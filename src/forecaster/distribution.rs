@@ -19,6 +19,13 @@ pub struct Quantile {
     pub values: Vec<f32>,
 }
 
+impl Quantile {
+    /// A quantile of some other forecast, to be measured by an [evaluation](crate::eval).
+    pub fn new(level: f64, values: impl Into<Vec<f32>>) -> Self {
+        Quantile { level, values: values.into() }
+    }
+}
+
 /// Sample paths behind a forecast unless told otherwise: as many as the reference of Moirai-MoE takes.
 const PATHS: usize = 100;
 /// The most sample paths that can be asked for.

@@ -4,9 +4,9 @@ use candle_core::{Error, Result, bail};
 use moesaic_kernels::{one_line, shown};
 use serde::{Deserialize, Serialize};
 
-/// Experts of a layer, and those that a token goes to: constants of the reference, not in the file.
+/// Experts of a layer unless the file says otherwise: a constant of the reference, whose files do not name it.
 pub const EXPERTS: usize = 32;
-/// See [`EXPERTS`].
+/// Experts that a token goes to unless the file says otherwise; see [`EXPERTS`].
 pub const EXPERTS_PER_TOKEN: usize = 2;
 /// Added to the mean square in norms.
 pub(super) const NORM_EPS: f64 = 1e-5;
@@ -15,7 +15,24 @@ pub(super) const ROPE_THETA: f64 = 10_000.0;
 /// Width of a head that the reference aims at.
 const HEAD: usize = 64;
 
-/// The keys of a published `config.json` that the model reads.
+fn published_experts() -> usize {
+    EXPERTS
+}
+
+fn published_experts_per_token() -> usize {
+    EXPERTS_PER_TOKEN
+}
+
+fn is_published_experts(count: &usize) -> bool {
+    *count == EXPERTS
+}
+
+fn is_published_experts_per_token(count: &usize) -> bool {
+    *count == EXPERTS_PER_TOKEN
+}
+
+/// The keys of a published `config.json` that the model reads, and two that such a file lacks, under the reference's names of
+/// what is a constant there: a model with as many experts as the published ones has the published keys alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Width of a token, D.
@@ -36,6 +53,12 @@ pub struct Config {
     pub scaling: bool,
     /// The distribution that is predicted.
     pub distr_output: DistrOutput,
+    /// Experts of a layer, E; 1 for a dense model.
+    #[serde(default = "published_experts", skip_serializing_if = "is_published_experts")]
+    pub num_experts: usize,
+    /// Experts that a token goes to, k.
+    #[serde(default = "published_experts_per_token", skip_serializing_if = "is_published_experts_per_token")]
+    pub num_experts_per_token: usize,
 }
 
 /// The predicted distribution: a mixture.
@@ -115,6 +138,8 @@ impl Config {
             ("num_layers", self.num_layers, 1 << 10),
             ("max_seq_len", self.max_seq_len, 1 << 20),
             ("patch_sizes (their number)", self.patch_sizes.len(), 64),
+            ("num_experts", self.num_experts, 1 << 12),
+            ("num_experts_per_token", self.num_experts_per_token, self.num_experts),
         ] {
             if value == 0 || value > limit {
                 bail!("{name} is {value}, expected 1 to {limit}");
@@ -194,8 +219,8 @@ impl Config {
         let layer = 2 * d + 4 * d * d + 2 * self.head_dim() + 2 * self.heads();
         let expert = 3 * d * self.d_ff;
         Parameters {
-            total: self.patch_sizes.len() * size + d + self.num_layers * (layer + EXPERTS * expert),
-            active: size + d + self.num_layers * (layer + EXPERTS_PER_TOKEN * expert),
+            total: self.patch_sizes.len() * size + d + self.num_layers * (layer + self.num_experts * expert),
+            active: size + d + self.num_layers * (layer + self.num_experts_per_token * expert),
         }
     }
 }

@@ -264,13 +264,13 @@ fn check(config: &Config, request: &Request<'_>, Cut { context, horizon, patch }
 }
 
 /// Missing values as 0: what the reference does with several targets, and with covariates.
-fn zeros(values: &[f32]) -> Vec<f32> {
+pub(crate) fn zeros(values: &[f32]) -> Vec<f32> {
     values.iter().map(|v| if v.is_nan() { 0.0 } else { *v }).collect()
 }
 
 /// Missing values as the mean of all values before them, of which missing ones count as the last observed one, and leading ones
 /// as the first (`CausalMeanValueImputation` of GluonTS).
-fn causal_mean(values: &[f32]) -> Vec<f32> {
+pub(crate) fn causal_mean(values: &[f32]) -> Vec<f32> {
     let first = values.iter().copied().find(|v| !v.is_nan()).unwrap_or(0.0);
     let (mut last, mut sum) = (first, 0.0);
     let fill = |(t, &v): (usize, &f32)| {

@@ -72,7 +72,13 @@ impl TimeMoe {
     }
 
     /// Emits `horizon` values from the last hidden states `[b, h]` of the tokens in the cache: `[b, horizon]` in f32.
-    fn roll_out(&self, mut cache: Cache, mut last: Tensor, start: Context, horizon: usize) -> Result<Tensor> {
+    pub(super) fn roll_out(
+        &self,
+        mut cache: Cache,
+        mut last: Tensor,
+        start: Context,
+        horizon: usize,
+    ) -> Result<Tensor> {
         let b = last.dim(0)?;
         let mut emitted: Vec<Tensor> = Vec::new();
         let mut done = 0;

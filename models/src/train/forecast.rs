@@ -177,11 +177,18 @@ fn best_lag_distance(values: &[f32], observed: &[f32]) -> f64 {
     (1..=n / 2).filter_map(distance).fold(f64::INFINITY, f64::min).min(2.0)
 }
 
+/// Where series come from, as training files of forecasters say it.
+pub(super) struct Sources<'a> {
+    pub synthetic: f64,
+    pub recipes: &'a BTreeMap<String, f64>,
+    pub folders: &'a [FolderConfig],
+    pub evaluation: &'a [PathBuf],
+}
+
 /// Sources in the shares of the config, after the check against evaluation series.
-fn sources(data: &DataConfig, future: usize) -> Result<Mixture> {
-    let windowing = Windowing { future, ..Windowing::default() };
+pub(super) fn sources(data: &Sources<'_>, windowing: Windowing) -> Result<Mixture> {
     let mut evaluation = Vec::new();
-    for folder in &data.evaluation {
+    for folder in data.evaluation {
         let name = folder.display();
         let entries = std::fs::read_dir(folder).map_err(|e| {
             Error::Msg(format!("cannot read the evaluation folder {name}: {e}; fetch it with tools/fetch_series.py"))
@@ -198,7 +205,7 @@ fn sources(data: &DataConfig, future: usize) -> Result<Mixture> {
         let shares = Shares::scaled(data.recipes.iter().map(|(name, factor)| (name.as_str(), *factor)))?;
         parts.push((data.synthetic, Box::new(Synthetic { shares, windowing })));
     }
-    for folder in &data.folders {
+    for folder in data.folders {
         let source = CsvFolder::open(&folder.path, CsvOptions { windowing, ..CsvOptions::default() })?;
         contamination::refuse(&source.views(), &evaluation)?;
         parts.push((folder.weight, Box::new(source)));
@@ -216,7 +223,11 @@ pub fn run(
 ) -> Result<Ended> {
     config.validate()?;
     let newest = super::newest(&config.plan.out, resume)?;
-    let source = sources(&config.data, config.model.horizon_lengths.last().copied().unwrap_or(1))?;
+    let data = &config.data;
+    let (synthetic, recipes) = (data.synthetic, &data.recipes);
+    let series = Sources { synthetic, recipes, folders: &data.folders, evaluation: &data.evaluation };
+    let future = config.model.horizon_lengths.last().copied().unwrap_or(1);
+    let source = sources(&series, Windowing { future, ..Windowing::default() })?;
     let params = match newest.as_ref().or(config.init.as_ref()) {
         Some(dir) => Params::resume(&Checkpoint::open(dir)?, &Device::Cpu),
         None => Params::init(config.seed, &Device::Cpu),

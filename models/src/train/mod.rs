@@ -2,14 +2,15 @@
 //!
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
-//! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`language`] a decoder or
-//! adapters of one, [`speech`] what stands between encoders and a language model, `vision` (feature `image`) a model that
+//! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`moirai`] Moirai-MoE, [`language`]
+//! a decoder or adapters of one, [`speech`] what stands between encoders and a language model, `vision` (feature `image`) a model that
 //! looks at pictures.
 
 mod average;
 pub mod data;
 pub mod forecast;
 pub mod language;
+pub mod moirai;
 mod optimiser;
 mod passes;
 pub mod speech;

@@ -14,6 +14,7 @@ pub mod text;
 mod window;
 
 pub use window::Windowing;
+pub(super) use window::moments;
 
 use candle_core::{Result, bail};
 use moesaic_kernels::rng::Rng;

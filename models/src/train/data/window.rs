@@ -83,7 +83,7 @@ impl Windowing {
 
 /// Mean and sample standard deviation (n - 1) of the finite values; None where there are fewer than 4 or they are constant
 /// to the precision of f32.
-pub(super) fn moments(values: &[f64]) -> Option<(f64, f64)> {
+pub(in crate::train) fn moments(values: &[f64]) -> Option<(f64, f64)> {
     let observed = || values.iter().copied().filter(|v| v.is_finite());
     let n = observed().count();
     if n < 4 {
