@@ -132,7 +132,10 @@ mod tests {
             let mut seen: Vec<usize> = epoch(e).concat();
             seen.sort_unstable();
             assert_eq!(seen, (0..200).collect::<Vec<_>>());
-            assert!(epoch(e).iter().all(|b| b.iter().all(|&i| lengths[i] == lengths[b[0]])));
+            let of = |batch: &[usize]| batch.iter().map(|&i| lengths[i]).collect::<Vec<_>>();
+            for i in e * n..(e + 1) * n {
+                assert_eq!(of(&buckets.mixed(3, i)), of(buckets.batch(3, i)), "other lengths than before");
+            }
         }
         let sorted = |e: u64| -> Vec<Vec<usize>> {
             let mut all = epoch(e);
