@@ -141,7 +141,7 @@ impl AudioChat {
     /// Samples at 16 kHz that the model hears at once, 30 seconds of the published model: what Whisper's encoder takes. Longer sound
     /// goes through it window by window.
     pub fn window(&self) -> usize {
-        self.model.config().whisper.max_source_positions * 320
+        self.model.config().window()
     }
 
     /// The first channel of a sound file at 16 kHz, as U-SAM was trained, in windows: memory does not grow with its length.

@@ -19,6 +19,7 @@ mod output;
 mod parquet;
 mod progress;
 mod quantise;
+mod sound;
 #[cfg(feature = "audio")]
 mod speech;
 mod tables;
@@ -74,6 +75,7 @@ enum TrainCommand {
     Language(train::LanguageArgs),
     #[cfg(feature = "image")]
     Vision(vision::TrainArgs),
+    Sound(sound::TrainArgs),
     Encoder(train::EncoderArgs),
     Speech(train::SpeechArgs),
 }
@@ -84,6 +86,7 @@ enum EvalCommand {
     Language(quantise::EvalArgs),
     #[cfg(feature = "image")]
     Vision(vision::EvalArgs),
+    Sound(sound::EvalArgs),
     #[cfg(feature = "audio")]
     Wer(speech::WerArgs),
 }
@@ -129,12 +132,14 @@ pub fn run() -> ExitCode {
         Command::Train(TrainCommand::Language(args)) => train::language(args),
         #[cfg(feature = "image")]
         Command::Train(TrainCommand::Vision(args)) => vision::run(args),
+        Command::Train(TrainCommand::Sound(args)) => sound::run(args),
         Command::Train(TrainCommand::Encoder(args)) => train::encoder(args),
         Command::Train(TrainCommand::Speech(args)) => train::speech(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
         Command::Eval(EvalCommand::Language(args)) => quantise::eval(args),
         #[cfg(feature = "image")]
         Command::Eval(EvalCommand::Vision(args)) => vision::eval(args),
+        Command::Eval(EvalCommand::Sound(args)) => sound::eval(args),
         #[cfg(feature = "audio")]
         Command::Eval(EvalCommand::Wer(args)) => speech::wer(args),
     })

@@ -52,6 +52,7 @@ pub use gguf::save_gguf;
 pub(crate) use input::real_tokens;
 pub use input::{Context, Input, Segment, Side, pad_ids};
 pub use loss::Losses;
+pub(crate) use loss::follows;
 pub use names::{ExpertNames, Names};
 pub use parameters::{Parameters, Part};
 pub use quantise::{MatrixKind, Quantisation, QuantisedTensor};

@@ -20,6 +20,7 @@
 //! and then without adapters, `whisper`, `mert`, `conv`, `speech_former`, `speech_query_tokens`, `enc_to_dec_proj`, `fc`, `router`,
 //! `lps_module`, `spc_module`.
 
+mod answers;
 mod config;
 mod encoders;
 mod prompt;
@@ -41,7 +42,8 @@ use crate::lora::{AdapterConfig, Targets, attach};
 
 pub use moesaic_projectors::MixtureSum;
 
-pub use config::{LoraNumbers, UsamConfig, load_projector, load_qformer, load_saclm};
+pub use answers::AnswerLosses;
+pub use config::{Alignment, LoraNumbers, UsamConfig, load_projector, load_qformer, load_saclm};
 pub use prompt::{Prompt, SOUND, Task, Vocabulary};
 pub use saclm::{Saclm, SaclmConfig, SaclmLosses};
 pub use sequence::{IGNORED, Sequence};
@@ -80,6 +82,11 @@ impl Default for Layout {
     fn default() -> Self {
         Self { encoder: true, decoder: true, split: true }
     }
+}
+
+impl Layout {
+    /// That of a model that starts from nothing: without adapters.
+    pub const PLAIN: Self = Self { encoder: false, decoder: false, split: false };
 }
 
 /// What PEFT puts before all names of a model.

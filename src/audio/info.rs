@@ -19,7 +19,7 @@ pub struct AudioModelInfo {
     /// The model family.
     pub architecture: &'static str,
     /// The encoders, in the order of their features.
-    pub encoders: [&'static str; 3],
+    pub encoders: Vec<&'static str>,
     /// Width of their features together.
     pub width: usize,
     /// Seconds that it hears at once.
@@ -55,9 +55,9 @@ impl AudioModelInfo {
         Self {
             source: dir.display().to_string(),
             architecture: "usam",
-            encoders: ["ced", "whisper", "mert"],
+            encoders: config.encoders(),
             width: config.qformer.inputs,
-            seconds: config.whisper.max_source_positions as f64 / 50.0,
+            seconds: config.window() as f64 / f64::from(moesaic_encoders::audio::SAMPLE_RATE),
             experts: config.projector.experts,
             mixture_sum: match config.projector.sum {
                 MixtureSum::Experts => "experts",

@@ -18,6 +18,36 @@ pub struct Losses {
     pub aux: Option<Tensor>,
 }
 
+/// Whether each row of `output [b, t, h]` gives its labels, word by word, when it is led along them: greedy generation gives them
+/// then, and only then. A row without a label is not right.
+pub(crate) fn follows(
+    output: &Output,
+    labels: &[i64],
+    logits: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Vec<bool>> {
+    let (b, t, h) = output.hidden.dims3()?;
+    let (mut places, mut wanted) = (Vec::new(), Vec::new());
+    for (row, labels) in labels.chunks(t.max(1)).enumerate() {
+        for (i, &label) in labels.iter().enumerate().skip(1).filter(|(_, label)| **label >= 0) {
+            places.push((row * t + i - 1) as u32);
+            wanted.push((row, label));
+        }
+    }
+    if places.is_empty() {
+        return Ok(vec![false; b]);
+    }
+    let places = Tensor::new(places.as_slice(), output.hidden.device())?;
+    let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
+    let best = logits(&hidden)?.argmax(1)?.to_vec1::<u32>()?;
+    let mut right = vec![None; b];
+    for ((row, label), best) in wanted.into_iter().zip(best) {
+        if let Some(right) = right.get_mut(row) {
+            *right = Some(right.unwrap_or(true) && label == i64::from(best));
+        }
+    }
+    Ok(right.into_iter().map(|right| right.unwrap_or(false)).collect())
+}
+
 impl Decoder {
     /// Forward pass and loss.
     ///

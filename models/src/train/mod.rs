@@ -3,8 +3,8 @@
 //! A model says what its loss is ([`Trainable`]); [`Trainer`] does the rest: accumulation, clipping, AdamW with warm-up and
 //! cosine, progress, checkpoints in the Hugging Face layout with published tensor names, and resuming with the same
 //! losses as a run that was never interrupted. [`forecast`] trains Time-MoE from a TOML file, [`moirai`] Moirai-MoE, [`language`]
-//! a decoder or adapters of one, [`speech`] what stands between encoders and a language model, `vision` (feature `image`) a model that
-//! looks at pictures.
+//! a decoder or adapters of one, [`speech`] what stands between encoders and a language model, [`sound`] a model that listens,
+//! `vision` (feature `image`) a model that looks at pictures.
 
 mod average;
 pub mod data;
@@ -13,6 +13,7 @@ pub mod language;
 pub mod moirai;
 mod optimiser;
 mod passes;
+pub mod sound;
 pub mod speech;
 #[cfg(feature = "image")]
 pub mod vision;

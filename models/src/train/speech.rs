@@ -12,7 +12,7 @@
 
 pub mod augment;
 mod batches;
-mod clips;
+pub(super) mod clips;
 mod config;
 mod score;
 pub mod units;

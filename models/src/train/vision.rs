@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::data::pictures::{Batch, Corpus, Loader, Shuffle, Turn};
 use super::language::LoraConfig;
 use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, scalar};
-use crate::decoder::Side;
+use crate::decoder::{Side, follows};
 use crate::folder::BESIDE;
 use crate::lora::{self, AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
 use crate::vision::{Encoded, Row, Spliced, VisionConfig, VisionModel};
@@ -155,28 +155,7 @@ pub fn right(model: &VisionModel, encode: &Encode<'_>, loader: &Loader, rows: &[
 
 fn judge(model: &VisionModel, spliced: &Spliced) -> Result<Vec<bool>> {
     let output = model.forward(spliced, None, None)?;
-    let (b, t, h) = output.hidden.dims3()?;
-    let (mut places, mut wanted) = (Vec::new(), Vec::new());
-    for (row, labels) in spliced.labels.chunks(t).enumerate() {
-        for (i, &label) in labels.iter().enumerate().skip(1).filter(|(_, label)| **label >= 0) {
-            places.push((row * t + i - 1) as u32);
-            wanted.push((row, label));
-        }
-    }
-    if places.is_empty() {
-        return Ok(vec![false; b]);
-    }
-    let places = Tensor::new(places.as_slice(), output.hidden.device())?;
-    let hidden = output.hidden.reshape((b * t, h))?.index_select(&places, 0)?;
-    let best = model.logits(&hidden)?.argmax(1)?.to_vec1::<u32>()?;
-    // A row without a label has no answer that could be right.
-    let mut right = vec![None; b];
-    for ((row, label), best) in wanted.into_iter().zip(best) {
-        if let Some(right) = right.get_mut(row) {
-            *right = Some(right.unwrap_or(true) && label == i64::from(best));
-        }
-    }
-    Ok(right.into_iter().map(|right| right.unwrap_or(false)).collect())
+    follows(&output, &spliced.labels, |hidden| model.logits(hidden))
 }
 
 impl Trainable for Vision<'_> {

@@ -33,15 +33,29 @@ impl LoraNumbers {
     }
 }
 
+/// How the tokens of several encoders are brought into step, `encoder_alignment`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Alignment {
+    /// As the released code does (`released`): those of the others are spread over CED's as if these stood in the order of time, which
+    /// they do not, and Whisper's window is squeezed onto the clip.
+    #[default]
+    Released,
+    /// By time (`time`): CED's patches of one time stand side by side, Whisper's frames behind the end of the clip are left out, and
+    /// all are spread over the steps of the encoder that has the most.
+    Time,
+}
+
 /// U-SAM.
 #[derive(Clone, Debug)]
 pub struct UsamConfig {
     /// The encoder of sounds.
-    pub ced: CedConfig,
+    pub ced: Option<CedConfig>,
     /// The encoder of speech.
-    pub whisper: WhisperConfig,
+    pub whisper: Option<WhisperConfig>,
     /// The encoder of music, in HuBERT's layout.
-    pub mert: WaveConfig,
+    pub mert: Option<WaveConfig>,
+    /// How the tokens of the encoders are brought into step.
+    pub alignment: Alignment,
     /// What looks at windows of the three.
     pub qformer: WindowQFormerConfig,
     /// What maps windows to the language model.
@@ -68,9 +82,11 @@ pub struct UsamConfig {
 
 #[derive(Deserialize)]
 struct Keys {
-    ced: CedConfig,
-    whisper: Map<String, Value>,
-    mert: WaveConfig,
+    // Each must be named, if only to say that there is none.
+    ced: Value,
+    whisper: Value,
+    mert: Value,
+    encoder_alignment: Option<String>,
     qformer: Map<String, Value>,
     lora_r: Option<usize>,
     lora_alpha: Option<f64>,
@@ -124,6 +140,14 @@ struct SaclmKeys {
 
 fn keys<T: DeserializeOwned>(map: &Map<String, Value>, part: &str) -> Result<T> {
     serde_json::from_value(Value::Object(map.clone())).map_err(|e| Error::Msg(format!("config.json{part}: {e}")))
+}
+
+/// An encoder's keys; `null` or `false` where the model does without it.
+fn encoder<T: DeserializeOwned>(value: Value, part: &str) -> Result<Option<T>> {
+    match value {
+        Value::Null | Value::Bool(false) => Ok(None),
+        other => serde_json::from_value(other).map(Some).map_err(|e| Error::Msg(format!("config.json, {part}: {e}"))),
+    }
 }
 
 fn read(dir: &Path) -> Result<Map<String, Value>> {
@@ -249,12 +273,29 @@ fn whisper(mut map: Map<String, Value>) -> Result<WhisperConfig> {
 impl UsamConfig {
     /// Reads `config.json` of a folder. Settings have the names that the authors' scripts give them; `compat: "released"` asks for
     /// what the released code computes instead of the paper's equations, and `projector_reduction` (`paper` or `released`) and
-    /// `tied_experts` for either half of that.
+    /// `tied_experts` for either half of that. An encoder that is `false` or `null` is left out; `encoder_alignment` says how the others
+    /// are brought into step ([`Alignment`]).
     ///
     /// # Errors
     /// The file cannot be read, a value makes no sense, or something is asked for that is not supported.
     pub fn load(dir: &Path) -> Result<Self> {
         of(dir, read(dir).and_then(Self::new))
+    }
+
+    /// Samples at 16 kHz that the model hears at once: what Whisper's encoder takes; without it, a chunk of CED, or 30 seconds.
+    pub fn window(&self) -> usize {
+        match (&self.whisper, &self.ced) {
+            (Some(whisper), _) => whisper.max_source_positions.saturating_mul(320),
+            // A clip of n samples has 1 + n / 160 frames.
+            (None, Some(ced)) => ced.target_length.saturating_sub(1).saturating_mul(160),
+            (None, None) => 480_000,
+        }
+    }
+
+    /// The encoders by name, in the order of their features.
+    pub fn encoders(&self) -> Vec<&'static str> {
+        let all = [("ced", self.ced.is_some()), ("whisper", self.whisper.is_some()), ("mert", self.mert.is_some())];
+        all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
     }
 
     /// Reads the text of a `config.json`.
@@ -267,11 +308,26 @@ impl UsamConfig {
 
     fn new(map: Map<String, Value>) -> Result<Self> {
         let all: Keys = keys(&map, "")?;
-        let (llm, whisper) = (language_model(&map)?, whisper(all.whisper)?);
-        let width = [all.ced.embed_dim, whisper.d_model, all.mert.hidden_size]
-            .into_iter()
-            .try_fold(0usize, |sum, width| sum.checked_add(width));
+        let llm = language_model(&map)?;
+        let ced: Option<CedConfig> = encoder(all.ced, "ced")?;
+        let whisper = encoder(all.whisper, "whisper")?.map(whisper).transpose()?;
+        let mert: Option<WaveConfig> = encoder(all.mert, "mert")?;
+        let alignment = match all.encoder_alignment.as_deref() {
+            None | Some("released") => Alignment::Released,
+            Some("time") => Alignment::Time,
+            Some(other) => bail!("encoder_alignment {}: expected released or time", shown(other)),
+        };
+        let rows = |ced: &CedConfig| if alignment == Alignment::Time { ced.grid().0 } else { 1 };
+        let widths = [
+            ced.as_ref().map(|ced| ced.embed_dim.checked_mul(rows(ced))),
+            whisper.as_ref().map(|whisper| Some(whisper.d_model)),
+            mert.as_ref().map(|mert| Some(mert.hidden_size)),
+        ];
+        let width = widths.into_iter().flatten().try_fold(0usize, |sum, width| sum.checked_add(width?));
         let Some(width) = width else { bail!("the encoders are too wide; check config.json") };
+        if ced.is_none() && whisper.is_none() && mert.is_none() {
+            bail!("ced, whisper and mert are all left out: a model that listens needs one");
+        }
         let qformer = qformer(&all.qformer, Some(width), all.window_length)?;
         let projector = projector(&map, Some([qformer.hidden, llm.hidden_size]))?;
         let rank = all.lora_r.unwrap_or(8);
@@ -295,9 +351,10 @@ impl UsamConfig {
         let name = |key: Option<String>, otherwise: &str| key.unwrap_or_else(|| otherwise.to_string());
         Ok(Self {
             saclm: saclm(&map, Some(llm.hidden_size))?,
-            ced: all.ced,
+            ced,
             whisper,
-            mert: all.mert,
+            mert,
+            alignment,
             qformer,
             projector,
             llm,

@@ -7,6 +7,8 @@ use moesaic_kernels::rng::Rng;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     batches: Vec<Vec<usize>>,
+    /// Clips that are equally long, as they stand in the batches one after the other: how many.
+    alike: Vec<usize>,
 }
 
 impl Buckets {
@@ -43,7 +45,9 @@ impl Buckets {
             steps += length;
         }
         batches.push(current);
-        Ok(Self { batches })
+        let all: Vec<usize> = batches.iter().flatten().map(&of).collect();
+        let alike = all.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
+        Ok(Self { batches, alike })
     }
 
     /// Batches of an epoch.
@@ -51,16 +55,39 @@ impl Buckets {
         self.batches.len()
     }
 
+    /// As [`batch`](Self::batch), but clips that are equally long change places with each other in every epoch: those of a batch do
+    /// not stay together.
+    pub fn mixed(&self, seed: u64, index: u64) -> Vec<usize> {
+        let epoch = index / (self.batches.len() as u64).max(1);
+        let place = self.place(seed, index);
+        let mut all: Vec<usize> = self.batches.iter().flatten().copied().collect();
+        let (mut rng, mut rest) = (Rng::keyed(&[seed, epoch, 0x6d69_7865_6421]), all.as_mut_slice());
+        for &count in &self.alike {
+            let Some((these, others)) = rest.split_at_mut_checked(count) else { break };
+            for i in (1..these.len()).rev() {
+                these.swap(i, rng.below(i + 1));
+            }
+            rest = others;
+        }
+        let before: usize = self.batches.iter().take(place).map(Vec::len).sum();
+        let count = self.batches.get(place).map_or(0, Vec::len);
+        all.get(before..before + count).unwrap_or_default().to_vec()
+    }
+
     /// The clips of batch `index` of a run, counted through its epochs; a pure function of its arguments.
     pub fn batch(&self, seed: u64, index: u64) -> &[usize] {
+        self.batches.get(self.place(seed, index)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Which of the batches is batch `index` of a run.
+    fn place(&self, seed: u64, index: u64) -> usize {
         let count = self.batches.len() as u64;
         let mut order: Vec<usize> = (0..self.batches.len()).collect();
         let mut rng = Rng::keyed(&[seed, index / count.max(1), 0x6275_636b]);
         for i in (1..order.len()).rev() {
             order.swap(i, rng.below(i + 1));
         }
-        let place = order.get((index % count.max(1)) as usize).copied().unwrap_or(0);
-        self.batches.get(place).map_or(&[], Vec::as_slice)
+        order.get((index % count.max(1)) as usize).copied().unwrap_or(0)
     }
 }
 
@@ -92,6 +119,32 @@ mod tests {
         let real: usize = lengths.iter().sum();
         assert!((padded as f64) < 1.06 * real as f64, "{padded} {real}");
         assert!(Buckets::new(&lengths, 1000, 50, Some(3))?.batches.iter().all(|b| b.len() <= 3));
+        Ok(())
+    }
+
+    #[test]
+    fn clips_of_one_length_change_places_between_epochs() -> Result<()> {
+        let lengths: Vec<usize> = (0..200).map(|i| 50 + 10 * (i % 4)).collect();
+        let buckets = Buckets::new(&lengths, 1000, 50, Some(8))?;
+        let n = buckets.count() as u64;
+        let epoch = |e: u64| -> Vec<Vec<usize>> { (0..n).map(|i| buckets.mixed(3, e * n + i)).collect() };
+        for e in 0..2 {
+            let mut seen: Vec<usize> = epoch(e).concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..200).collect::<Vec<_>>());
+            let of = |batch: &[usize]| batch.iter().map(|&i| lengths[i]).collect::<Vec<_>>();
+            for i in e * n..(e + 1) * n {
+                assert_eq!(of(&buckets.mixed(3, i)), of(buckets.batch(3, i)), "other lengths than before");
+            }
+        }
+        let sorted = |e: u64| -> Vec<Vec<usize>> {
+            let mut all = epoch(e);
+            all.iter_mut().for_each(|b| b.sort_unstable());
+            all.sort();
+            all
+        };
+        assert_ne!(sorted(0), sorted(1), "the same clips stand together in every epoch");
+        assert_eq!(epoch(1), epoch(1));
         Ok(())
     }
 

@@ -68,7 +68,7 @@ struct Entry {
 }
 
 /// Samples of a frame of 40 ms.
-const FRAME: usize = SAMPLE_RATE as usize / 25;
+pub(in crate::train) const FRAME: usize = SAMPLE_RATE as usize / 25;
 
 impl Manifest {
     /// Reads the file, and of the media what their lengths need.
@@ -140,13 +140,18 @@ impl Entry {
             return frames_of(video);
         }
         let Some(audio) = &self.audio else { bail!("a clip without sound and video") };
-        let reader = AudioReader::open(audio, AudioOptions::default()).map_err(Error::wrap)?;
-        let samples = match reader.info().seconds {
-            Some(seconds) if seconds.is_finite() => (seconds * f64::from(SAMPLE_RATE)) as usize,
-            _ => read_audio(audio, AudioOptions::default()).map_err(Error::wrap)?.len(),
-        };
-        Ok(samples.div_ceil(FRAME))
+        frames_of_sound(audio)
     }
+}
+
+/// The length of a sound file in frames of 40 ms, from its head where that says it.
+pub(in crate::train) fn frames_of_sound(path: &Path) -> Result<usize> {
+    let reader = AudioReader::open(path, AudioOptions::default()).map_err(Error::wrap)?;
+    let samples = match reader.info().seconds {
+        Some(seconds) if seconds.is_finite() => (seconds * f64::from(SAMPLE_RATE)) as usize,
+        _ => read_audio(path, AudioOptions::default()).map_err(Error::wrap)?.len(),
+    };
+    Ok(samples.div_ceil(FRAME))
 }
 
 /// Whether a file is in the format safetensors: by its name, or as it begins with the length of a header in JSON.

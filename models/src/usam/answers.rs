@@ -1,0 +1,97 @@
+//! What training and measuring ask of the model: several questions about clips that were encoded once.
+
+use candle_core::{Result, Tensor, bail};
+use moesaic_kernels::{Routes, Tokens};
+
+use super::{Prompt, SaclmLosses, Sequence, Usam};
+use crate::decoder::{Output, follows};
+
+/// The parts of the loss of answers; all carry gradients.
+#[derive(Clone, Debug)]
+pub struct AnswerLosses {
+    /// What is minimised: cross entropy, balance as the language model's config weighs it, and the weighted contrastive loss.
+    pub total: Tensor,
+    /// Mean cross entropy of the answers.
+    pub cross_entropy: Tensor,
+    /// The balance loss of a sparse language model, unweighted.
+    pub balance: Option<Tensor>,
+    /// The contrastive loss, unweighted, where it is asked for.
+    pub contrastive: Option<SaclmLosses>,
+}
+
+/// A pass over questions with their answers.
+pub(crate) struct Pass {
+    sequence: Sequence,
+    sound: Tokens,
+    output: Output,
+    /// Of the projector: one for all rows, or one a row.
+    projected: Vec<Routes>,
+}
+
+impl Pass {
+    /// Routes of the projector.
+    pub(crate) fn projected(&self) -> &[Routes] {
+        &self.projected
+    }
+
+    /// Routes of the sparse layers of the language model.
+    pub(crate) fn layers(&self) -> &[Routes] {
+        &self.output.routes
+    }
+}
+
+impl Usam {
+    /// Encoded clips, each as often and in the order that `clips` says: a row for each question.
+    ///
+    /// # Errors
+    /// There is no such clip.
+    pub fn repeated(&self, encoded: &Tokens, clips: &[u32]) -> Result<Tokens> {
+        let rows = Tensor::from_slice(clips, clips.len(), encoded.embeds.device())?;
+        Ok(Tokens { embeds: encoded.embeds.contiguous()?.index_select(&rows, 0)?, ..encoded.clone() })
+    }
+
+    /// The pass over rows of encoded sound, prompts and texts.
+    pub(crate) fn pass(&self, encoded: &Tokens, prompts: &[Prompt], texts: &[Vec<u32>]) -> Result<Pass> {
+        let mut projected = self.project(encoded, prompts, None)?;
+        let Some(sound) = projected.tokens.pop() else { bail!("the projector gave no tokens") };
+        let sequence = self.sequence(&sound, prompts, texts)?;
+        let output = self.forward(&sequence, None)?;
+        Ok(Pass { sequence, sound, output, projected: projected.routes })
+    }
+
+    /// The loss of answers about encoded sound, row by row; texts are ids without first and last token. `contrast` says whose text each
+    /// row is held against ([`Saclm::negatives`](super::Saclm::negatives)), and what the contrastive loss weighs.
+    ///
+    /// # Errors
+    /// Numbers of rows, prompts and texts differ, or an id is not in the vocabulary.
+    pub fn answer_loss(
+        &self,
+        encoded: &Tokens,
+        prompts: &[Prompt],
+        texts: &[Vec<u32>],
+        contrast: Option<(&[u32], f64)>,
+    ) -> Result<AnswerLosses> {
+        let pass = self.pass(encoded, prompts, texts)?;
+        let losses = self.llm().loss_of(&pass.output, &pass.sequence.labels, false)?;
+        let (mut total, mut contrastive) = (losses.total, None);
+        if let Some((negatives, weight)) = contrast {
+            let loss = self.saclm.forward(&pass.sound.embeds, &pass.sequence.text, negatives, None)?;
+            total = (total + (&loss.total * weight)?)?;
+            contrastive = Some(loss);
+        }
+        Ok(AnswerLosses { total, cross_entropy: losses.cross_entropy, balance: losses.aux, contrastive })
+    }
+
+    /// Whether each row's text is what greedy generation gives, to the last token.
+    ///
+    /// # Errors
+    /// As [`answer_loss`](Self::answer_loss).
+    pub fn answers_right(&self, encoded: &Tokens, prompts: &[Prompt], texts: &[Vec<u32>]) -> Result<Vec<bool>> {
+        self.judged(&self.pass(encoded, prompts, texts)?)
+    }
+
+    /// The same of a pass that was made.
+    pub(crate) fn judged(&self, pass: &Pass) -> Result<Vec<bool>> {
+        follows(&pass.output, &pass.sequence.labels, |hidden| self.llm().logits(hidden))
+    }
+}
