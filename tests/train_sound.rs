@@ -132,6 +132,23 @@ fn a_model_from_nothing_learns_and_listens() {
     let text = run(folder, &["eval", "sound", "out/model", "clips.jsonl", "--most", "1"]);
     assert!(text.stdout.contains("pitch") && text.stdout.lines().last().unwrap().contains(" 2 "), "{}", text.stdout);
 
+    // Other answers than those are wrong.
+    let other = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let answer = match line["answer"].as_str().unwrap() {
+            "high" => "low",
+            "low" => "high",
+            "yes" => "no",
+            _ => "yes",
+        };
+        line["answer"] = answer.into();
+        line.to_string() + "\n"
+    };
+    let wrong: String = fs::read_to_string(folder.join("clips.jsonl")).unwrap().lines().map(other).collect();
+    fs::write(folder.join("wrong.jsonl"), wrong).unwrap();
+    let wrong = run(folder, &["eval", "sound", "out/model", "wrong.jsonl"]);
+    assert!(wrong.stdout.lines().last().unwrap().ends_with(" 0.00 %"), "{}", wrong.stdout);
+
     // What was judged is what is written.
     for (file, answer) in [("0.wav", "low"), ("3.wav", "high")] {
         let heard = run(folder, &["listen", file, PROMPT, "--model", "out/model"]);

@@ -7,7 +7,7 @@ use super::stages::linear;
 use crate::ops::softmax;
 use crate::routes::Routes;
 
-/// An expert without a network (MoE++, arXiv 2410.07348, section 3.1). A bank has them behind its networks, see
+/// An expert without a network (MoE++, arXiv 2410.07348). A bank has them behind its networks, see
 /// [`ExpertBank::with_free`]; routers do not know the difference.
 #[derive(Clone, Debug)]
 pub enum FreeExpert {

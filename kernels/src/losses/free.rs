@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::{Usage, usage};
 use crate::routes::Routes;
 
-/// The load balance loss of AdaMoE (arXiv 2406.13233, section 3.2): `E * sum_e f_e P_e` as
+/// The load balance loss of AdaMoE (arXiv 2406.13233): `E * sum_e f_e P_e` as
 /// [`load_balance`](super::load_balance), with the mean `f` of all null experts in the place of each of theirs, as it is
 /// the same which of them is used. The last `nulls` experts are null.
 pub fn null_balance(layers: &[Routes], nulls: usize) -> Result<Tensor> {
@@ -18,7 +18,7 @@ pub fn null_balance(layers: &[Routes], nulls: usize) -> Result<Tensor> {
     (&sums * Tensor::from_vec(scaled, experts, sums.device())?)?.sum_all()
 }
 
-/// The load balance loss of MoE++ (arXiv 2410.07348, section 3.3): `sum_e eta_e f_e P_e` with `f_e` the number of routes to
+/// The load balance loss of MoE++ (arXiv 2410.07348): `sum_e eta_e f_e P_e` with `f_e` the number of routes to
 /// expert `e` per token, `P_e` its mean probability and `eta_e` 1 for the first `networks` experts and `tau` for those
 /// without a network: the smaller it is, the more tokens they get. Padding counts in neither.
 pub fn heterogeneous_balance(layers: &[Routes], networks: usize, tau: f64) -> Result<Tensor> {

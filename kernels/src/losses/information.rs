@@ -14,7 +14,7 @@ fn entropy(p: &Tensor) -> Result<Tensor> {
     (p * (p + TINY)?.log()?)?.sum(dim)?.neg()
 }
 
-/// The mutual information loss of DS-MoE (arXiv 2404.05567, section 3.2; ModuleFormer, arXiv 2306.04640, section 3.2):
+/// The mutual information loss of DS-MoE (arXiv 2404.05567; ModuleFormer, arXiv 2306.04640):
 /// `-H(e) + mean_x H(e | x)`, with `p(e | x)` the scores of a token and `p(e)` their mean. Its minimum, `-ln E`, is where
 /// every token is sure of its expert and all experts are used alike. For routers whose scores are probabilities. Padding
 /// does not count.

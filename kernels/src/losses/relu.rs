@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor, bail};
 use super::{binary_cross_entropy, token_weights};
 use crate::routes::Routes;
 
-/// `1 - routes / (tokens * experts)` over all layers: the share of experts that a token leaves out (ReMoE, arXiv 2412.14711,
-/// section 3.3). Padding does not count.
+/// `1 - routes / (tokens * experts)` over all layers: the share of experts that a token leaves out (ReMoE, arXiv
+/// 2412.14711). Padding does not count.
 pub fn sparsity(layers: &[Routes]) -> Result<f64> {
     let (mut used, mut all) = (0.0, 0.0);
     for routes in layers {
@@ -17,7 +17,7 @@ pub fn sparsity(layers: &[Routes]) -> Result<f64> {
     Ok(if all > 0.0 { 1.0 - used / all } else { 0.0 })
 }
 
-/// The L1 loss of ReMoE (arXiv 2412.14711, sections 3.3 and 3.4): the mean over layers and tokens of `sum_e f_e R(x)_e`.
+/// The L1 loss of ReMoE (arXiv 2412.14711): the mean over layers and tokens of `sum_e f_e R(x)_e`.
 ///
 /// `f_e` is 1 without `k`. With it, `f_e = E / (k T) * routes to expert e` of the layer, so that busy experts are pressed down
 /// more: the load balanced form, for `k` experts per token on average. Padding does not count.
@@ -40,7 +40,7 @@ pub fn relu_l1(layers: &[Routes], k: Option<f64>) -> Result<Tensor> {
     Tensor::stack(&losses, 0)?.mean_all()
 }
 
-/// The coefficient of [`relu_l1`], moved by each step towards a sparsity (ReMoE, arXiv 2412.14711, section 3.3):
+/// The coefficient of [`relu_l1`], moved by each step towards a sparsity (ReMoE, arXiv 2412.14711):
 /// `lambda *= growth` while routing is denser than wanted, `lambda /= growth` while it is sparser.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdaptiveL1 {
@@ -76,7 +76,7 @@ fn real(routes: &Routes) -> Result<Vec<f32>> {
     }
 }
 
-/// The activation locality loss of BlockFFN (arXiv 2507.08771, section 3.2): neighbouring tokens should use the same
+/// The activation locality loss of BlockFFN (arXiv 2507.08771): neighbouring tokens should use the same
 /// experts. Binary cross entropy of `sigmoid(a z_t)` against `sigmoid(a z_{t+1})`, the mean over neighbours within each of
 /// `rows` sequences of equal length and over experts; `z = W x`, and `steepness` a (100 in the released code) makes of it
 /// almost a yes or no. As there, gradients go to both. Pairs with padding do not count; 0 without any pair.
@@ -101,7 +101,7 @@ pub fn activation_locality(routes: &Routes, rows: usize, steepness: f64) -> Resu
     binary_cross_entropy(&part(first)?, &target)
 }
 
-/// The chunk sparsification loss of BlockFFN (arXiv 2507.08771, section 3.2): the probability that an expert is used by any
+/// The chunk sparsification loss of BlockFFN (arXiv 2507.08771): the probability that an expert is used by any
 /// token of a chunk, `1 - prod_t (1 - p_t)` with `p` a token's scores divided by their sum, the mean over experts and over
 /// the chunks of `chunk` neighbouring tokens within each of `rows` sequences of equal length. Padding uses no expert. What
 /// is left of a sequence behind its last whole chunk is a chunk too.

@@ -21,8 +21,8 @@ pub fn balance_bias(bias: &Var, load: &[f64], rate: f64) -> Result<()> {
     bias.set(&Tensor::from_vec(new, load.len(), bias.device())?.to_dtype(bias.dtype())?)
 }
 
-/// `(max(c) - mean(c)) / mean(c)` of a load `[E]`: how far the busiest expert is from balance (MaxVio of arXiv 2408.15664,
-/// section 4.1). 0 without any load.
+/// `(max(c) - mean(c)) / mean(c)` of a load `[E]`: how far the busiest expert is from balance (MaxVio of arXiv 2408.15664).
+/// 0 without any load.
 pub fn max_violation(load: &[f64]) -> f64 {
     let mean = load.iter().sum::<f64>() / load.len().max(1) as f64;
     if mean > 0.0 { load.iter().copied().fold(0.0, f64::max) / mean - 1.0 } else { 0.0 }

@@ -11,8 +11,8 @@ use crate::losses::binary_cross_entropy;
 use crate::pointwise;
 use crate::routes::{RouteInput, Routes};
 
-/// `sigmoid(silu(x A1) A2)`: for each expert of a group, the probability that it takes the token (MoMa, arXiv 2407.21770,
-/// section 2.4; for mixture-of-depths too).
+/// `sigmoid(silu(x A1) A2)`: for each expert of a group, the probability that it takes the token (MoMa, arXiv 2407.21770;
+/// for mixture-of-depths too).
 #[derive(Clone, Debug)]
 pub struct AuxiliaryRouter {
     /// `[H / 2, H]`, `A1` transposed.
@@ -30,7 +30,7 @@ impl AuxiliaryRouter {
 }
 
 /// The form of [`ExpertChoice`](super::ExpertChoice) at inference: a token goes to the experts to which its auxiliary
-/// router gives more than 0.5, with the affinity of the main router as weight (MoMa, arXiv 2407.21770, section 2.4).
+/// router gives more than 0.5, with the affinity of the main router as weight (MoMa, arXiv 2407.21770).
 ///
 /// Each token is routed by itself: in one pass as one by one. Auxiliary routers are trained afterwards, with the model
 /// frozen, on [`loss`](Self::loss).

@@ -17,8 +17,7 @@ pub struct ExpertGroup {
     pub experts: usize,
 }
 
-/// Sigmoid affinities of tokens to the experts of their modality, `sigmoid(x W)`: the main router of MoMa (arXiv 2407.21770,
-/// section 2.2).
+/// Sigmoid affinities of tokens to the experts of their modality, `sigmoid(x W)`: the main router of MoMa (arXiv 2407.21770).
 #[derive(Clone, Debug)]
 pub struct Affinity {
     /// `[E, H]`: the rows of the groups, group after group.
@@ -91,7 +90,7 @@ impl Affinity {
 }
 
 /// Experts that take the tokens with the largest affinity: expert choice (Zhou et al., arXiv 2202.09368) with sigmoid
-/// affinities and, in MoMa (arXiv 2407.21770, section 2.2), within the experts of a token's modality.
+/// affinities and, in MoMa (arXiv 2407.21770), within the experts of a token's modality.
 ///
 /// Each expert of a group of `E_M` takes `k_e = factor b_M / E_M` of the group's `b_M` tokens, rounded down but at least
 /// one; weights are the affinities. A token gets none, one or several experts. Mixture-of-depths is the same with one
@@ -104,7 +103,7 @@ pub struct ExpertChoice {
     /// Tokens that the experts of a group take, per token of the group: 1 in MoMa.
     pub factor: f64,
     /// Gumbel-sigmoid noise, `sigmoid(W x + G' - G'')`, drawn anew by each call: for models that were upcycled, whose
-    /// experts start alike (arXiv 2407.21770, section 2.5). Affinities carry it, in the choice and as weights.
+    /// experts start alike (arXiv 2407.21770). Affinities carry it, in the choice and as weights.
     pub noise: Option<Noise>,
 }
 

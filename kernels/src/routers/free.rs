@@ -6,7 +6,7 @@ use super::{Router, choose, float_mask, logits, max, pick};
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
 
-/// Top-k of true and null experts (AdaMoE, arXiv 2406.13233, section 3.2).
+/// Top-k of true and null experts (AdaMoE, arXiv 2406.13233).
 ///
 /// `p = softmax(W x)` over N true and M null experts; of the k largest, k being larger than a plain router's, the true ones
 /// are weighted by `p` divided by the sum of theirs. So a token has 0 to k true experts, as many as it needs; that null
@@ -23,8 +23,7 @@ pub struct NullTopK {
     pub k: usize,
 }
 
-/// Top-k of networks, zero, copy and constant experts, with the pathway of the layer before in mind (MoE++, arXiv 2410.07348,
-/// section 3.2).
+/// Top-k of networks, zero, copy and constant experts, with the pathway of the layer before in mind (MoE++, arXiv 2410.07348).
 ///
 /// `G_j(x) = W_j x + W_g G_{j-1}(x)`, the gating residual, without its second term in the first sparse layer; weights are
 /// `softmax(G)` of the k largest. `G_{j-1}` is [`RouteInput::previous`], and [`Routes::logits`] of what comes out are `G_j`.

@@ -76,7 +76,7 @@ impl Router for SoftmaxMixing {
     }
 }
 
-/// All experts in training, few of them afterwards (DS-MoE, arXiv 2404.05567, section 3).
+/// All experts in training, few of them afterwards (DS-MoE, arXiv 2404.05567).
 ///
 /// `S = softmax(W x)`; all experts are weighted by it in training, with
 /// [`mutual_information`](crate::losses::mutual_information) as the loss that makes it sharp and balanced. At inference only

@@ -7,7 +7,7 @@ use crate::host::with_f32;
 use crate::ops::rms_norm;
 use crate::routes::{RouteInput, Routes};
 
-/// `R(x) = relu(W x)`: experts with a positive score take part, with it as their weight (ReMoE, arXiv 2412.14711, section 3.1).
+/// `R(x) = relu(W x)`: experts with a positive score take part, with it as their weight (ReMoE, arXiv 2412.14711).
 ///
 /// How many take part is steered by an L1 loss whose coefficient adapts: [`relu_l1`](crate::losses::relu_l1) and
 /// [`AdaptiveL1`](crate::losses::AdaptiveL1).
@@ -18,7 +18,7 @@ pub struct ReluRouter {
 }
 
 /// `A(x) = RMSNorm(relu(W x))`: experts with a positive score take part, and the norm sets the size of their weights
-/// (BlockFFN, arXiv 2507.08771, section 3.1).
+/// (BlockFFN, arXiv 2507.08771).
 ///
 /// Its own losses are [`activation_locality`](crate::losses::activation_locality) and
 /// [`chunk_sparsity`](crate::losses::chunk_sparsity). [`Routes::scores`] are those before the norm.

@@ -261,7 +261,7 @@ impl Layer {
         x.index_add(&Tensor::from_vec(chosen, count, x.device())?, &change, 0)
     }
 
-    /// `h = x + norm(attention(x)); h + norm(experts(h))` (Swin v2, arXiv 2111.09883, section 3.2; as Chameleon, arXiv
+    /// `h = x + norm(attention(x)); h + norm(experts(h))` (Swin v2, arXiv 2111.09883; as Chameleon, arXiv
     /// 2405.09818).
     fn whole(&self, x: &Tensor, batch: &Batch, taken: &mut Taken) -> Result<Tensor> {
         let (heads, kv) = self.heads;

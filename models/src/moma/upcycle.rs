@@ -1,4 +1,4 @@
-//! From one expert for each modality to several (MoMa, arXiv 2407.21770, section 2.5).
+//! From one expert for each modality to several (MoMa, arXiv 2407.21770).
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::Params;
