@@ -1,12 +1,13 @@
 //! Writes down what is said in a recording, by ear, by eye or by both:
 //!
 //! ```text
-//! cargo run --release --features h264 --example avsr -- --model FOLDER examples/data/speech/clip.mp4 [--modality audio|video|audiovisual]
+//! cargo run --release --features h264 --example avsr -- examples/data/speech/clip.mp4 [--modality audio|video|audiovisual] [--model FOLDER]
 //! ```
 //!
 //! Without the feature `h264` (off because of the patents on that codec) the sound of an MP4 is transcribed alone; lips can be
-//! given as an animation or as a folder of pictures then: `examples/data/speech/mouth.webp`. The folder holds a Llama-AVSR, a
-//! Llama-SMoP or a Llama-MTSK, or what `moesaic train speech` made (examples/speech/train.toml).
+//! given as an animation or as a folder of pictures then: `examples/data/speech/mouth.webp`. Without `--model` the small model of
+//! the library writes, which knows commands such as the clip's; a folder holds a Llama-AVSR, a Llama-SMoP or a Llama-MTSK, or what
+//! `moesaic train speech` made (examples/speech/train.toml).
 
 use std::sync::Arc;
 use std::thread;
@@ -34,8 +35,10 @@ fn main() -> Result<()> {
     if files.is_empty() {
         bail!("which recording? For example: examples/data/speech/clip.mp4");
     }
-    let Some(model) = model else { bail!("which model? Give its folder: --model FOLDER") };
-    let transcriber = Arc::new(Transcriber::from_dir(model)?);
+    let transcriber = Arc::new(match model {
+        Some(folder) => Transcriber::from_dir(folder)?,
+        None => Transcriber::embedded()?,
+    });
     // One model serves all threads: it keeps nothing between calls.
     let jobs: Vec<_> = files
         .into_iter()

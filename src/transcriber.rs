@@ -1,5 +1,6 @@
 //! Speech recognition by ear, by eye or by both: a recording in, words out.
 
+mod embedded;
 mod input;
 mod words;
 
@@ -140,7 +141,7 @@ pub struct Transcript {
 /// use moesaic::{TranscribeOptions, Transcriber};
 ///
 /// # fn main() -> moesaic::Result<()> {
-/// let transcriber = Transcriber::from_dir("path/to/Llama-AVSR")?;
+/// let transcriber = Transcriber::embedded()?; // or Transcriber::from_dir("path/to/Llama-AVSR")
 /// let transcript = transcriber.transcribe("clip.wav", &TranscribeOptions::default())?;
 /// println!("{}", transcript.text);
 /// # Ok(())

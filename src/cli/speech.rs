@@ -51,19 +51,23 @@ pub(super) struct Args {
 /// Which speech model.
 #[derive(Debug, clap::Args)]
 struct SpeechModel {
-    /// Folder of a speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK, or one that `moesaic train speech` made
+    /// Folder of a speech model: Llama-AVSR, Llama-SMoP, Llama-MTSK, or one that `moesaic train speech` made; the small one of the
+    /// program if left out, which knows commands of six words, digits and letters
     #[cfg_attr(feature = "hub", doc = "")]
     #[cfg_attr(
         feature = "hub",
         doc = "Also the id of one on the Hub, which is downloaded once: org/name or org/name@revision."
     )]
     #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    model: Option<PathBuf>,
 }
 
 impl SpeechModel {
     fn open(&self) -> Result<Transcriber> {
-        Ok(Transcriber::from_dir(super::model::audio_folder(&self.model)?)?)
+        Ok(match &self.model {
+            Some(model) => Transcriber::from_dir(super::model::audio_folder(model)?)?,
+            None => Transcriber::embedded()?,
+        })
     }
 }
 
