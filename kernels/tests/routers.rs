@@ -72,7 +72,10 @@ fn null_experts_leave_the_true_ones_what_they_need() -> Result<()> {
     let want = 4.0 * (mean(0) * 3.0 + mean(1) * 1.0 + (mean(2) + mean(3)) * 2.5) / 3.0;
     assert!((scalar(losses::null_balance(std::slice::from_ref(&routes), 2)?)? - want).abs() < 1e-5);
     let plain = scalar(losses::load_balance(std::slice::from_ref(&routes))?)?;
-    assert!((scalar(losses::null_balance(&[routes.clone()], 0)?)? - plain).abs() < 1e-6 && (plain - want).abs() > 1e-3);
+    assert!(
+        (scalar(losses::null_balance(std::slice::from_ref(&routes), 0)?)? - plain).abs() < 1e-6
+            && (plain - want).abs() > 1e-3
+    );
     assert!(losses::null_balance(&[routes], 5).is_err());
     // With one expert per token some have null ones alone.
     router.k = 1;

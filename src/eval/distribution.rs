@@ -149,9 +149,14 @@ fn crps_of(mut samples: Vec<f64>, y: f64) -> f64 {
     away - apart / (n * n)
 }
 
-/// The score of the distributions at several origins: what was forecast, and what came true with its scale. `None` where nothing
+/// Paths that a forecast drew.
+type Paths<'a> = &'a [Vec<f32>];
+/// Quantiles and paths of a forecast, and what came true with its scale.
+type Origin<'a> = (&'a [Quantile], Paths<'a>, &'a Cut);
+
+/// The score of the distributions at several origins. `None` where nothing
 /// observed differs from 0, or where no origin has a distribution.
-pub(super) fn score(origins: &[(&[Quantile], &[Vec<f32>], &Cut)]) -> Option<DistributionScore> {
+pub(super) fn score(origins: &[Origin<'_>]) -> Option<DistributionScore> {
     let levels: Vec<f64> = origins.first()?.0.iter().map(|quantile| quantile.level).collect();
     let (mut loss, mut below) = (vec![0f64; levels.len()], vec![0usize; levels.len()]);
     let (mut size, mut count, mut energy, mut sampled) = (0.0, 0usize, 0.0, true);
@@ -213,7 +218,7 @@ pub(super) fn compare(
     naive: &[(Vec<f32>, bool)],
     period: usize,
 ) -> Result<Option<DistributionResult>> {
-    let of_model: Vec<(Vec<Quantile>, &[Vec<f32>], usize)> = answers
+    let of_model: Vec<(Vec<Quantile>, Paths<'_>, usize)> = answers
         .iter()
         .enumerate()
         .filter_map(|(at, answer)| match (&answer.quantiles[..], &answer.samples[..]) {
@@ -232,12 +237,12 @@ pub(super) fn compare(
         .filter_map(|(.., at)| Some((cuts.get(*at)?, naive.get(*at)?)))
         .map(|(cut, (forecast, seasonal))| seasonal_naive(&cut.raw, forecast, period, *seasonal, &wanted))
         .collect();
-    let own: Vec<(&[Quantile], &[Vec<f32>], &Cut)> = of_model
+    let own: Vec<Origin<'_>> = of_model
         .iter()
         .filter_map(|(quantiles, samples, at)| Some((&quantiles[..], *samples, cuts.get(*at)?)))
         .collect();
-    let no_paths: &[Vec<f32>] = &[];
-    let theirs: Vec<(&[Quantile], &[Vec<f32>], &Cut)> =
+    let no_paths: Paths<'_> = &[];
+    let theirs: Vec<Origin<'_>> =
         of_naive.iter().zip(&own).map(|(quantiles, (.., cut))| (&quantiles[..], no_paths, *cut)).collect();
     let (Some(model), Some(seasonal_naive)) = (score(&own), score(&theirs)) else { return Ok(None) };
     let ratio = (seasonal_naive.crps > 0.0).then(|| model.crps / seasonal_naive.crps);

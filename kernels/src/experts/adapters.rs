@@ -28,8 +28,8 @@ impl ExpertBank {
     /// The live adapters of a layer, in the order in which they were attached.
     pub fn adapters(&self, half: Half) -> &[LowRank] {
         match half {
-            Half::Up => &self.adapters[0],
-            Half::Down => &self.adapters[1],
+            Half::Up => &self.extras.adapters[0],
+            Half::Down => &self.extras.adapters[1],
         }
     }
 
@@ -40,7 +40,7 @@ impl ExpertBank {
     pub fn attach(&mut self, half: Half, adapter: LowRank) -> Result<()> {
         let Some((out, inputs)) = self.layer(half) else { bail!("experts of one layer have no second to adapt") };
         adapter.check(self.networks(), out, inputs)?;
-        let [up, down] = &mut *self.adapters;
+        let [up, down] = &mut self.extras.adapters;
         match half {
             Half::Up => up.push(adapter),
             Half::Down => down.push(adapter),
@@ -50,7 +50,7 @@ impl ExpertBank {
 
     /// Gives every adapter the strength that `weight` says; `None` takes it off.
     pub fn adjust(&mut self, weight: impl Fn(&LowRank) -> Option<f64>) {
-        for adapters in self.adapters.iter_mut() {
+        for adapters in self.extras.adapters.iter_mut() {
             *adapters =
                 std::mem::take(adapters).into_iter().filter_map(|a| weight(&a).map(|w| a.with_weight(w))).collect();
         }
@@ -61,7 +61,7 @@ impl ExpertBank {
     /// # Errors
     /// The weights are in tiles for the CPU, or are being trained: neither can take anything in.
     pub fn merge(&mut self) -> Result<()> {
-        let [up, down] = &mut *self.adapters;
+        let [up, down] = &mut self.extras.adapters;
         for (storage, adapters) in [(Some(&mut self.up), up), (self.down.as_mut(), down)] {
             match storage {
                 _ if adapters.is_empty() => {}

@@ -152,10 +152,17 @@ pub struct ExpertBank {
     pub(super) up_bias: Option<Tensor>,
     pub(super) down_bias: Option<Tensor>,
     pub(super) output_norm: Option<OutputNorm>,
+    /// Boxed, as most banks have none.
+    pub(super) extras: Box<Extras>,
+}
+
+/// What some banks have.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extras {
+    /// Live adapters of the first and of the second layer.
+    pub adapters: [Vec<LowRank>; 2],
     /// Experts without a network, numbered behind the others.
-    pub(super) free: Vec<FreeExpert>,
-    /// Live adapters of the first and of the second layer; boxed, as most banks have none.
-    pub(super) adapters: Box<[Vec<LowRank>; 2]>,
+    pub free: Vec<FreeExpert>,
 }
 
 impl ExpertBank {
@@ -201,8 +208,7 @@ impl ExpertBank {
             up_bias: None,
             down_bias: None,
             output_norm: None,
-            free: Vec::new(),
-            adapters: Default::default(),
+            extras: Default::default(),
         }
     }
 
@@ -248,7 +254,7 @@ impl ExpertBank {
 
     /// Number of experts: networks, and those without one behind them.
     pub fn experts(&self) -> usize {
-        self.networks() + self.free.len()
+        self.networks() + self.extras.free.len()
     }
 
     /// Number of experts that are networks.
@@ -268,7 +274,7 @@ impl ExpertBank {
 
     /// True if a gradient will be asked for any weight, or the stages are needed for adapters.
     fn is_tracked(&self) -> bool {
-        if self.adapters.iter().any(|a| !a.is_empty()) {
+        if self.extras.adapters.iter().any(|a| !a.is_empty()) {
             return true;
         }
         let norm = self.output_norm.iter().flat_map(|n| [&n.weight, &n.bias]);
@@ -322,7 +328,7 @@ impl ExpertBank {
                 self.experts()
             );
         }
-        if !self.free.is_empty() {
+        if !self.extras.free.is_empty() {
             bail!("experts without a network give nothing apart from a token's sum");
         }
         self.run(&dispatch(x, routes)?, routes)
@@ -345,7 +351,7 @@ impl ExpertBank {
     /// Each row through the network of its expert, `[R, H]` to `[R, O]`.
     fn run(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         let mut h = self.up.grouped(x, self.up_bias.as_ref(), routes)?;
-        h = lora::add(&self.adapters[0], x, h, Some(routes))?;
+        h = lora::add(&self.extras.adapters[0], x, h, Some(routes))?;
         if let Some(down) = &self.down {
             h = match (self.kind, self.activation) {
                 (BankKind::Gated, Activation::Silu) => silu_glu(&h)?,
@@ -356,7 +362,7 @@ impl ExpertBank {
                 (_, activation) => activation.apply(&h)?,
             };
             let y = down.grouped(&h, self.down_bias.as_ref(), routes)?;
-            h = lora::add(&self.adapters[1], &h, y, Some(routes))?;
+            h = lora::add(&self.extras.adapters[1], &h, y, Some(routes))?;
         }
         if let Some(norm) = &self.output_norm {
             h = norm.forward(&h, routes)?;

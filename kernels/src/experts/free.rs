@@ -64,13 +64,13 @@ impl ExpertBank {
                 FreeExpert::Constant { .. } => {}
             }
         }
-        self.free = free;
+        self.extras.free = free;
         Ok(self)
     }
 
     /// The experts without a network, behind the others.
     pub fn free(&self) -> &[FreeExpert] {
-        &self.free
+        &self.extras.free
     }
 
     /// What `run` makes of the routes to the networks, plus what the experts without one give, in their order.
@@ -80,7 +80,7 @@ impl ExpertBank {
         routes: &Routes,
         run: impl FnOnce(&Routes) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        if self.free.is_empty() {
+        if self.extras.free.is_empty() {
             return run(routes);
         }
         let networks = self.networks();
@@ -89,7 +89,7 @@ impl ExpertBank {
             true => Tensor::zeros((routes.tokens(), self.output_width()), x.dtype(), x.device())?,
             false => run(&own)?,
         };
-        for (expert, range) in self.free.iter().zip(routes.offsets()[networks..].windows(2)) {
+        for (expert, range) in self.extras.free.iter().zip(routes.offsets()[networks..].windows(2)) {
             let (first, n) = (range[0], range[1] - range[0]);
             if n == 0 {
                 continue;
