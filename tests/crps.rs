@@ -34,7 +34,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 #[test]
 fn the_measures_are_those_of_gluonts_utilsforecast_and_properscoring() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crps/case.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/crps.json");
     let case: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     assert_eq!(numbers(&case["levels"]), LEVELS);
     // Twelve values of history; six and again six to be forecast, from origins 12 and 18.

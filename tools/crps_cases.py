@@ -1,7 +1,7 @@
-"""Writes tests/fixtures/crps/case.json: forecasts of two origins and what GluonTS, utilsforecast and properscoring say of them.
+"""Writes tests/data/crps.json: forecasts of two origins and what GluonTS, utilsforecast and properscoring say of them.
 
     python3 -m venv venv && venv/bin/pip install gluonts==0.17.0 utilsforecast==0.2.17 properscoring==0.1
-    venv/bin/python tools/crps_cases.py > tests/fixtures/crps/case.json
+    venv/bin/python tools/crps_cases.py > tests/data/crps.json
 """
 
 import json
