@@ -76,7 +76,8 @@ def main():
     for path in (CLIP, long):
         seconds = seconds_of(path)
         for senses in ("audio", "video", "audiovisual"):
-            command = [moesaic, "transcribe", path, "--modality", senses]
+            # Repeated without encoding it anew, the sound ends a second before the length that the file states.
+            command = [moesaic, "transcribe", path, "--modality", senses, "--lenient"]
             quiet = {"check": True, "capture_output": True}
             subprocess.run(command, **quiet)
             spent = statistics.median(timed(lambda: subprocess.run(command, **quiet)) for _ in range(args.rounds))
