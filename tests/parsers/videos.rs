@@ -8,9 +8,9 @@ use super::{Bound, Layout, Parser};
 const PIXELS: usize = 1 << 16;
 /// Frames that are decoded of each input.
 const FRAMES: usize = 5;
-/// Frames that are held at once, as 16 bytes a pixel: the canvas, what is drawn on it, what is shown, and the decoder's work; and
-/// room for tables. The file is held once and read in pieces.
-const VIDEO: Bound = Bound { base: 8 * 16 * PIXELS, per_byte: 24 };
+/// Frames that are held at once, as 16 bytes a pixel: the canvas, what is drawn on it, what is shown, and the decoder's work. The
+/// file is held once and read in pieces; a file may state as many frames as it has bytes, each with its place and time.
+const VIDEO: Bound = Bound { base: 8 * 16 * PIXELS, per_byte: 160 };
 
 fn parser(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Parser {
     Parser { name, seeds, parse, bound: VIDEO, layout: Layout::Plain }

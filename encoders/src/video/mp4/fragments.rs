@@ -3,7 +3,7 @@
 use super::super::error::{VideoError, VideoResult};
 use super::super::reader::Media;
 use super::Movie;
-use super::tables::{MOST_SAMPLES, Sample};
+use super::tables::{Sample, most_samples};
 use crate::boxes::{child, children, u32_at, u64_at};
 
 /// Bytes of a fragment's tables at most.
@@ -20,11 +20,11 @@ struct Defaults {
 pub(super) fn append(media: &mut Media, movie: &Movie, id: u32, samples: &mut Vec<Sample>) -> VideoResult<()> {
     let defaults = defaults(&movie.moov, id).unwrap_or_default();
     let mut time = samples.last().map_or(0, |s| s.time.saturating_add(i64::from(s.duration)));
-    let mut moof = Vec::new();
+    let (mut moof, most) = (Vec::new(), most_samples(media.length));
     for top in &movie.moofs {
         moof.clear();
         media.read(top.body, (top.end - top.body).min(MOST_BYTES), &mut moof)?;
-        if fragment(&moof, top.start, id, defaults, &mut time, samples).is_none() {
+        if fragment(&moof, (top.start, most), id, defaults, &mut time, samples).is_none() {
             let why = "the tables of a fragment contradict themselves".into();
             return Err(VideoError::Format { label: media.label.clone(), why });
         }
@@ -58,10 +58,10 @@ impl Fields<'_> {
     }
 }
 
-/// The samples of one fragment, which begins at `start`; times of decoding go on at `time`.
+/// The samples of one fragment, which begins at `start`, with those before it `most` at most; times of decoding go on at `time`.
 fn fragment(
     moof: &[u8],
-    start: u64,
+    (start, most): (u64, usize),
     id: u32,
     defaults: Defaults,
     time: &mut i64,
@@ -94,7 +94,7 @@ fn fragment(
         for (_, trun) in children(traf).filter(|(kind, _)| kind == b"trun") {
             let (flags, mut fields) = (u32_at(trun, 0)?, Fields { table: trun, at: 4 });
             let count = fields.u32()? as usize;
-            if count > MOST_SAMPLES.saturating_sub(samples.len()) {
+            if count > most.saturating_sub(samples.len()) {
                 return None;
             }
             if flags & 1 != 0 {

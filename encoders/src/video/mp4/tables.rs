@@ -7,7 +7,12 @@ use super::{Movie, Video, fragments, number, table};
 use crate::boxes::{child, timescale, u16_at, u32_at, u64_at};
 
 /// Samples of a track at most: a day at 50 frames a second.
-pub(super) const MOST_SAMPLES: usize = 50 * 24 * 3600;
+const MOST_SAMPLES: usize = 50 * 24 * 3600;
+
+/// Samples that a file of so many bytes has at most: each takes one, so that a small file cannot state millions.
+pub(super) fn most_samples(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).min(MOST_SAMPLES)
+}
 
 /// One coded frame, in the order of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +77,8 @@ pub(super) fn track(media: &mut Media, movie: &Movie, video: &Video<'_>, lenient
         return Err(broken("its video track has no unit of time"));
     };
     let stbl = table(video.trak).unwrap_or_default();
-    let mut samples = samples(stbl).ok_or_else(|| broken("the tables of its video track contradict themselves"))?;
+    let mut samples = samples(stbl, most_samples(media.length))
+        .ok_or_else(|| broken("the tables of its video track contradict themselves"))?;
     if let Some(id) = number(video.trak) {
         fragments::append(media, movie, id, &mut samples)?;
     }
@@ -92,14 +98,14 @@ pub(super) fn track(media: &mut Media, movie: &Movie, video: &Video<'_>, lenient
     Ok(Track { samples, order, scale, edit, turn: turn(video.trak).unwrap_or(Turn::None) })
 }
 
-/// Samples of the tables in `moov`; none in a file of fragments.
-fn samples(stbl: &[u8]) -> Option<Vec<Sample>> {
+/// Samples of the tables in `moov`, so many at most; none in a file of fragments.
+fn samples(stbl: &[u8], most: usize) -> Option<Vec<Sample>> {
     let (sizes, count) = match (child(stbl, b"stsz"), child(stbl, b"stz2")) {
         (Some(stsz), _) => (stsz, u32_at(stsz, 8)? as usize),
         (None, Some(stz2)) => (stz2, u32_at(stz2, 8)? as usize),
         (None, None) => return None,
     };
-    if count > MOST_SAMPLES {
+    if count > most {
         return None;
     }
     // The size of all of them, or the bits of each.
