@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 
-from runs import PROGRAM, ROOT, build, environment, train
+from runs import PROGRAM, ROOT, build, inside, train
 
 RECIPES = ROOT / "examples/speech"
 MIXTURE = {"num_experts": 4, "top_k": 2, "intermediate_size": 128}
@@ -168,9 +168,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--model", type=pathlib.Path, help="measure this model alone")
     args = parser.parse_args()
-    python = environment(args.out.resolve() / "venv", "numpy", "pillow", "espeakng-loader", "matplotlib")
-    if pathlib.Path(sys.executable) != python:
-        os.execv(python, [python, *sys.argv])
+    python = inside(args.out.resolve() / "venv", "numpy", "pillow", "espeakng-loader", "matplotlib")
     build()
     if not (args.data / "test.csv").exists():
         subprocess.run([python, ROOT / "tools/avsr_corpus.py", "--out", args.data], check=True)

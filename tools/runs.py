@@ -37,6 +37,14 @@ def environment(venv, *packages):
     return venv / "bin/python"
 
 
+def inside(venv, *packages):
+    """Goes on in the Python of such an environment: the script starts anew there."""
+    python = environment(venv, *packages)
+    if pathlib.Path(sys.executable) != python:
+        os.execv(python, [python, *sys.argv])
+    return python
+
+
 def train(kind, out, recipe, **changes):
     """The model that `moesaic train KIND` makes of a recipe, in `out` unless it is there; `changes` replace values of the recipe, `plan`
     key by key. A run that was interrupted goes on where it was."""

@@ -19,14 +19,13 @@ import collections
 import concurrent.futures
 import json
 import math
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tomllib
 
-from runs import PROGRAM, ROOT, build, environment, train
+from runs import PROGRAM, ROOT, build, inside, train
 
 RECIPE = ROOT / "examples/sound/train.toml"
 PLAIN = {"num_experts": 1}
@@ -184,9 +183,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--model", type=pathlib.Path, help="measure this model alone")
     args = parser.parse_args()
-    python = environment(args.out.resolve() / "venv", "numpy", "soundfile", "pillow", "espeakng-loader", "matplotlib")
-    if pathlib.Path(sys.executable) != python:
-        os.execv(python, [python, *sys.argv])
+    python = inside(args.out.resolve() / "venv", "numpy", "soundfile", "pillow", "espeakng-loader", "matplotlib")
     build()
     if not all((args.data / f"{part}.jsonl").exists() for part in ("train", "valid", "test")):
         subprocess.run([python, ROOT / "tools/sound_corpus.py", "--out", args.data], check=True)

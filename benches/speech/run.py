@@ -21,7 +21,7 @@ WORK = ROOT / "target" / "speech"
 CLIP = ROOT / "examples/data/speech/clip.mp4"
 PACKAGES = ["numpy", "imageio-ffmpeg"]
 sys.path.insert(0, str(ROOT / "tools"))
-from runs import environment  # noqa: E402
+from runs import inside  # noqa: E402
 
 
 def program():
@@ -60,9 +60,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=60)
     args = parser.parse_args()
-    python = environment(WORK / "venv", *PACKAGES)
-    if Path(sys.executable) != python:
-        os.execv(python, [python, *sys.argv])
+    inside(WORK / "venv", *PACKAGES)
     import imageio_ffmpeg
 
     moesaic, long = program(), WORK / f"{args.seconds}s.mp4"
