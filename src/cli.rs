@@ -19,6 +19,7 @@ mod output;
 mod parquet;
 mod progress;
 mod quantise;
+mod share;
 mod sound;
 #[cfg(feature = "audio")]
 mod speech;

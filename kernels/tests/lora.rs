@@ -1,56 +1,23 @@
 //! Low-rank adapters: gradients, sums, merging, storages and dtypes, dropout.
 
+mod common;
+
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
+use common::check;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_kernels::lora::{LowRank, with_dropout, with_only};
 use moesaic_kernels::rng::Rng;
 use moesaic_kernels::{Activation, ExpertBank, Half, Init, Linear, Params, Routes};
 
 fn normal(rng: &mut Rng, shape: &[usize]) -> Tensor {
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| 0.5 * rng.normal() as f32).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    common::normal(rng, shape, 0.5)
 }
 
 fn far(a: &Tensor, b: &Tensor) -> f32 {
     let (a, b) = (a.to_dtype(DType::F32).unwrap(), b.to_dtype(DType::F32).unwrap());
     (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
-}
-
-/// Gradients of `sum(f(inputs) * fixed weights)` against central differences.
-fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let out = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>()).unwrap();
-    let weights = normal(&mut Rng::named(5, name), out.dims());
-    let objective = |inputs: &[Tensor]| -> f64 {
-        let product = (f(inputs).unwrap().detach() * &weights).unwrap().to_dtype(DType::F64).unwrap();
-        product.sum_all().unwrap().to_scalar::<f64>().unwrap()
-    };
-    let grads = (out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
-    let mut rng = Rng::named(6, name);
-    for (index, var) in vars.iter().enumerate() {
-        let grad = grads.get(var).unwrap_or_else(|| panic!("{name}: input {index} got no gradient"));
-        let grad = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let values = inputs[index].flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let scale = grad.iter().fold(0f64, |m, g| m.max(f64::from(g.abs())));
-        assert!(scale > 0.0, "{name}: the gradient of input {index} is zero everywhere");
-        for _ in 0..30.min(values.len()) {
-            let (at, step) = (rng.below(values.len()), 2e-3f32);
-            let moved = |by: f32| {
-                let (mut values, mut inputs) = (values.clone(), inputs.to_vec());
-                values[at] += by;
-                inputs[index] = Tensor::from_vec(values, inputs[index].shape(), &Device::Cpu).unwrap();
-                objective(&inputs)
-            };
-            let numeric = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
-            let exact = f64::from(grad[at]);
-            assert!(
-                (numeric - exact).abs() <= 5e-3 * scale + 2e-3,
-                "{name}: input {index} at {at}: gradient {exact}, finite difference {numeric} (largest {scale})"
-            );
-        }
-    }
 }
 
 /// Routes with none, one or several experts per token; the last expert has none.

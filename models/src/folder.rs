@@ -7,6 +7,14 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
+/// Checks that a setting is a positive number.
+pub(crate) fn positive(name: &str, value: f64) -> Result<()> {
+    if !(value > 0.0 && value.is_finite()) {
+        bail!("{name} is {value}, expected a positive number");
+    }
+    Ok(())
+}
+
 /// Files that make a folder of weights a model that can be talked to and shown pictures, where they are there.
 pub const BESIDE: [&str; 12] = [
     "tokenizer.json",

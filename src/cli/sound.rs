@@ -10,6 +10,7 @@ use moesaic_models::train::sound::{self, Manifest, TrainConfig, score};
 use moesaic_models::usam::{Usam, UsamConfig, Vocabulary};
 use serde::Serialize;
 
+use super::share::Share;
 use super::{print, train};
 
 /// Train a model that listens, from nothing, on clips of sound and questions about them.
@@ -57,22 +58,6 @@ pub(super) struct EvalArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// How many of some questions were answered right.
-#[derive(Debug, Default, Serialize)]
-struct Share {
-    questions: usize,
-    right: usize,
-    accuracy: f64,
-}
-
-impl Share {
-    fn add(&mut self, right: bool) {
-        self.questions += 1;
-        self.right += usize::from(right);
-        self.accuracy = self.right as f64 / self.questions as f64;
-    }
 }
 
 /// Where the tokens of a task's questions go, the mean over its questions.

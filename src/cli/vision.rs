@@ -12,9 +12,9 @@ use moesaic_models::lora::Adapter;
 use moesaic_models::train::data::pictures::{self, Corpus, Loader, Shuffle};
 use moesaic_models::train::vision::{self, TrainConfig};
 use moesaic_models::vision::VisionModel;
-use serde::Serialize;
 use tokenizers::Tokenizer;
 
+use super::share::Share;
 use super::{print, train};
 
 /// Train a model that looks at pictures, on conversations about them.
@@ -72,22 +72,6 @@ pub(super) struct EvalArgs {
     json: bool,
 }
 
-/// How many of some questions were answered right.
-#[derive(Debug, Default, Serialize)]
-struct Share {
-    questions: usize,
-    right: usize,
-    accuracy: f64,
-}
-
-impl Share {
-    fn add(&mut self, right: bool) {
-        self.questions += 1;
-        self.right += usize::from(right);
-        self.accuracy = self.right as f64 / self.questions as f64;
-    }
-}
-
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     if args.rows == 0 || args.most == Some(0) {
         bail!("--rows and --most must be at least 1");
@@ -134,10 +118,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let mut of_source: BTreeMap<&str, Share> = BTreeMap::new();
     for ((source, kind), share) in &shares {
         line(source, kind, share);
-        let whole = of_source.entry(source).or_default();
-        whole.questions += share.questions;
-        whole.right += share.right;
-        whole.accuracy = whole.right as f64 / whole.questions as f64;
+        of_source.entry(source).or_default().join(share);
     }
     for (source, share) in &of_source {
         line(source, "all kinds", share);

@@ -6,6 +6,8 @@ use moesaic_kernels::one_line;
 use moesaic_kernels::routers::ExpertGroup;
 use serde::{Deserialize, Serialize};
 
+use crate::folder::positive;
+
 /// The sizes of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,9 +121,7 @@ impl Config {
             ("rope_theta", self.rope_theta),
             ("initializer_range", self.initializer_range),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
-                bail!("{name} is {value}, expected a positive number");
-            }
+            positive(name, value)?;
         }
         Ok(())
     }

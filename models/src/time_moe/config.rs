@@ -4,6 +4,8 @@ use candle_core::{Error, Result, bail};
 use moesaic_kernels::{one_line, shown};
 use serde::{Deserialize, Serialize};
 
+use crate::folder::positive;
+
 /// The keys of a published `config.json` that the model reads; others are kept out of the way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -185,9 +187,7 @@ impl Config {
             ("rope_theta", self.rope_theta),
             ("initializer_range", self.initializer_range),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
-                bail!("{name} is {value}, expected a positive number");
-            }
+            positive(name, value)?;
         }
         if !(self.router_aux_loss_factor >= 0.0 && self.router_aux_loss_factor.is_finite()) {
             bail!("router_aux_loss_factor is {}, expected 0 or more", self.router_aux_loss_factor);

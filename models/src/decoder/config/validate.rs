@@ -1,5 +1,6 @@
 //! Checks of a configuration: sizes that fit each other and stay in bounds.
 
+use crate::folder::positive;
 use candle_core::{Error, Result, bail};
 
 use super::{
@@ -59,13 +60,6 @@ impl DecoderConfig {
 fn size(name: &str, value: usize, most: usize) -> Result<()> {
     if value == 0 || value > most {
         bail!("{name} is {value}, expected 1 to {most}");
-    }
-    Ok(())
-}
-
-fn positive(name: &str, value: f64) -> Result<()> {
-    if !(value > 0.0 && value.is_finite()) {
-        bail!("{name} is {value}, expected a positive number");
     }
     Ok(())
 }
