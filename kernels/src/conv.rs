@@ -3,8 +3,10 @@
 mod clips;
 #[cfg(test)]
 mod clips_tests;
+mod depthwise;
 
 pub use clips::{ClipConv, Windows, max_pool, unfold_clips};
+pub use depthwise::depthwise;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};

@@ -9,6 +9,8 @@ use super::lips::CROP;
 use super::reader::{Frame, VideoOptions, VideoReader};
 use crate::image::{Filter, Limits, Picture};
 
+/// Frames that are read while a face is looked for in those before them, and their bytes, at most.
+const AHEAD: (usize, usize) = (8, 32 << 20);
 /// Sides of frames that are taken for cropped mouths.
 const SIDES: std::ops::RangeInclusive<usize> = 64..=160;
 
@@ -49,13 +51,19 @@ pub struct MouthOptions {
 
 /// Mouths of a video, one for each frame, 25 a second unless [`VideoOptions::fps`] says otherwise: an iterator over RGB pictures of
 /// 96x96 or 88x88 pixels, all of one size. Memory does not grow with the video. An error ends it.
+///
+/// Where a face is looked for, a second thread reads the next frames meanwhile.
 pub struct MouthReader {
     reader: VideoReader,
     options: MouthOptions,
     way: Option<Way>,
+    /// What was read ahead.
+    ahead: Vec<VideoResult<Frame>>,
     ready: VecDeque<Frame>,
     report: Option<FaceReport>,
     written: usize,
+    /// What comes behind all that is ready.
+    error: Option<VideoError>,
     over: bool,
 }
 
@@ -77,7 +85,8 @@ impl MouthReader {
     /// The mouths in the frames of a reader.
     pub fn new(reader: VideoReader, mut options: MouthOptions) -> Self {
         options.face.label = reader.label().to_string();
-        Self { reader, options, way: None, ready: VecDeque::new(), report: None, written: 0, over: false }
+        let (way, ahead, ready, report) = (None, Vec::new(), VecDeque::new(), None);
+        Self { reader, options, way, ahead, ready, report, written: 0, error: None, over: false }
     }
 
     /// The reader of the frames.
@@ -95,8 +104,14 @@ impl MouthReader {
 
     /// Reads frames until a mouth is ready or none are left.
     fn fill(&mut self) -> VideoResult<()> {
-        while self.ready.is_empty() && !self.over {
-            let Some(frame) = self.reader.next() else {
+        while self.ready.is_empty() {
+            if self.ahead.is_empty() {
+                self.ahead.extend(self.reader.next());
+            }
+            let frames = std::mem::take(&mut self.ahead);
+            let Some(bytes) = frames.iter().flatten().map(|frame| frame.rgb.len()).max() else {
+                // An error, or the end.
+                frames.into_iter().collect::<VideoResult<Vec<_>>>()?;
                 self.over = true;
                 if let Some(Way::Face(cropper)) = self.way.take() {
                     let (crops, report) = cropper.finish()?;
@@ -105,28 +120,40 @@ impl MouthReader {
                 }
                 return Ok(());
             };
-            let frame = frame?;
-            let way = match &mut self.way {
-                Some(way) => way,
-                none => none.insert(match self.options.roi {
-                    Roi::Auto if !mouth_sized(&frame) => Way::face(&self.options)?,
-                    Roi::Face => Way::face(&self.options)?,
-                    roi => Way::Part(roi),
-                }),
-            };
-            match way {
-                Way::Face(cropper) => {
-                    let face = face::Frame { width: frame.width, height: frame.height, rgb: &frame.rgb };
-                    self.ready.extend(cropper.push(&face)?.into_iter().map(|crop| patch(crop.rgb)));
+            if self.way.is_none() {
+                self.way = match (self.options.roi, frames.first()) {
+                    (Roi::Auto, Some(Ok(frame))) if !mouth_sized(frame) => Some(Way::face(&self.options)?),
+                    (Roi::Face, _) => Some(Way::face(&self.options)?),
+                    (roi, _) => Some(Way::Part(roi)),
+                };
+            }
+            match &mut self.way {
+                Some(Way::Face(cropper)) => {
+                    let (reader, ahead, ready) = (&mut self.reader, &mut self.ahead, &mut self.ready);
+                    let next = (AHEAD.1 / bytes.max(1)).clamp(1, AHEAD.0);
+                    std::thread::scope(|scope| {
+                        let read = || ahead.extend(reader.take(next));
+                        // Without another thread they are read when they are needed.
+                        let _ = std::thread::Builder::new().name("frames".into()).spawn_scoped(scope, read);
+                        frames.into_iter().try_for_each(|frame| -> VideoResult<()> {
+                            let Frame { width, height, rgb } = frame?;
+                            let crops = cropper.push(&face::Frame { width, height, rgb: &rgb })?;
+                            ready.extend(crops.into_iter().map(|crop| patch(crop.rgb)));
+                            Ok(())
+                        })
+                    })?;
                 }
-                Way::Part(roi) => {
-                    let mouth = crop(frame, *roi, self.reader.label())?;
-                    if let Some(folder) = &self.options.face.debug {
-                        face::write_crop(folder, self.written, (mouth.width, mouth.height), &mouth.rgb)?;
-                        self.written += 1;
+                Some(Way::Part(roi)) => {
+                    for frame in frames {
+                        let mouth = crop(frame?, *roi, self.reader.label())?;
+                        if let Some(folder) = &self.options.face.debug {
+                            face::write_crop(folder, self.written, (mouth.width, mouth.height), &mouth.rgb)?;
+                            self.written += 1;
+                        }
+                        self.ready.push_back(mouth);
                     }
-                    self.ready.push_back(mouth);
                 }
+                None => {}
             }
         }
         Ok(())
@@ -143,14 +170,12 @@ impl Iterator for MouthReader {
     type Item = VideoResult<Frame>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.fill() {
-            Ok(()) => self.ready.pop_front().map(Ok),
-            Err(error) => {
-                (self.over, self.way) = (true, None);
-                self.ready.clear();
-                Some(Err(error))
-            }
+        if !self.over
+            && let Err(error) = self.fill()
+        {
+            (self.over, self.way, self.error) = (true, None, Some(error));
         }
+        self.ready.pop_front().map(Ok).or_else(|| self.error.take().map(Err))
     }
 }
 

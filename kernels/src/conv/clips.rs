@@ -51,26 +51,29 @@ impl Windows {
 
 /// The places of windows in a clip `[n, t, h, w, c]`.
 #[derive(Clone, Copy)]
-struct Grid {
+pub(super) struct Grid {
     windows: Windows,
     /// `t`, `h`, `w`
     dims: [usize; 3],
-    channels: usize,
-    clips: usize,
+    pub channels: usize,
+    pub clips: usize,
     /// Windows along each axis.
-    out: [usize; 3],
+    pub out: [usize; 3],
 }
+
+/// The clip of a window, and its first frame, row and column, which may lie in the padding.
+type Corner = (usize, [isize; 3]);
 
 /// A run of the values of a window, those of one row of one frame: `skip` zeros, `len` values from `at` on, and zeros.
 #[derive(Clone, Copy, Default)]
-struct Line {
-    skip: usize,
-    at: usize,
-    len: usize,
+pub(super) struct Line {
+    pub skip: usize,
+    pub at: usize,
+    pub len: usize,
 }
 
 impl Grid {
-    fn new(windows: Windows, dims: &[usize]) -> Result<Self> {
+    pub fn new(windows: Windows, dims: &[usize]) -> Result<Self> {
         let &[n, t, h, w, c] = dims else {
             bail!("clips of shape {dims:?}, expected [clips, frames, rows, columns, channels]");
         };
@@ -81,32 +84,49 @@ impl Grid {
     }
 
     /// Windows in all.
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.clips * self.out.iter().product::<usize>()
     }
 
     /// Values of a run.
-    fn run(&self) -> usize {
+    pub fn run(&self) -> usize {
         self.windows.size[2] * self.channels
     }
 
     /// Runs of a window.
-    fn runs(&self) -> usize {
+    pub fn runs(&self) -> usize {
         self.windows.size[0] * self.windows.size[1]
     }
 
-    /// The clip of window `row`, and its first frame, row and column, which may lie in the padding.
-    fn corner(&self, row: usize) -> (usize, [isize; 3]) {
-        let [to, ho, wo] = self.out;
-        let place = [row / wo / ho % to, row / wo % ho, row % wo];
-        let first =
-            |axis: usize| (place[axis] * self.windows.stride[axis]) as isize - self.windows.pad[axis].0 as isize;
-        (row / wo / ho / to, [first(0), first(1), first(2)])
+    /// The corners of window `row` and all behind it.
+    pub fn corners(&self, row: usize) -> impl Iterator<Item = Corner> {
+        let Self { windows: Windows { stride, pad, .. }, out: [to, ho, wo], .. } = *self;
+        let (mut clip, mut place) = (row / wo / ho / to, [row / wo / ho % to, row / wo % ho, row % wo]);
+        std::iter::repeat_with(move || {
+            let corner = std::array::from_fn(|axis| (place[axis] * stride[axis]) as isize - pad[axis].0 as isize);
+            let this = (clip, corner);
+            place[2] += 1;
+            if place[2] == wo {
+                (place[1], place[2]) = (place[1] + 1, 0);
+                if place[1] == ho {
+                    (place[0], place[1]) = (place[0] + 1, 0);
+                    if place[0] == to {
+                        (clip, place[0]) = (clip + 1, 0);
+                    }
+                }
+            }
+            this
+        })
+    }
+
+    /// Whether windows are single values in their order.
+    fn is_plain(&self) -> bool {
+        self.windows == Windows::square(1, 1, 0)
     }
 
     /// Run `s` of the window at a corner.
     #[inline(always)]
-    fn line(&self, (clip, [t, y, x]): (usize, [isize; 3]), s: usize) -> Line {
+    pub fn line(&self, (clip, [t, y, x]): Corner, s: usize) -> Line {
         let [frames, height, width] = self.dims;
         let (t, y) = (t + (s / self.windows.size[1]) as isize, y + (s % self.windows.size[1]) as isize);
         if t < 0 || y < 0 || t as usize >= frames || y as usize >= height {
@@ -124,10 +144,12 @@ impl Grid {
     /// Packs windows `first..first + mr` into `[k][mr]`. `edge` has room for `mr` runs, `zeros` are those of one.
     fn pack(&self, x: &[f32], (first, mr): (usize, usize), dst: &mut [f32], edge: &mut [f32], zeros: &[f32]) {
         let run = self.run();
-        let mut corners = [(0, [0; 3]); MR];
-        for (i, corner) in corners.iter_mut().take(mr).enumerate() {
-            *corner = self.corner(first + i);
+        if self.is_plain() {
+            let row = |i: usize| &x[(first + i) * run..][..run];
+            return pack_lanes(mr, run, row, |row, p| row[p], &mut dst[..run * mr]);
         }
+        let mut corners = [(0, [0; 3]); MR];
+        corners.iter_mut().take(mr).zip(self.corners(first)).for_each(|(corner, at)| *corner = at);
         for s in 0..self.runs() {
             let lines: [Line; MR] = std::array::from_fn(|i| self.line(corners[i], s));
             for (line, edge) in lines.iter().zip(edge.chunks_exact_mut(run)).take(mr) {
@@ -298,7 +320,7 @@ impl CustomOp2 for Apply {
 }
 
 /// Windows that a task lays out at once.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 struct UnfoldClips(Windows);
 
@@ -314,8 +336,7 @@ impl CustomOp1 for UnfoldClips {
         let mut out = vec![0f32; rows * width];
         let to = SendPtr::new(&mut out);
         parallel(rows.div_ceil(ROWS), rows * width > 1 << 14, |i| {
-            for row in i * ROWS..((i + 1) * ROWS).min(rows) {
-                let corner = grid.corner(row);
+            for (row, corner) in (i * ROWS..((i + 1) * ROWS).min(rows)).zip(grid.corners(i * ROWS)) {
                 // SAFETY: each row is written by one task.
                 let out = unsafe { to.slice(row * width, width) };
                 for (s, out) in out.chunks_exact_mut(run).enumerate() {
@@ -338,8 +359,7 @@ impl CustomOp1 for UnfoldClips {
             parallel(grid.clips, dy.len() > 1 << 14, |clip| {
                 // SAFETY: each clip is written by one task.
                 let dx = unsafe { to.slice(clip * len, len) };
-                for row in clip * rows..(clip + 1) * rows {
-                    let corner = grid.corner(row);
+                for (row, corner) in (clip * rows..(clip + 1) * rows).zip(grid.corners(clip * rows)) {
                     for (s, dy) in dy[row * width..][..width].chunks_exact(run).enumerate() {
                         let line = grid.line(corner, s);
                         if line.len > 0 {
@@ -388,8 +408,7 @@ impl CustomOp1 for MaxPool {
         let mut out = vec![f32::NEG_INFINITY; rows * c];
         let to = SendPtr::new(&mut out);
         parallel(rows.div_ceil(ROWS), x.len() > 1 << 14, |i| {
-            for row in i * ROWS..((i + 1) * ROWS).min(rows) {
-                let corner = grid.corner(row);
+            for (row, corner) in (i * ROWS..((i + 1) * ROWS).min(rows)).zip(grid.corners(i * ROWS)) {
                 // SAFETY: each row is written by one task.
                 let out = unsafe { to.slice(row * c, c) };
                 for line in (0..grid.runs()).map(|s| grid.line(corner, s)) {
@@ -414,10 +433,9 @@ impl CustomOp1 for MaxPool {
                         // SAFETY: each clip is written by one task.
                         let dx = unsafe { to.slice(clip * len, len) };
                         let mut taken = vec![false; c];
-                        for row in clip * rows..(clip + 1) * rows {
+                        for (row, corner) in (clip * rows..(clip + 1) * rows).zip(grid.corners(clip * rows)) {
                             // The first of equal values gets the gradient.
                             taken.fill(false);
-                            let corner = grid.corner(row);
                             for line in (0..grid.runs()).map(|s| grid.line(corner, s)) {
                                 for at in (line.at..line.at + line.len).step_by(c) {
                                     for k in 0..c {

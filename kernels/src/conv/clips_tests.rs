@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::{ClipConv, Windows, max_pool, unfold_clips};
+use super::{ClipConv, Windows, depthwise, max_pool, unfold_clips};
 use crate::cpu::{Isa, with_isa, with_threads};
 use crate::{Init, Params};
 
@@ -15,10 +15,11 @@ fn values(t: &Tensor) -> Vec<f32> {
 }
 
 /// Clips `[n, t, h, w, c]`, windows, outputs.
-const CASES: [([usize; 5], Windows, usize); 6] = [
+const CASES: [([usize; 5], Windows, usize); 7] = [
     ([2, 1, 9, 7, 3], Windows::square(3, 1, 1), 5),
     ([3, 1, 8, 8, 20], Windows::square(3, 2, 1), 33),
     ([1, 1, 5, 6, 70], Windows::square(1, 2, 0), 64),
+    ([2, 1, 5, 6, 70], Windows::square(1, 1, 0), 40),
     ([1, 1, 1, 1, 4], Windows::square(3, 1, 1), 2),
     ([1, 6, 14, 12, 1], Windows { size: [5, 7, 7], stride: [1, 2, 2], pad: [(2, 2), (3, 3), (3, 3)] }, 8),
     ([2, 4, 5, 5, 2], Windows { size: [3, 2, 2], stride: [1, 1, 2], pad: [(2, 0), (0, 0), (1, 1)] }, 3),
@@ -92,6 +93,30 @@ fn convolutions_are_the_sums_that_they_stand_for() -> Result<()> {
         let plain = ClipConv::new(&weight, &bias, None)?.forward(&x, &windows, None)?;
         let worst = (rows.flatten_all()? - plain.flatten_all()?)?.abs()?.max_all()?.to_scalar::<f32>()?;
         assert!(worst < 1e-5, "{dims:?}: {worst}");
+    }
+    Ok(())
+}
+
+#[test]
+fn depthwise_filters_leave_channels_apart() -> Result<()> {
+    for (dims, windows, _) in CASES {
+        let (c, size) = (dims[4], windows.size.iter().product::<usize>());
+        let (x, filters) = (normal("x", &dims)?, normal("filters", &[size, c])?);
+        let (xs, fs) = (values(&x), values(&filters));
+        let rows = each(dims, windows, |_, _, _| {});
+        let mut sums = vec![0f64; rows * c];
+        each(dims, windows, |row, value, at| {
+            sums[row * c + value % c] += f64::from(xs[at]) * f64::from(fs[value]);
+        });
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+            let y = with_isa(isa, || depthwise(&x, &filters, &windows))?;
+            let [t, h, w] = windows.count([dims[1], dims[2], dims[3]]).expect("windows");
+            assert_eq!(y.dims(), [dims[0], t, h, w, c]);
+            for (i, (y, sum)) in values(&y).iter().zip(&sums).enumerate() {
+                assert!((f64::from(*y) - sum).abs() < 1e-4, "{dims:?} {isa:?} at {i}: {y} {sum}");
+            }
+        }
+        assert!(depthwise(&x, &filters.narrow(1, 0, c - 1)?, &windows).is_err() || c == 1);
     }
     Ok(())
 }

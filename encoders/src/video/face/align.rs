@@ -147,6 +147,11 @@ pub(crate) fn smooth<'a>(faces: impl Iterator<Item = &'a Landmarks>, middle: &La
     sum.map(|(x, y)| (x + to.0 - from.0, y + to.1 - from.1))
 }
 
+/// How far the points of two faces are apart, in the mean.
+pub(crate) fn distance(a: &Landmarks, b: &Landmarks) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a.0 - b.0).hypot(a.1 - b.1)).sum::<f32>() / a.len() as f32
+}
+
 /// The face at `part` (0 to 1) of the way between two.
 pub(crate) fn between(a: &Landmarks, b: &Landmarks, part: f32) -> Landmarks {
     std::array::from_fn(|i| (a[i].0 + part * (b[i].0 - a[i].0), a[i].1 + part * (b[i].1 - a[i].1)))

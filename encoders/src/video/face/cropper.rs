@@ -13,11 +13,15 @@ use super::error::{FaceError, FaceResult};
 use super::find::{Face, FaceBox, FaceFinder};
 use super::pixels::{Area, Frame, Part};
 
-/// Of so many frames one is looked at, while the face stays in sight; landmarks of the others lie between. They are smoothed over
-/// thirteen frames anyway.
-const EVERY: usize = 3;
+/// Of so many frames one is looked at, while the face stays in sight and moves; landmarks of the others lie between. They are
+/// smoothed over thirteen frames anyway.
+const MOVING: usize = 3;
+/// The same while it rests.
+const RESTING: usize = 6;
+/// A face rests if its landmarks move by less than this part of its side from frame to frame, in the mean.
+const REST: f32 = 0.004;
 /// Frames after which a whole frame is searched again, to count its faces.
-const RECOUNT: usize = 50;
+const RECOUNT: usize = 125;
 /// Frames without the face after which another one far from it may be taken: a cut of the video, rather than a hand.
 const PATIENCE: usize = 5;
 /// Frames without a face after which small ones are looked for again.
@@ -87,7 +91,7 @@ pub struct FaceReport {
     pub without_face: usize,
     /// The longest run of them.
     pub longest_gap: usize,
-    /// Faces in one frame at most, among the frames that were searched as a whole: the first with a face, every 50th, and those
+    /// Faces in one frame at most, among the frames that were searched as a whole: the first with a face, every 125th, and those
     /// where the face was lost.
     pub most_faces: usize,
     /// The face that is followed, where it was first seen.
@@ -126,8 +130,8 @@ struct Entry {
 
 /// Follows a face through the frames of a video, given in order, and crops its mouth.
 ///
-/// Crops come up to eight frames late, later while no face is seen. Memory does not grow with the video: parts of nine frames are
-/// held, and up to [`FaceOptions::max_gap`] more while no face is seen.
+/// Crops come up to eleven frames late, later while no face is seen. Memory does not grow with the video: parts of twelve frames are
+/// held at most, and up to [`FaceOptions::max_gap`] more while no face is seen.
 pub struct FaceCropper {
     finder: FaceFinder,
     options: FaceOptions,
@@ -144,6 +148,8 @@ pub struct FaceCropper {
     gap: usize,
     /// Frames since then that were not looked at; there are none in a gap.
     passed: usize,
+    /// Of so many frames one is looked at.
+    every: usize,
     /// The largest face that was too small: its frame and width.
     small: Option<(usize, f32)>,
     report: FaceReport,
@@ -173,6 +179,7 @@ impl FaceCropper {
             last: None,
             gap: 0,
             passed: 0,
+            every: MOVING,
             small: None,
             report: FaceReport::default(),
         })
@@ -256,7 +263,7 @@ impl FaceCropper {
 
     /// Whether frame `number` need not be looked at.
     fn passes(&self, number: usize) -> bool {
-        self.gap == 0 && self.passed + 1 < EVERY && !number.is_multiple_of(RECOUNT)
+        self.gap == 0 && self.passed + 1 < self.every && !number.is_multiple_of(RECOUNT)
     }
 
     /// Looks at the frames that were passed over, where the face is not found again behind them.
@@ -365,6 +372,8 @@ impl FaceCropper {
         if let Some(last) = &self.last {
             let ((x, y), (x0, y0)) = (face.place.centre(), last.place.centre());
             self.report.jumps += usize::from((x - x0).hypot(y - y0) > 1.5 * last.place.side());
+            let moved = align::distance(&face.points, &last.points) / (behind + 1) as f32;
+            self.every = if moved < REST * face.place.side() { RESTING } else { MOVING };
         }
         self.report.followed.get_or_insert(face.place);
         self.report.first_seen.get_or_insert(number);

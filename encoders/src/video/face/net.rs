@@ -1,4 +1,4 @@
-//! The two small networks, channels last: spatial filters by plain loops, everything else on the workspace's tiles.
+//! The two small networks, channels last, on the workspace's convolutions.
 //!
 //! Both are those of face-api (`@vladmandic/face-api` 1.7.15, MIT; by Vincent Mühler): a detector after YOLO v2 (Redmon and
 //! Farhadi, arXiv 1612.08242) and a landmark network of three blocks that add the outputs of their layers, both of depthwise
@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor, bail};
-use moesaic_kernels::conv::{ClipConv, Windows, max_pool};
+use moesaic_kernels::conv::{ClipConv, Windows, depthwise, max_pool};
 use serde::Deserialize;
 
 static WEIGHTS: &[u8] = include_bytes!("weights/faces.safetensors");
@@ -76,10 +76,8 @@ impl Weights {
     }
 
     fn separable(&mut self, name: &str, stride: usize, slope: Option<f32>) -> Result<Separable> {
-        let (shape, depth) = self.take(&format!("{name}/depthwise_filter"))?;
-        if depth.len() != 9 * shape.get(2).copied().unwrap_or(0) {
-            bail!("the weights of the face networks inside the program have {shape:?} for {name}");
-        }
+        let (_, depth) = self.take(&format!("{name}/depthwise_filter"))?;
+        let depth = Tensor::from_vec(depth, (9, ()), &Device::Cpu)?;
         let point = self.conv(&format!("{name}/pointwise_filter"), &format!("{name}/bias"), slope)?;
         Ok(Separable { depth, stride, point })
     }
@@ -91,7 +89,7 @@ const PIXEL: Windows = Windows::square(1, 1, 0);
 /// A 3x3 filter of each channel, then a linear map of the channels.
 struct Separable {
     /// `[9, c]`
-    depth: Vec<f32>,
+    depth: Tensor,
     stride: usize,
     point: ClipConv,
 }
@@ -100,34 +98,13 @@ impl Separable {
     /// `x [1, 1, h, w, c]`, zeros around as TensorFlow's "same" has them: none above and to the left for a stride of 2 on even
     /// sides, one everywhere for a stride of 1.
     fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let &[1, 1, h, w, c] = x.dims() else { bail!("a picture of shape {:?}", x.dims()) };
-        if self.depth.len() != 9 * c {
-            bail!("a picture of {c} channels for filters of {}", self.depth.len() / 9);
-        }
-        let (ho, wo) = (h.div_ceil(self.stride), w.div_ceil(self.stride));
-        let before = |n: usize, out: usize| (((out - 1) * self.stride + 3).saturating_sub(n)) / 2;
-        let (above, left) = (before(h, ho), before(w, wo));
-        let x = x.flatten_all()?.to_vec1::<f32>()?;
-        let mut y = vec![0f32; ho * wo * c];
-        for (i, line) in y.chunks_exact_mut(wo * c).enumerate() {
-            for ki in 0..3 {
-                let Some(row) = (i * self.stride + ki).checked_sub(above).filter(|row| *row < h) else { continue };
-                let row = &x[row * w * c..][..w * c];
-                for (j, out) in line.chunks_exact_mut(c).enumerate() {
-                    for kj in 0..3 {
-                        let Some(column) = (j * self.stride + kj).checked_sub(left).filter(|v| *v < w) else {
-                            continue;
-                        };
-                        let filter = &self.depth[(ki * 3 + kj) * c..][..c];
-                        let x = &row[column * c..][..c];
-                        for ((out, x), f) in out.iter_mut().zip(x).zip(filter) {
-                            *out += x * f;
-                        }
-                    }
-                }
-            }
-        }
-        self.point.forward(&Tensor::from_vec(y, (1, 1, ho, wo, c), &Device::Cpu)?, &PIXEL, residual)
+        let &[1, 1, h, w, _] = x.dims() else { bail!("a picture of shape {:?}", x.dims()) };
+        let pad = |n: usize| {
+            let around = ((n.div_ceil(self.stride) - 1) * self.stride + 3).saturating_sub(n);
+            (around / 2, around - around / 2)
+        };
+        let windows = Windows { pad: [(0, 0), pad(h), pad(w)], ..Windows::square(3, self.stride, 0) };
+        self.point.forward(&depthwise(x, &self.depth, &windows)?, &PIXEL, residual)
     }
 }
 

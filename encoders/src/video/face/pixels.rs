@@ -58,12 +58,12 @@ pub(crate) struct Part {
     reduce: usize,
     width: usize,
     height: usize,
-    /// `height * width * 3` bytes and [`BEHIND`].
+    /// `height * width * 3` bytes.
     rgb: Vec<u8>,
 }
 
-/// Bytes behind the last pixel, so that each can be read as four values.
-const BEHIND: [u8; 1] = [0];
+/// Pixels of a line that are sampled at once.
+const LANES: usize = 16;
 
 impl Part {
     /// The whole of a frame, reduced; pixels at the right and bottom that do not fill a block are left out, unless there are no
@@ -124,51 +124,55 @@ impl Part {
         let within: Vec<f32> = (0..n).map(|k| (k as f32 + 0.5) / n as f32).collect();
         let mut out = vec![0f32; width * height * 3];
         for (row, line) in out.chunks_exact_mut((width * 3).max(1)).enumerate() {
-            for (column, pixel) in line.chunks_exact_mut(3).enumerate() {
-                let mut sum = [0f32; 4];
-                for dy in &within {
-                    for dx in &within {
-                        let (x, y) = own.apply((column as f32 + dx, row as f32 + dy));
-                        let value = self.inside(x, y).unwrap_or_else(|| self.border(x, y));
-                        sum.iter_mut().zip(value).for_each(|(s, v)| *s += v);
+            for (first, pixels) in line.chunks_mut(LANES * 3).enumerate() {
+                for (dy, dx) in within.iter().flat_map(|dy| within.iter().map(move |dx| (dy, dx))) {
+                    let place = |i: usize| own.apply(((first * LANES + i) as f32 + dx, row as f32 + dy));
+                    if !self.add_inside(&std::array::from_fn(place), share, pixels) {
+                        for (i, pixel) in pixels.chunks_exact_mut(3).enumerate() {
+                            let (x, y) = place(i);
+                            pixel.iter_mut().zip(self.at(x, y)).for_each(|(p, v)| *p += v * share);
+                        }
                     }
                 }
-                pixel.iter_mut().zip(sum).for_each(|(p, s)| *p = s * share);
             }
         }
         out
     }
 
-    /// What lies between the middles of four pixels, and a fourth value of no meaning: four at once are as fast as one. `None`
-    /// where there are no four.
-    #[inline(always)]
-    fn inside(&self, x: f32, y: f32) -> Option<[f32; 4]> {
-        // Not negative, so that the cast is the floor; NaN is neither.
-        if !(x >= 0.0 && y >= 0.0) {
-            return None;
+    /// Adds a share of what lies at so many places to as many pixels, if each of them has four pixels around it. What can be done
+    /// for all of them at once is.
+    fn add_inside(&self, places: &[(f32, f32); LANES], share: f32, pixels: &mut [f32]) -> bool {
+        let (right, bottom) = (self.width as f32 - 1.0, self.height as f32 - 1.0);
+        // Not negative, so that the casts below are the floor; NaN is not inside.
+        let inside = |&(x, y): &(f32, f32)| x >= 0.0 && y >= 0.0 && x < right && y < bottom;
+        if pixels.len() != LANES * 3 || !places.iter().all(inside) {
+            return false;
         }
-        let (left, top) = (x as i32, y as i32);
-        let (fx, fy) = (x - left as f32, y - top as f32);
-        let (left, top) = (left as usize, top as usize);
-        if left + 1 >= self.width || top + 1 >= self.height {
-            return None;
+        // Of the two pixels above and the two below, values by channel.
+        let mut around = [[0u8; LANES]; 12];
+        let (mut across, mut down) = ([0f32; LANES], [0f32; LANES]);
+        for (i, &(x, y)) in places.iter().enumerate() {
+            let (left, top) = (x as i32 as usize, y as i32 as usize);
+            (across[i], down[i]) = (x - left as f32, y - top as f32);
+            let at = (top * self.width + left) * 3;
+            let (upper, lower) = (&self.rgb[at..at + 6], &self.rgb[at + self.width * 3..][..6]);
+            for (k, (upper, lower)) in upper.iter().zip(lower).enumerate() {
+                (around[k][i], around[k + 6][i]) = (*upper, *lower);
+            }
         }
-        let at = (top * self.width + left) * 3;
-        let upper: &[u8; 7] = self.rgb.get(at..at + 7)?.try_into().ok()?;
-        let at = at + self.width * 3;
-        let lower: &[u8; 7] = self.rgb.get(at..at + 7)?.try_into().ok()?;
-        let pixel = |row: &[u8; 7], at: usize| -> [f32; 4] { std::array::from_fn(|c| f32::from(row[at + c])) };
-        let (p, q, r, s) = (pixel(upper, 0), pixel(upper, 3), pixel(lower, 0), pixel(lower, 3));
-        Some(std::array::from_fn(|c| {
-            let (a, b) = (p[c] + (q[c] - p[c]) * fx, r[c] + (s[c] - r[c]) * fx);
-            a + (b - a) * fy
-        }))
+        for c in 0..3 {
+            let [p, q, r, s] = [c, c + 3, c + 6, c + 9].map(|k| around[k].map(f32::from));
+            for i in 0..LANES {
+                let (a, b) = (p[i] + (q[i] - p[i]) * across[i], r[i] + (s[i] - r[i]) * across[i]);
+                pixels[3 * i + c] += (a + (b - a) * down[i]) * share;
+            }
+        }
+        true
     }
 
-    /// The same at the border and beyond it, where pixels are black.
-    #[cold]
-    fn border(&self, x: f32, y: f32) -> [f32; 4] {
-        let mut value = [0.0; 4];
+    /// What lies at a place anywhere: at the border and beyond it pixels are black.
+    fn at(&self, x: f32, y: f32) -> [f32; 3] {
+        let mut value = [0.0; 3];
         let (left, top) = (x.floor(), y.floor());
         if !(left >= -1.0 && top >= -1.0 && left < self.width as f32 && top < self.height as f32) {
             return value;
@@ -190,9 +194,9 @@ impl Part {
     }
 }
 
-/// Each pixel the mean of `reduce` by `reduce` of these rows, which hold `height` by `width` of them, rounded; and [`BEHIND`].
+/// Each pixel the mean of `reduce` by `reduce` of these rows, which hold `height` by `width` of them, rounded.
 fn means<'a>(rows: impl Iterator<Item = &'a [u8]>, width: usize, height: usize, reduce: usize) -> Vec<u8> {
-    let mut rgb = Vec::with_capacity(width * height * 3 + BEHIND.len());
+    let mut rgb = Vec::with_capacity(width * height * 3);
     if reduce == 1 {
         rows.for_each(|row| rgb.extend_from_slice(row));
     } else {
@@ -209,7 +213,6 @@ fn means<'a>(rows: impl Iterator<Item = &'a [u8]>, width: usize, height: usize, 
             }
         }
     }
-    rgb.extend(BEHIND);
     rgb
 }
 
