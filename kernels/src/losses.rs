@@ -1,4 +1,4 @@
-//! Auxiliary losses of routing, which are functions of [`Routes`], and the next-token loss.
+//! Auxiliary losses of routing, which are functions of [`Routes`], the next-token loss, and that of texts without alignment.
 
 use std::sync::Arc;
 
@@ -9,10 +9,12 @@ use crate::host::{as_f32, tensor, with_f32};
 
 use crate::routes::Routes;
 
+mod ctc;
 mod free;
 mod information;
 mod relu;
 
+pub use ctc::ctc;
 pub use free::{heterogeneous_balance, null_balance};
 pub use information::{binary_cross_entropy, mutual_information};
 pub use relu::{AdaptiveL1, activation_locality, chunk_sparsity, relu_l1, sparsity};

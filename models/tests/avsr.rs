@@ -11,7 +11,9 @@ use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_models::avsr::{ADDED_TOKENS, Avsr, AvsrConfig, Extra, Media, Parts, Rates, Sources, Vocabulary, assemble};
 use moesaic_models::train::speech::augment::Noise;
-use moesaic_models::train::speech::{Augment, Buckets, Clip, Clips, Frames, Noises, Speech, TrainConfig, load, run};
+use moesaic_models::train::speech::{
+    Augment, Buckets, Clip, Clips, Frames, Noises, Part, Speech, TrainConfig, load, run,
+};
 use moesaic_models::train::{Ended, Trainable, checkpoints};
 
 const CPU: &Device = &Device::Cpu;
@@ -193,6 +195,31 @@ fn every_kind_of_model_has_its_losses() {
     let mut tuned = TrainConfig { tune: true, ..config(dir.path(), &plain, 2) };
     tuned.plan.out = dir.path().join("tuned");
     assert_ne!(train(&tuned, false, None).1[0], losses[0]);
+    // Sound without masks and noise is encoded once, and that changes nothing.
+    let [anew, held] = [0, 8].map(|cache_mb| {
+        let mut config = config(dir.path(), &plain, 6);
+        (config.data.noise, config.data.mask, config.data.cache_mb) = (Noises::default(), false, cache_mb);
+        config.plan.out = dir.path().join(format!("cache{cache_mb}"));
+        train(&config, false, None).1
+    });
+    assert_eq!(anew, held);
+    // CTC beside the cross entropy, or alone, where the language model is not run and adapters stay.
+    let mut beside = TrainConfig { ctc: 0.5, ..config(dir.path(), &plain, 2) };
+    beside.plan.out = dir.path().join("beside");
+    let (_, _, names) = train(&beside, false, None);
+    assert_eq!(names, ["cross_entropy", "ctc"]);
+    let mut alone = TrainConfig { train: Part::Projector, ..config(dir.path(), &plain, 12) };
+    alone.plan.out = dir.path().join("alone");
+    let (_, losses, _) = train(&alone, false, None);
+    assert!(losses[11] < 0.8 * losses[0], "{losses:?}");
+    let file = Checkpoint::open(&alone.plan.out.join("model").join("model.safetensors")).unwrap();
+    let adapters: Vec<&str> = file.names().filter(|name| name.contains("lora_up")).collect();
+    assert!(!adapters.is_empty());
+    for name in adapters {
+        let values = file.read_any(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|v| *v == 0.0), "{name}");
+    }
+    assert!(TrainConfig { ctc: f64::NAN, ..config(dir.path(), &plain, 2) }.validate().is_err());
 }
 
 /// Clips in memory.

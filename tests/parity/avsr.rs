@@ -103,7 +103,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
     }
     if case.wants("sink_loss") {
         let losses =
-            trainable.loss(media, &texts, Extra { sink: Some(trainable.config().sink_factor), balance: false })?;
+            trainable.loss(media, &texts, Extra { sink: Some(trainable.config().sink_factor), ..Extra::default() })?;
         gradients(&trained, &losses.total)?;
         got.put("sink_loss", losses.sink.context("there is no sink loss")?);
         got.put("loss_with_sink", losses.total);

@@ -2,6 +2,7 @@
 //! language model, and the sink loss.
 
 use candle_core::{DType, Result, Tensor, bail};
+use moesaic_kernels::losses::ctc;
 use moesaic_kernels::{Probe, Tokens};
 
 use super::{Avsr, Connector, Media};
@@ -21,6 +22,8 @@ pub struct AvsrLosses {
     pub load: Option<Tensor>,
     /// The sink loss, with its factor.
     pub sink: Option<Tensor>,
+    /// The CTC loss of the projected tokens, without its factor.
+    pub ctc: Option<Tensor>,
 }
 
 /// What a loss has beside the cross entropy and the losses of a mixture of projectors.
@@ -30,6 +33,10 @@ pub struct Extra {
     pub sink: Option<f64>,
     /// The balance loss of a sparse language model: where it learns, too.
     pub balance: bool,
+    /// The CTC loss of the projected tokens with this factor: each is to be a token of the text, or `<pad>` between them.
+    pub ctc: Option<f64>,
+    /// That loss alone: the language model is not run, and the cross entropy is 0.
+    pub alone: bool,
 }
 
 impl Avsr {
@@ -65,7 +72,7 @@ impl Avsr {
         };
         let (mut entropies, mut sinks, mut loads) = (Vec::with_capacity(scales), Vec::new(), Vec::new());
         let mut coefficient = 0.0;
-        for scale in 0..scales {
+        for scale in (0..scales).filter(|_| !extra.alone) {
             let indices = self.indices(scale);
             let of = |(rates, lane): (&Vec<Tokens>, &usize)| rates.get(*indices.get(*lane)?).cloned();
             let chosen: Vec<Tokens> = by_rate.iter().zip(&lanes).filter_map(of).collect();
@@ -88,7 +95,11 @@ impl Avsr {
             [] => Ok(None),
             losses => Tensor::stack(losses, 0)?.mean_all().map(Some),
         };
-        let Some(cross_entropy) = mean(&entropies)? else { bail!("the model has no scale") };
+        let cross_entropy = match mean(&entropies)? {
+            Some(entropy) => entropy,
+            None if extra.alone => Tensor::new(0f32, self.llm.decoder().device())?,
+            None => bail!("the model has no scale"),
+        };
         let mut total = cross_entropy.clone();
         let (mut balance, mut z) = (None, None);
         if let Connector::Sparse(smop) = &self.connector {
@@ -104,7 +115,23 @@ impl Avsr {
         if let Some(sink) = &sink {
             total = (total + sink)?;
         }
-        Ok(AvsrLosses { total, cross_entropy, balance, z, load, sink })
+        let mut ctc = None;
+        if let Some(factor) = extra.ctc {
+            let losses = by_rate.iter().flatten().map(|tokens| self.ctc(tokens, texts)).collect::<Result<Vec<_>>>()?;
+            if let Some(loss) = mean(&losses)? {
+                total = (total + (&loss * factor)?)?;
+                ctc = Some(loss);
+            }
+        }
+        Ok(AvsrLosses { total, cross_entropy, balance, z, load, sink, ctc })
+    }
+
+    /// How likely projected tokens, brought to length 1 in the mean of squares, say the texts through the language model's head.
+    fn ctc(&self, tokens: &Tokens, texts: &[Vec<u32>]) -> Result<Tensor> {
+        let x = tokens.embeds.to_dtype(DType::F32)?;
+        let mean = (x.sqr()?.mean_keepdim(2)? + 1e-6)?; // (b, t, 1)
+        let logits = self.llm.decoder().logits(&x.broadcast_div(&mean.sqrt()?)?)?; // (b, t, V)
+        ctc(&logits, texts, self.vocabulary.pad)
     }
 }
 

@@ -2,7 +2,8 @@
 //! language model may be trained with them.
 //!
 //! The loss is that of the model: cross entropy of the text, over all scales of a Matryoshka model, and the losses of a mixture
-//! of projectors; on request the sink loss. Sound is masked over time and mixed with noise, lips are cropped and masked at
+//! of projectors; on request the sink loss, and the CTC loss of projected tokens as text, by which projectors learn what is said
+//! before a language model that stays as it is listens to them. Sound is masked over time and mixed with noise, lips are cropped and masked at
 //! random, clips of about one length stand in a batch. A model of sound and lips may be trained to do without one of them
 //! (modality dropout).
 //!
@@ -38,7 +39,7 @@ use self::augment::{Noise, TimeMask, random_crop};
 use super::average::average;
 use super::data::text::Tokenise;
 use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, checkpoints, scalar};
-use crate::avsr::{Avsr, AvsrConfig, Extra, Media, Sources, Vocabulary, fit_to_video};
+use crate::avsr::{Avsr, AvsrConfig, Extra, Media, Sources, Task, Vocabulary, fit_to_video};
 
 /// What training draws for a clip and for a batch.
 #[derive(Clone, Debug)]
@@ -73,23 +74,32 @@ struct Valid {
     every: u64,
 }
 
-/// Encoded lips by the first clip of their batch: batches are the same in every epoch.
+/// Encoded sound and lips by the first clip of their batch: batches are the same in every epoch.
 struct Cache {
     room: usize,
-    held: Mutex<(usize, BTreeMap<usize, Tokens>)>,
+    /// Sound is the same in every epoch, too, and so are lips.
+    same: [bool; 2],
+    held: Mutex<Held>,
 }
 
+/// Bytes, and tokens by the first clip of their batch and whether they are of lips.
+type Held = (usize, BTreeMap<(usize, bool), Tokens>);
+
 impl Cache {
-    fn get(&self, first: usize) -> Option<Tokens> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).1.get(&first).cloned()
+    fn get(&self, first: usize, lips: bool) -> Option<Tokens> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).1.get(&(first, lips)).cloned()
     }
 
     fn put(&self, first: usize, tokens: &Tokens) {
+        let lips = tokens.modality == Modality::Video;
+        if !self.same[usize::from(lips)] {
+            return;
+        }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = held.0 + tokens.embeds.elem_count() * size_of::<f32>();
         if bytes <= self.room {
             held.0 = bytes;
-            held.1.insert(first, tokens.clone());
+            held.1.insert((first, lips), tokens.clone());
         }
     }
 }
@@ -101,8 +111,8 @@ pub struct Batch {
     pub sound: Option<Tensor>,
     /// `[b, t, 1, 88, 88]`
     pub lips: Option<Tensor>,
-    /// Lips that were encoded before.
-    pub seen: Option<Tokens>,
+    /// Sound and lips that were encoded before.
+    pub known: Vec<Tokens>,
     /// Token ids, without first and last token.
     pub texts: Vec<Vec<u32>>,
     /// Its first clip.
@@ -125,11 +135,14 @@ impl Speech {
         Self { model, clips, buckets, augment, extra, seed, accumulation, cache: None, valid: None }
     }
 
-    /// Holds encoded lips in so many megabytes of memory, and masks them over time instead of the frames; nothing where lips are
-    /// masked or cropped at random.
+    /// Holds what the encoders make in so many megabytes of memory: of lips unless they are masked or cropped at random, which are
+    /// then masked over time instead of the frames; of sound where it has neither masks nor noise.
     pub fn with_cache(mut self, megabytes: usize) -> Self {
         let room = megabytes.saturating_mul(1 << 20);
-        self.cache = (room > 0 && !self.augment.mask_lips).then(|| Cache { room, held: Mutex::default() });
+        // What one pass makes of both is of neither alone.
+        let apart = self.model.config().task != Task::AvHubert { fused: true };
+        let same = [apart && !self.augment.mask && self.augment.noise.is_none(), apart && !self.augment.mask_lips];
+        self.cache = (room > 0 && same.contains(&true)).then(|| Cache { room, same, held: Mutex::default() });
         self
     }
 
@@ -155,11 +168,13 @@ impl Speech {
     pub fn make(&self, clips: &[usize], index: u64) -> Result<Batch> {
         let [hears, sees] = self.senses(index);
         let first = clips.first().copied().unwrap_or(0);
-        let seen = self.cache.as_ref().filter(|_| sees).and_then(|cache| cache.get(first));
+        let held = |wanted, lips| self.cache.as_ref().filter(|_| wanted).and_then(|cache| cache.get(first, lips));
+        let (heard_before, seen) = (held(hears, false), held(sees, true));
+        let (hears, sees) = (hears && heard_before.is_none(), sees && seen.is_none());
         let (mut sounds, mut frames, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for (row, &clip) in clips.iter().enumerate() {
             let mut rng = Rng::keyed(&[self.seed, index, row as u64]);
-            let Clip { sound, lips, text } = self.clips.clip(clip, hears, sees && seen.is_none())?;
+            let Clip { sound, lips, text } = self.clips.clip(clip, hears, sees)?;
             if hears {
                 let mut sound = heard(clip, sound)?;
                 if self.model.config().task.sees() {
@@ -169,7 +184,7 @@ impl Speech {
                 self.augment.sound(&mut sound, &mut rng)?;
                 sounds.push(sound);
             }
-            if sees && seen.is_none() {
+            if sees {
                 let Some(lips) = lips else { bail!("clip {clip} has no video, which this model needs") };
                 frames.push(self.augment.lips(&lips, &mut rng)?);
             }
@@ -177,7 +192,8 @@ impl Speech {
         }
         let clips: Vec<&[f32]> = sounds.iter().map(Vec::as_slice).collect();
         let sound = if clips.is_empty() { None } else { Some(self.model.sound(&clips)?) };
-        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, seen, texts, first, index })
+        let known = heard_before.into_iter().chain(seen).collect();
+        Ok(Batch { sound, lips: stack(&frames, self.model.llm().decoder().device())?, known, texts, first, index })
     }
 
     /// What the encoders make of a batch.
@@ -186,11 +202,11 @@ impl Speech {
         let there = media.audio.is_some() || media.video.is_some();
         let mut encoded = if there { self.model.encode(media, None)? } else { Vec::new() };
         let Some(cache) = &self.cache else { return Ok(encoded) };
-        match &batch.seen {
-            Some(seen) => encoded.push(seen.clone()),
-            None => encoded.iter().filter(|t| t.modality == Modality::Video).for_each(|t| cache.put(batch.first, t)),
-        }
-        if self.augment.mask {
+        encoded.iter().for_each(|tokens| cache.put(batch.first, tokens));
+        encoded.extend(batch.known.iter().cloned());
+        // Sound stands before lips.
+        encoded.sort_by_key(|tokens| tokens.modality == Modality::Video);
+        if self.augment.mask && cache.same[1] {
             for tokens in encoded.iter_mut().filter(|tokens| tokens.modality == Modality::Video) {
                 tokens.embeds = masked(&tokens.embeds, &mut Rng::keyed(&[self.seed, batch.index, 0x6c69_7073]))?;
             }
@@ -264,7 +280,13 @@ impl Trainable for Speech {
     fn loss(&self, batch: &Batch) -> Result<StepLoss> {
         let losses = self.model.loss_of(&self.encode(batch)?, &batch.texts, self.extra)?;
         let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
-        let named = [("balance", &losses.balance), ("z", &losses.z), ("load", &losses.load), ("sink", &losses.sink)];
+        let named = [
+            ("balance", &losses.balance),
+            ("z", &losses.z),
+            ("load", &losses.load),
+            ("sink", &losses.sink),
+            ("ctc", &losses.ctc),
+        ];
         for (name, loss) in named {
             if let Some(loss) = loss {
                 parts.push((name.to_string(), scalar(loss)?));
@@ -376,7 +398,9 @@ pub fn run(
         None => Params::load(parts.whole()?, dtype, &device),
     };
     let sources = Sources { audio: packed.as_ref().unwrap_or(&video), video: &video, llm: &llm, trained: &trained };
-    let extra = Extra { sink: config.sink.then_some(avsr.sink_factor), balance: learns };
+    let alone = config.train == Part::Projector;
+    let ctc = if alone { Some(1.0) } else { Some(config.ctc).filter(|factor| *factor > 0.0) };
+    let extra = Extra { sink: config.sink.then_some(avsr.sink_factor), balance: learns, ctc, alone };
     let model = Avsr::new(avsr, vocabulary, sources, base)?;
     let augment =
         Augment { mask: data.mask, mask_lips: data.masks_lips(), noise, drop: [data.drop_audio, data.drop_video] };

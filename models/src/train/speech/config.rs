@@ -39,6 +39,9 @@ pub struct TrainConfig {
     /// Add the sink loss, with the factor of the model's config.
     #[serde(default)]
     pub sink: bool,
+    /// Add the CTC loss of the projected tokens, with this factor: each is to be a token of the text, or nothing.
+    #[serde(default)]
+    pub ctc: f64,
     /// So many of the last checkpoints are averaged at the end, into `averaged`; 0 for none.
     #[serde(default)]
     pub average: usize,
@@ -76,6 +79,8 @@ pub enum Part {
     /// Projectors and adapters, as in the papers.
     #[default]
     Connector,
+    /// Projectors by the CTC loss alone: the language model is not run, which takes a fraction of the time.
+    Projector,
     /// The language model, too, which then starts from the seed as they do, unless `tune` says otherwise: for models that are
     /// small enough.
     Language,
@@ -138,8 +143,8 @@ pub struct DataConfig {
     /// The share of batches whose lips it does not see.
     #[serde(default)]
     pub drop_video: f64,
-    /// Megabytes of memory for encoded lips, which are the same in every epoch where frames are not masked; `mask` then means the
-    /// encoded ones.
+    /// Megabytes of memory for what the encoders make, which is the same in every epoch: of lips where frames are not masked (`mask`
+    /// then means the encoded ones), of sound without masks and noise.
     #[serde(default)]
     pub cache_mb: usize,
     /// Clips that are not trained on: how many words in a hundred the model gets wrong there is measured.
@@ -233,6 +238,14 @@ impl TrainConfig {
         self.optimiser.validate()?;
         self.dtype()?;
         self.data.validate()?;
+        if !(0.0..=1e6).contains(&self.ctc) {
+            bail!("ctc is {}, expected a factor from 0 on", self.ctc);
+        }
+        if self.sink && self.train == Part::Projector {
+            bail!(
+                "sink looks into the language model, which `train = \"projector\"` does not run: leave one of them out"
+            );
+        }
         if self.average > self.plan.keep.max(2) {
             bail!(
                 "average wants {} checkpoints, plan.keep leaves {}: raise plan.keep",
