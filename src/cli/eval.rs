@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Measure this many sample paths too, for models that predict a distribution
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
+    /// With a model that predicts a distribution: compute each patch from the whole sequence, as the reference does
+    #[arg(long)]
+    exact: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -65,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         false if args.crps => options.intervals.extend(BANDS),
         _ => {}
     }
-    options.samples = args.samples;
+    (options.samples, options.exact) = (args.samples, args.exact);
     let before = usize::from(args.interval.is_some());
     let evaluation = plan.evaluate(&model.info().source, |request| {
         let series: Vec<Series> = request.pasts.iter().map(|past| Series::new("history", past.as_slice())).collect();
