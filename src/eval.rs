@@ -17,12 +17,14 @@
 //!   see [`DistributionScore`], whose formulas are those of GluonTS and utilsforecast.
 
 mod distribution;
+mod examples;
 mod metrics;
 mod report;
 #[cfg(feature = "audio")]
 pub mod wer;
 
 pub use distribution::{DistributionResult, DistributionScore, DistributionSummary, LEVELS, LevelScore};
+pub use examples::Example;
 pub use metrics::{Baseline, Coverage, Score};
 
 use crate::error::{Error, Place, Result, quoted};
@@ -144,6 +146,9 @@ pub struct SeriesResult {
     /// How the model's distributions did; `None` where it gave none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distribution: Option<DistributionResult>,
+    /// Its best and its worst forecast against seasonal-naive ([`Evaluation::examples`]).
+    #[serde(skip)]
+    extremes: Option<Box<[Example; 2]>>,
 }
 
 /// What one baseline did on one series.
@@ -304,6 +309,8 @@ impl Plan {
         let baselines: Vec<BaselineScore> =
             baselines.map(|(baseline, errors)| BaselineScore { baseline, score: metrics::score(errors) }).collect();
         let mase = |(scale, errors): &(f64, Errors)| errors.mase(*scale);
+        let pairs: Vec<(f64, f64)> = of_model.iter().zip(&of_baselines[0]).map(|(m, b)| (mase(m), mase(b))).collect();
+        let extremes = examples::extremes(case, &cuts, &histories, &answers, &pairs).map(Box::new);
         Ok(SeriesResult {
             name: case.name.clone(),
             length: values.len(),
@@ -311,7 +318,7 @@ impl Plan {
             period: case.period,
             horizon: case.horizon,
             origins: cuts.len(),
-            origins_won: of_model.iter().zip(&of_baselines[0]).filter(|(m, b)| mase(m) < mase(b)).count(),
+            origins_won: pairs.iter().filter(|(model, naive)| model < naive).count(),
             model,
             ratio: ratio(model, baselines[0].score),
             interval: metrics::coverage(
@@ -319,6 +326,7 @@ impl Plan {
             ),
             distribution,
             baselines,
+            extremes,
         })
     }
 

@@ -15,7 +15,7 @@ use crate::series::Series;
 /// What a picture shows: a series and its continuation.
 #[derive(Debug, Clone, Copy)]
 pub struct Panel<'a> {
-    /// The history.
+    /// The history; what it has behind the start of the forecast is drawn beside it.
     pub series: &'a Series,
     /// Its forecast.
     pub forecast: &'a Forecast,
@@ -27,6 +27,8 @@ pub struct Panel<'a> {
 struct Lines {
     /// The tail of the history, in runs without missing values.
     history: Vec<Vec<(f64, f64)>>,
+    /// What came where the forecast is, in the same runs.
+    actual: Vec<Vec<(f64, f64)>>,
     /// The last observed value, then the forecast.
     forecast: Vec<(f64, f64)>,
     /// The intervals, widest first: lower and upper ends, both from the last observed value on.
@@ -44,15 +46,19 @@ impl Panel<'_> {
         let rows = (3 * self.forecast.values.len()).max(least);
         let tail = start.saturating_sub(rows);
         let observed = |row: usize| self.series.values.get(row).copied().filter(|value| value.is_finite());
-        let mut history: Vec<Vec<(f64, f64)>> = vec![Vec::new()];
-        for row in tail..start {
-            match (observed(row), history.last_mut()) {
-                (Some(value), Some(run)) => run.push((row as f64, f64::from(value))),
-                (None, Some(run)) if !run.is_empty() => history.push(Vec::new()),
-                _ => {}
+        let runs = |rows: std::ops::Range<usize>| {
+            let mut runs: Vec<Vec<(f64, f64)>> = vec![Vec::new()];
+            for row in rows {
+                match (observed(row), runs.last_mut()) {
+                    (Some(value), Some(run)) => run.push((row as f64, f64::from(value))),
+                    (None, Some(run)) if !run.is_empty() => runs.push(Vec::new()),
+                    _ => {}
+                }
             }
-        }
-        history.retain(|run| !run.is_empty());
+            runs.retain(|run| !run.is_empty());
+            runs
+        };
+        let (history, actual) = (runs(tail..start), runs(start..start + self.forecast.values.len()));
         let last = history.last().and_then(|run| run.last()).copied();
         let ahead = self.forecast.values.iter().enumerate().map(|(at, &value)| ((start + at) as f64, f64::from(value)));
         let forecast: Vec<(f64, f64)> = last.into_iter().chain(ahead).collect();
@@ -63,12 +69,13 @@ impl Panel<'_> {
             last.into_iter().chain(ahead).collect()
         };
         let bands: Vec<_> = intervals.into_iter().map(|i| [end(&i.lower), end(&i.upper)]).collect();
-        let values =
-            || history.iter().flatten().chain(&forecast).chain(bands.iter().flatten().flatten()).map(|point| point.1);
-        let (low, high) = values().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        let lines = history.iter().chain(&actual).flatten();
+        let values = lines.chain(&forecast).chain(bands.iter().flatten().flatten()).map(|point| point.1);
+        let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
         let end = (start + self.forecast.values.len()).saturating_sub(1).max(tail + 1);
         Lines {
             history,
+            actual,
             forecast,
             bands,
             boundary: last.map_or(start as f64, |point| point.0),
@@ -117,6 +124,18 @@ mod tests {
         assert_eq!(lines.forecast[0], (98.0, f64::from(series.values[98])));
         assert_eq!((lines.forecast.len(), lines.forecast[1].0, lines.x), (11, 99.0, (19.0, 108.0)));
         assert!(lines.y.0 < 15.0 && lines.y.1 > 25.0);
+    }
+
+    #[test]
+    fn what_came_is_drawn_beside_the_forecast() {
+        let (series, forecast) = wave(100, 10);
+        let mut longer = Series::new("temperature", wave(110, 1).0.values);
+        (longer.values[104], longer.values[109]) = (f32::NAN, 90.0);
+        let lines = (Panel { series: &longer, forecast: &forecast, caption: "" }).lines(80);
+        assert_eq!(lines.history, (Panel { series: &series, forecast: &forecast, caption: "" }).lines(80).history);
+        assert_eq!(lines.actual.iter().map(Vec::len).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!((lines.actual[0][0].0, lines.actual[1][4]), (100.0, (109.0, 90.0)));
+        assert!(lines.y.1 > 90.0);
     }
 
     #[test]

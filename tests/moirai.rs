@@ -83,6 +83,19 @@ fn a_moirai_is_trained_evaluated_and_used() {
     // The built-in model has its intervals measured instead, and no samples.
     let measured = evaluate(&["--crps", "--plain"]);
     assert!(good(&measured).contains("CRPS") && measured.stdout.contains("inside 80 %"), "{}", measured.stdout);
+    // Another period is a worse baseline: there is a worst and a best case to draw.
+    write("other.toml", &plan.replace("period = 12", "period = 5"));
+    let drawn = run(
+        folder.path(),
+        &["eval", "forecast", "other.toml", "--model", "sparse/model", "--exact", "--plot", "cases.svg"],
+    );
+    assert!(good(&drawn).contains("seasonal-naive"));
+    let picture = std::fs::read_to_string(folder.path().join("cases.svg")).unwrap();
+    assert!(
+        picture.contains("worst 1: MASE") && picture.contains("best 1: MASE") && picture.contains("wave, from row")
+    );
+    let refused = evaluate(&["--plot", "cases.png"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains(".svg"), "{}", refused.stderr);
     let refused = evaluate(&["--samples", "5"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("Moirai-MoE"), "{}", refused.stderr);
     covariates(folder.path());

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use moesaic::eval::{Answer, LEVELS, Plan};
+use moesaic::eval::{Answer, Evaluation, Example, LEVELS, Plan};
+use moesaic::plot::{self, Panel};
 use moesaic::{Forecast, ForecastOptions, Quantile, Series};
 
 use super::model::ModelArgs;
+use super::output::Output;
 use super::{CombineArgs, percent, print};
 
 /// Score forecasts against naive, seasonal-naive and drift.
@@ -37,9 +39,31 @@ pub(super) struct Args {
     /// With a model that predicts a distribution: compute each patch from the whole sequence, as the reference does
     #[arg(long)]
     exact: bool,
+    /// Draw the three worst and the three best forecasts beside what came, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Forecasts of each kind that a picture shows.
+const EXAMPLES: usize = 3;
+
+/// The worst and the best forecasts of an evaluation.
+fn draw(evaluation: &Evaluation) -> String {
+    let mut all: Vec<(String, &Example)> = Vec::new();
+    for (kind, examples) in ["worst", "best"].into_iter().zip(evaluation.examples(EXAMPLES)) {
+        for (i, example) in examples.into_iter().enumerate() {
+            let Example { mase, seasonal_naive, .. } = example;
+            all.push((format!("{kind} {}: MASE {mase:.3}, seasonal-naive {seasonal_naive:.3}", i + 1), example));
+        }
+    }
+    let panels: Vec<Panel> = all
+        .iter()
+        .map(|(caption, example)| Panel { series: &example.series, forecast: &example.forecast, caption })
+        .collect();
+    plot::svg(&panels)
 }
 
 /// The intervals between the levels that are measured, from the outside in.
@@ -58,6 +82,7 @@ fn quantiles(forecast: &Forecast, bands: usize) -> Vec<Quantile> {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let plan = Plan::read(&args.plan)?;
+    let picture = args.plot.as_deref().map(Output::picture).transpose()?;
     let model = args.model.open()?;
     let mut options = ForecastOptions::default();
     options.intervals.extend(args.interval);
@@ -81,6 +106,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         };
         Ok(forecasts.into_iter().map(answer).collect())
     })?;
+    if let Some(picture) = picture {
+        picture.write(draw(&evaluation).as_bytes())?;
+    }
     let text = if args.json { serde_json::to_string_pretty(&evaluation)? } else { evaluation.to_string() };
     Ok(print(&(text.trim_end().to_string() + "\n"))?)
 }

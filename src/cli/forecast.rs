@@ -103,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.samples.is_some() && !(args.json || matches!(output, Some((_, Form::Json)))) {
         bail!("sample paths are written as JSON: add --json, or give --output a name that ends in .json");
     }
-    let picture = args.plot.as_deref().map(open_picture).transpose()?;
+    let picture = args.plot.as_deref().map(Output::picture).transpose()?;
     let read_as = options_of(args);
     let mut table = read(args, &read_as)?;
     let company = args.company.take(&mut table, &read_as)?;
@@ -174,13 +174,6 @@ fn level(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
         Ok(level) if level > 0.0 && level < 1.0 => Ok(level),
         _ => Err("a quantile has a level between 0 and 1: give, for example, 0.1".into()),
-    }
-}
-
-fn open_picture(path: &Path) -> Result<Output> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some(extension) if extension.eq_ignore_ascii_case("svg") => Output::open(path),
-        _ => bail!("cannot write {}: pictures are SVG; give a name that ends in .svg", path.display()),
     }
 }
 

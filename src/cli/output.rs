@@ -24,6 +24,14 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 impl Output {
+    /// A picture.
+    pub fn picture(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some(extension) if extension.eq_ignore_ascii_case("svg") => Self::open(path),
+            _ => bail!("cannot write {}: pictures are SVG; give a name that ends in .svg", path.display()),
+        }
+    }
+
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         if path.is_dir() {

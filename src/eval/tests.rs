@@ -56,6 +56,17 @@ fn a_case_by_hand() {
     // Errors 1, 0, 3: RMSE sqrt(10/3); sMAPE 200 (1/9 + 0 + 3/13) / 3.
     assert!((series.model.rmse - (10.0f64 / 3.0).sqrt()).abs() < 1e-9);
     assert!((series.model.smape - 200.0 * (1.0 / 9.0 + 3.0 / 13.0) / 3.0).abs() < 1e-9);
+    // The origin where the model's error is half of seasonal-naive's, and the one where it is 0.6 of it, with what came.
+    let [worst, best] = result.examples(3);
+    let ([worst], [best]) = (&worst[..], &best[..]) else { panic!("one of each") };
+    near(worst.ratio(), 0.6);
+    near(best.ratio(), 0.5);
+    assert_eq!(
+        (worst.series.name.as_str(), &worst.series.values[..]),
+        ("y, from row 6", &[2.0, 6.0, 4.0, 4.0, 5.0, 8.0][..])
+    );
+    assert_eq!((worst.forecast.start, worst.forecast.values.len(), worst.forecast.intervals[0].level), (4, 2, 0.9));
+    assert!(result.examples(0).iter().all(Vec::is_empty));
     let summary = &result.summary[0];
     assert_eq!((summary.won, summary.lost, summary.equal), (1, 0, 0));
     near(summary.ratio.unwrap(), series.model.mase / naive);

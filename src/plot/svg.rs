@@ -87,7 +87,7 @@ fn draw(out: &mut String, panel: &Panel<'_>) {
     for band in &lines.bands {
         area(out, &frame, band);
     }
-    for run in &lines.history {
+    for run in lines.history.iter().chain(&lines.actual) {
         path(out, &frame, run, HISTORY, 1.6);
     }
     path(out, &frame, &lines.forecast, FORECAST, 2.2);
