@@ -191,7 +191,7 @@ class Maker:
             if held_out(text) != (self.part == "test"):
                 continue
             seed, wpm, pitch, span = (int(self.rng.integers(*bounds)) for bounds in ((1, 2**31), (130, 191), (30, 71), (35, 66)))
-            sound, _ = self.speech.alone(text, name, seed, wpm, pitch, span)
+            sound, _ = self.speech.alone(self.speech.speak, text, name, seed, wpm, pitch, span)
             sound = resampled(sound, self.speech.rate)
             if len(sound) <= (LONGEST - 0.1) * RATE:
                 return sound, said, "woman" if "+f" in name else "man"

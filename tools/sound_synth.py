@@ -82,6 +82,8 @@ def chord(rng, player, kind, seconds):
     """All notes at once, or one after the other as they stay."""
     root, sound = rng.integers(55, 73), np.zeros(int(seconds * RATE))
     spread = rng.uniform(0.08, 0.25) if rng.uniform() < 0.4 else 0.0
+    # The last note has at least half of a short clip.
+    spread = min(spread, 0.5 * seconds / len(CHORDS[kind]))
     for i, step in enumerate(CHORDS[kind]):
         start = int(i * spread * RATE)
         note = player.note(root + step, seconds - i * spread)

