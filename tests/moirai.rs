@@ -185,3 +185,28 @@ fn covariates(folder: &Path) {
     let refused = run(folder, &["forecast", "sales.csv", "--column", "a", "--covariate", "price"]);
     assert!(refused.stderr.contains("one variable at a time"), "{}", refused.stderr);
 }
+
+#[test]
+fn the_model_of_this_repository_knows_seasons_and_its_own_uncertainty() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = moesaic::Forecaster::from_dir(root.join("assets/moirai")).unwrap();
+    let file = root.join("examples/data/elnino.csv");
+    let series = moesaic::Table::read_csv(&file, &moesaic::TableOptions::default()).unwrap().series.remove(0);
+    // Four years ahead from eight origins.
+    let (horizon, mut inside, mut errors) = (48, 0usize, [0f32; 2]);
+    let options = moesaic::ForecastOptions::default().quantile(0.1).quantile(0.9);
+    let pasts: Vec<moesaic::Series> = (0..8)
+        .map(|i| moesaic::Series::new("past", &series.values[..series.values.len() - horizon * (8 - i)]))
+        .collect();
+    for (past, forecast) in pasts.iter().zip(model.forecast(&pasts, horizon, &options).unwrap()) {
+        let start = past.values.len();
+        for (k, actual) in series.values[start..start + horizon].iter().enumerate() {
+            let [low, high] = [0, 1].map(|q: usize| forecast.quantiles[q].values[k]);
+            inside += usize::from((low..=high).contains(actual));
+            errors[0] += (forecast.values[k] - actual).abs();
+            errors[1] += (past.values[start - 12 + k % 12] - actual).abs();
+        }
+    }
+    assert!((0.7..0.95).contains(&(inside as f32 / (8 * horizon) as f32)), "{inside} of {}", 8 * horizon);
+    assert!(errors[0] < 0.9 * errors[1], "{errors:?}");
+}

@@ -71,7 +71,8 @@ fn the_recipes_are_sound_and_say_what_is_missing() {
     let speech = run("speech", "train.toml");
     assert_eq!((speech.code, speech.stderr.lines().count()), (Some(1), 1), "{}", speech.stderr);
     assert!(speech.stderr.contains("runs/avsr/encoder/model"), "{}", speech.stderr);
-    for (recipe, base) in [("whisper_ctc.toml", "data/parts/base"), ("whisper_smollm2.toml", "runs/whisper_ctc/whole")] {
+    for (recipe, base) in [("whisper_ctc.toml", "data/parts/base"), ("whisper_smollm2.toml", "runs/whisper_ctc/whole")]
+    {
         let parts = run("speech", recipe);
         assert_eq!((parts.code, parts.stderr.lines().count()), (Some(1), 1), "{}", parts.stderr);
         assert!(parts.stderr.contains(base), "{}", parts.stderr);
