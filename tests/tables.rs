@@ -232,6 +232,56 @@ fn parquet_goes_in_and_out() {
 
 #[cfg(feature = "table")]
 #[test]
+fn covariates_in_parquet_count_as_in_csv() {
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, Date32Array, Float32Array, RecordBatch};
+    use parquet::arrow::ArrowWriter;
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/moirai");
+    // Sold in 20 days, at a price that is known for four more.
+    let sold = |day: i32| (day < 20).then_some((day % 7) as f32);
+    let price = |day: i32| (day * 3 % 5) as f32 + 0.5;
+    let write = |name: &str, from: i32, to: i32| {
+        let rows = (from..to).map(|day| {
+            let sold = sold(day).map_or(String::new(), |sold| sold.to_string());
+            format!("2024-01-{:02},{sold},{}\n", day + 1, price(day))
+        });
+        let csv = format!("day,sold,price\n{}", rows.collect::<String>());
+        fs::write(folder.path().join(format!("{name}.csv")), csv).unwrap();
+        let columns: [(&str, ArrayRef); 3] = [
+            // 2024-01-01
+            ("day", Arc::new(Date32Array::from_iter_values((from..to).map(|day| 19_723 + day)))),
+            ("sold", Arc::new(Float32Array::from_iter((from..to).map(sold)))),
+            ("price", Arc::new(Float32Array::from_iter_values((from..to).map(price)))),
+        ];
+        let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(name, array)| (name, array, true))).unwrap();
+        let file = fs::File::create(folder.path().join(format!("{name}.parquet"))).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    };
+    write("past", 0, 20);
+    write("ahead", 18, 24);
+    write("whole", 0, 24);
+    let forecast = |arguments: &[&str]| {
+        let model = ["--model", model.to_str().unwrap()];
+        let all = [&["forecast"], arguments, &model, &["--column", "sold", "--horizon", "4", "--csv"]].concat();
+        good(&run(folder.path(), &all)).to_string()
+    };
+    let known = forecast(&["whole.csv", "--covariate", "price"]);
+    assert!(known.starts_with("day,sold\n2024-01-21,") && known.lines().count() == 5, "{known}");
+    assert_eq!(forecast(&["whole.parquet", "--covariate", "price"]), known);
+    assert_eq!(forecast(&["past.parquet", "--covariate", "price", "--future", "ahead.parquet"]), known);
+    assert_eq!(forecast(&["past.csv", "--covariate", "price", "--future", "ahead.parquet"]), known);
+    let past = forecast(&["past.csv", "--covariate", "price"]);
+    assert_eq!(forecast(&["past.parquet", "--covariate", "price"]), past);
+    let alone = forecast(&["past.parquet"]);
+    assert!(known != past && past != alone && alone != known, "{known}{past}{alone}");
+}
+
+#[cfg(feature = "table")]
+#[test]
 fn damaged_parquet_files_take_one_line() {
     let folder = tempfile::tempdir().unwrap();
     good(&forecast_in(folder.path(), "t.csv", DAYS, &["--horizon", "3", "--output", "t.parquet"]));

@@ -10,7 +10,7 @@ use super::reader::{Frame, VideoOptions, VideoReader};
 use crate::image::{Filter, Limits, Picture};
 
 /// Frames that are read while a face is looked for in those before them, and their bytes, at most.
-const AHEAD: (usize, usize) = (8, 32 << 20);
+const AHEAD: (usize, usize) = (32, 32 << 20);
 /// Sides of frames that are taken for cropped mouths.
 const SIDES: std::ops::RangeInclusive<usize> = 64..=160;
 

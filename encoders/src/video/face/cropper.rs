@@ -290,7 +290,7 @@ impl FaceCropper {
             if let Some(face) = with_threads(1, || self.finder.again(&part, before))? {
                 if self.report.frames.is_multiple_of(RECOUNT) {
                     let small = face.place.side() * SMALL < frame.width.max(frame.height) as f32;
-                    let faces = self.finder.whole(frame, small)?.len();
+                    let faces = with_threads(1, || self.finder.whole(frame, small))?.len();
                     self.report.most_faces = self.report.most_faces.max(faces);
                 }
                 return Ok((part, Some(face)));
