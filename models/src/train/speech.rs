@@ -3,9 +3,9 @@
 //!
 //! The loss is that of the model: cross entropy of the text, over all scales of a Matryoshka model, and the losses of a mixture
 //! of projectors; on request the sink loss, and the CTC loss of projected tokens as text, by which projectors learn what is said
-//! before a language model that stays as it is listens to them. Sound is masked over time and mixed with noise, lips are cropped and masked at
-//! random, clips of about one length stand in a batch. A model of sound and lips may be trained to do without one of them
-//! (modality dropout).
+//! before a language model that stays as it is listens to them. Sound is masked over time and mixed with noise, lips are cropped
+//! and masked at random, clips of about one length stand in a batch. A model of sound and lips may be trained to do without one of
+//! them (modality dropout).
 //!
 //! The base is a folder in the layout of the authors' checkpoints ([`crate::avsr`]). What is trained is saved alone, under the
 //! same names; [`load`] puts the two together, and so does the folder `whole`, where it is wanted. The mean of the last
@@ -77,7 +77,7 @@ struct Valid {
 /// Encoded sound and lips by the first clip of their batch: batches are the same in every epoch.
 struct Cache {
     room: usize,
-    /// Sound is the same in every epoch, too, and so are lips.
+    /// Whether sound is the same in every epoch, and whether lips are.
     same: [bool; 2],
     held: Mutex<Held>,
 }
