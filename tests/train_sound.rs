@@ -85,7 +85,7 @@ fn prepare(folder: &Path) {
 
 fn recipe(steps: u64) -> String {
     format!(
-        "seed = 1\nbase = \"base\"\n\n[data]\nclips = \"clips.jsonl\"\nvalid = \"clips.jsonl\"\nvalid_every = 1000\nrows = 2\n\n\
+        "seed = 1\nbase = \"base\"\nctc = 0.1\n\n[data]\nclips = \"clips.jsonl\"\nvalid = \"clips.jsonl\"\nvalid_every = 1000\nrows = 2\nsaid = [\"pitch\"]\n\n\
          [optimiser]\nlearning_rate = 5e-3\nwarmup = 5\n\n\
          [plan]\nsteps = {steps}\naccumulation = 2\nworkers = 2\nlog_every = 10\ncheckpoint_every = 1000\nout = \"out\"\n"
     )
@@ -112,6 +112,8 @@ fn a_model_from_nothing_learns_and_listens() {
     assert_eq!(trained.code, Some(0), "{}", trained.stderr);
     let losses = reported(&trained.stdout, "cross_entropy ");
     assert!(losses[0] > 1.0 && *losses.last().unwrap() < 0.1, "{losses:?}");
+    let ctc = reported(&trained.stdout, "ctc ");
+    assert!(ctc[0] > 1.0 && *ctc.last().unwrap() < 0.1 * ctc[0], "{ctc:?}");
     let balance = reported(&trained.stdout, "balance ");
     assert!(balance.iter().all(|v| *v > 1.0), "{balance:?}");
     assert!(trained.stdout.contains("triplet") && trained.stdout.contains("pitch 1.0000"), "{}", trained.stdout);
@@ -262,6 +264,9 @@ fn what_cannot_be_trained_on_says_so_in_one_line() {
     for (from, to, words) in [
         ("rows = 2", "rows = 0", "data: rows"),
         ("seed = 1", "seed = 1\ncontrastive = -1.0", "contrastive"),
+        ("ctc = 0.1", "ctc = -1.0", "ctc is -1"),
+        ("[\"pitch\"]", "[]", "name them in data.said"),
+        ("[\"pitch\"]", "[\"depth\"]", "the task \"depth\", but clips.jsonl has pitch"),
         ("rows = 2", "gain = 100.0", "data.gain"),
         ("rows = 2", "rowz = 2", "rowz"),
         ("seed = 1", "seed = 1\nsettings = { encoder_alignment = \"space\" }", "released or time"),

@@ -33,7 +33,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_encoders::speech::Ced;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Params, Probe, Tokens};
-use moesaic_projectors::{Projected, Projector, ProjectorInput, TaskMixture, WindowQFormer};
+use moesaic_projectors::{Projected, Projector, TaskMixture, WindowQFormer};
 
 use crate::decoder::{Context, Decoder, Input, Output, Segment};
 use crate::folder::no_others;
@@ -42,7 +42,7 @@ use crate::lora::{AdapterConfig, Targets, attach};
 
 pub use moesaic_projectors::MixtureSum;
 
-pub use answers::AnswerLosses;
+pub use answers::{AnswerLosses, Beside};
 pub use config::{Alignment, LoraNumbers, UsamConfig, load_projector, load_qformer, load_saclm};
 pub use prompt::{Prompt, SOUND, Task, Vocabulary};
 pub use saclm::{Saclm, SaclmConfig, SaclmLosses};
@@ -326,32 +326,29 @@ impl Usam {
     }
 
     /// Encoded clips in the width of the language model, each with the prompt that asks about it. A probe gets what
-    /// [`TaskMixture`] records, if all prompts are the same.
+    /// [`TaskMixture`] records.
     ///
     /// # Errors
     /// Numbers of clips and prompts differ.
     pub fn project(&self, encoded: &Tokens, prompts: &[Prompt], probe: Option<&Probe>) -> Result<Projected> {
-        let b = encoded.embeds.dim(0)?;
-        let (Some(first), true) = (prompts.first(), prompts.len() == b) else {
-            bail!("{} prompts for {b} clips", prompts.len())
-        };
-        let run = |tokens: &Tokens, prompt: &Prompt, probe: Option<&Probe>| {
-            let prompt = self.embed_prompt(prompt, tokens.embeds.dim(0)?)?;
-            self.projector.project(&ProjectorInput { tokens: std::slice::from_ref(tokens), prompt: &prompt }, probe)
-        };
-        if prompts.iter().all(|prompt| prompt == first) {
-            return run(encoded, first, probe);
+        let (b, t, _) = encoded.embeds.dims3()?;
+        if prompts.is_empty() || prompts.len() != b {
+            bail!("{} prompts for {b} clips", prompts.len());
         }
-        // Prompts of other lengths are cut and filled up elsewhere, so each row goes by itself.
-        let (mut rows, mut routes) = (Vec::with_capacity(b), Vec::with_capacity(b));
-        for (i, prompt) in prompts.iter().enumerate() {
-            let row = Tokens { embeds: encoded.embeds.narrow(0, i, 1)?.contiguous()?, ..encoded.clone() };
-            let projected = run(&row, prompt, None)?;
-            rows.extend(projected.tokens.into_iter().map(|t| t.embeds));
-            routes.extend(projected.routes);
+        // Prompts of other lengths are cut and filled up elsewhere; each is embedded once.
+        let (mut known, mut rows): (Vec<&Prompt>, Vec<u32>) = (Vec::new(), Vec::with_capacity(b));
+        for prompt in prompts {
+            let place = known.iter().position(|known| *known == prompt).unwrap_or(known.len());
+            if place == known.len() {
+                known.push(prompt);
+            }
+            rows.push(place as u32);
         }
-        let embeds = Tensor::cat(&rows, 0)?;
-        Ok(Projected { tokens: vec![Tokens { embeds, ..encoded.clone() }], routes })
+        let each = known.into_iter().map(|prompt| self.projector.condition(&self.embed_prompt(prompt, 1)?, 1, t));
+        let conditions = Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?; // (prompts, t, h)
+        let condition = conditions.index_select(&Tensor::from_vec(rows, b, conditions.device())?, 0)?; // (b, t, h)
+        let (tokens, routes) = self.projector.project_conditioned(encoded, &condition, probe)?;
+        Ok(Projected { tokens: vec![tokens], routes: vec![routes] })
     }
 
     /// One pass over a sequence with texts. A probe gets what [`Decoder::forward`] records.

@@ -151,7 +151,7 @@ fn rows_with_prompts_of_their_own_are_as_alone() -> Result<()> {
     let mixed = vec![Prompt { left: vec![4, 5, 6], right: vec![7, 8] }, Prompt { left: vec![], right: vec![9] }];
     let texts = [vec![10, 11, 12], vec![13]];
     let together = model.project(&encoded, &mixed, None)?;
-    assert_eq!((together.tokens[0].embeds.dims(), together.routes.len()), (&[2, 4, 16][..], 2));
+    assert_eq!((together.tokens[0].embeds.dims(), together.routes.len()), (&[2, 4, 16][..], 1));
     let sequence = model.sequence(&together.tokens[0], &mixed, &texts)?;
     assert_eq!(sequence.lengths, [1 + 3 + 4 + 2 + 3 + 1, 1 + 4 + 1 + 1 + 1]);
     assert_eq!(sequence.text.dims(), [2, 4, 16]);

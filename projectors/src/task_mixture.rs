@@ -101,7 +101,10 @@ impl TaskMixture {
     ///
     /// # Shapes
     /// parts `[b, n, outputs]` to `[b, tokens, inputs]`
-    fn condition(&self, prompt: &[Tensor], b: usize, tokens: usize) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// Parts of other shapes, or nothing in them.
+    pub fn condition(&self, prompt: &[Tensor], b: usize, tokens: usize) -> Result<Tensor> {
         let TaskMixtureConfig { inputs, outputs, .. } = self.config;
         for part in prompt {
             match *part.dims() {
@@ -118,6 +121,45 @@ impl TaskMixture {
         let c = self.fc.forward(&prompt.narrow(1, 0, n)?.contiguous()?)?;
         let c = c.to_dtype(DType::F32)?.reshape((b, n, inputs))?;
         if n < tokens { c.pad_with_zeros(1, 0, tokens - n) } else { Ok(c) }
+    }
+
+    /// [`project`](Projector::project) of one modality's tokens with what the router looks at beside them
+    /// ([`condition`](Self::condition)), which may be another prompt for each row.
+    ///
+    /// # Shapes
+    /// `condition [b, t, inputs]`
+    ///
+    /// # Errors
+    /// As there, or a condition of another shape.
+    pub fn project_conditioned(
+        &self,
+        tokens: &Tokens,
+        condition: &Tensor,
+        probe: Option<&Probe>,
+    ) -> Result<(Tokens, Routes)> {
+        let (b, t, h) = checked(self, tokens)?;
+        if b == 0 || t == 0 {
+            bail!("there are no {:?} tokens to project", tokens.modality);
+        }
+        if condition.dims() != [b, t, h] {
+            bail!("a condition of shape {:?} for tokens of shape [{b}, {t}, {h}]", condition.dims());
+        }
+        let rows = condition.reshape((b * t, h))?;
+        let x = tokens.embeds.reshape((b * t, h))?;
+        let mask = tokens.mask.as_ref().map(Tensor::flatten_all).transpose()?;
+        let route = RouteInput { condition: Some(&rows), ..RouteInput::new(&x) };
+        let routes = self.router.route(&route.with_mask(mask.as_ref()))?;
+        if let Some(probe) = probe {
+            probe.tensor("prompt_features", condition);
+            if let Some(logits) = routes.logits() {
+                probe.tensor("router_logits", &logits.reshape((b, t, ()))?);
+            }
+            probe.tensor("router_weights", &routes.scores().reshape((b, t, ()))?);
+            probe.routes("projector", &routes);
+        }
+        let embeds = self.mix(&tokens.embeds, &routes, self.config.sum)?;
+        let mask = if self.config.sum == MixtureSum::Experts { tokens.mask.clone() } else { None };
+        Ok((Tokens { mask, ..Tokens::new(embeds, tokens.modality) }, routes))
     }
 
     /// Outputs of all experts before they are weighted, for routes of all tokens to all experts.
@@ -173,27 +215,10 @@ impl Projector for TaskMixture {
     fn project(&self, input: &ProjectorInput<'_>, probe: Option<&Probe>) -> Result<Projected> {
         let mut all = Projected { tokens: Vec::new(), routes: Vec::new() };
         for tokens in input.tokens {
-            let (b, t, h) = checked(self, tokens)?;
-            if b == 0 || t == 0 {
-                bail!("there are no {:?} tokens to project", tokens.modality);
-            }
+            let (b, t, _) = checked(self, tokens)?;
             let condition = self.condition(input.prompt, b, t)?;
-            let rows = condition.reshape((b * t, h))?;
-            let x = tokens.embeds.reshape((b * t, h))?;
-            let mask = tokens.mask.as_ref().map(Tensor::flatten_all).transpose()?;
-            let route = RouteInput { condition: Some(&rows), ..RouteInput::new(&x) };
-            let routes = self.router.route(&route.with_mask(mask.as_ref()))?;
-            if let Some(probe) = probe {
-                probe.tensor("prompt_features", &condition);
-                if let Some(logits) = routes.logits() {
-                    probe.tensor("router_logits", &logits.reshape((b, t, ()))?);
-                }
-                probe.tensor("router_weights", &routes.scores().reshape((b, t, ()))?);
-                probe.routes("projector", &routes);
-            }
-            let embeds = self.mix(&tokens.embeds, &routes, self.config.sum)?;
-            let mask = if self.config.sum == MixtureSum::Experts { tokens.mask.clone() } else { None };
-            all.tokens.push(Tokens { mask, ..Tokens::new(embeds, tokens.modality) });
+            let (projected, routes) = self.project_conditioned(tokens, &condition, probe)?;
+            all.tokens.push(projected);
             all.routes.push(routes);
         }
         Ok(all)

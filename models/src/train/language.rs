@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use moesaic_kernels::Params;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
 use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, scalar};
-use crate::decoder::{Context, Decoder, DecoderConfig, Input};
+use crate::decoder::{Context, Decoder, DecoderConfig, Input, Losses, Output, Usage};
 use crate::folder::BESIDE;
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
 
@@ -261,6 +262,9 @@ impl TrainConfig {
 
 struct Language {
     model: Decoder,
+    params: Params,
+    /// Of the batches of a step, where the model is steered by them.
+    usage: Option<Mutex<Usage>>,
     adapter: Option<AdapterConfig>,
     train: Rows,
     held_out: Option<Rows>,
@@ -278,11 +282,11 @@ struct Batch {
 
 impl Language {
     /// `ids` in rows of `length`, each position to predict the next.
-    fn losses(&self, ids: &[u32], length: usize) -> Result<crate::decoder::Losses> {
+    fn losses(&self, ids: &[u32], length: usize, training: bool) -> Result<(Losses, Output)> {
         let rows = ids.len() / length;
         let labels: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
         let ids = Tensor::from_slice(ids, (rows, length), self.model.device())?;
-        Ok(self.model.loss(Input::Ids(&ids), &Context::default(), &labels)?.0)
+        self.model.loss(Input::Ids(&ids), &Context { training, ..Context::default() }, &labels)
     }
 }
 
@@ -296,12 +300,21 @@ impl Trainable for Language {
     }
 
     fn loss(&self, batch: &Batch) -> Result<StepLoss> {
-        let losses = with_dropout(batch.pass, || self.losses(&batch.ids, self.data.length))?;
+        let (losses, output) = with_dropout(batch.pass, || self.losses(&batch.ids, self.data.length, true))?;
+        if let Some(usage) = &self.usage {
+            usage.lock().unwrap_or_else(PoisonError::into_inner).add(&output)?;
+        }
         let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
         if let Some(aux) = &losses.aux {
             parts.push(("balance".to_string(), scalar(aux)?));
         }
         Ok(StepLoss { total: losses.total, parts, tokens: batch.ids.len() })
+    }
+
+    fn after_step(&self) -> Result<()> {
+        let Some(usage) = &self.usage else { return Ok(()) };
+        let usage = std::mem::take(&mut *usage.lock().unwrap_or_else(PoisonError::into_inner));
+        self.model.steer(&self.params, &usage)
     }
 
     fn config_json(&self) -> Result<String> {
@@ -323,7 +336,8 @@ impl Trainable for Language {
         }
     }
 
-    /// Mean cross entropy of the held-out text, and its perplexity.
+    /// Mean cross entropy of the held-out text, its perplexity, and where it varies the mean number of experts of a token in a layer,
+    /// those without a network left out.
     fn measure(&self, step: u64, steps: u64) -> Result<Vec<(String, f64)>> {
         let Some(rows) = &self.held_out else { return Ok(Vec::new()) };
         if !step.is_multiple_of(self.data.eval_every) && step != steps {
@@ -331,11 +345,13 @@ impl Trainable for Language {
         }
         let (length, most) = (self.data.length, self.data.eval_rows);
         let all: Vec<usize> = (0..rows.count().min(most)).collect();
-        let (mut sum, mut count) = (0.0, 0usize);
+        let (mut sum, mut count, mut experts) = (0.0, 0usize, 0.0);
         let mut add = |ids: &[u32], length: usize| -> Result<()> {
             let predicted = ids.len() / length * (length - 1);
-            sum += scalar(&self.losses(ids, length)?.cross_entropy)? * predicted as f64;
+            let (losses, output) = self.losses(ids, length, false)?;
+            sum += scalar(&losses.cross_entropy)? * predicted as f64;
             count += predicted;
+            experts += output.networks_per_token(self.model.config())? * predicted as f64;
             Ok(())
         };
         for some in all.chunks(self.data.rows) {
@@ -347,7 +363,11 @@ impl Trainable for Language {
             add(rest, rest.len())?;
         }
         let mean = sum / count.max(1) as f64;
-        Ok(vec![("validation".into(), mean), ("perplexity".into(), mean.exp())])
+        let mut measured = vec![("validation".into(), mean), ("perplexity".into(), mean.exp())];
+        if self.model.config().sparse.is_some_and(|sparse| sparse.router.varies()) {
+            measured.push(("experts".into(), experts / count.max(1) as f64));
+        }
+        Ok(measured)
     }
 }
 
@@ -404,8 +424,11 @@ pub fn run(
             (Decoder::new(decoder, &params)?, params, None)
         }
     };
+    let usage = (adapter.is_none() && model.is_steered()).then(Mutex::default);
     let trainable = Language {
         model,
+        params: params.clone(),
+        usage,
         adapter,
         train,
         held_out,

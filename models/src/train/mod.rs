@@ -57,6 +57,11 @@ pub trait Trainable: Sync {
     /// The loss of a batch.
     fn loss(&self, batch: &Self::Batch) -> Result<StepLoss>;
 
+    /// What is moved after each step beside what gradients move; nothing for most models.
+    fn after_step(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The text of the `config.json` that goes beside the weights.
     fn config_json(&self) -> Result<String>;
 
@@ -237,7 +242,7 @@ impl<'a, T: Trainable> Trainer<'a, T> {
     pub fn run(&mut self, stop: &AtomicBool, report: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Ended> {
         let mut since = Instant::now();
         let (mut loss_sum, mut tokens, mut count) = (0.0, 0usize, 0u32);
-        let mut parts: Vec<(String, f64)> = Vec::new();
+        let mut parts: Vec<(String, f64, u32)> = Vec::new();
         if self.step == 0 {
             let measured = self.model.measure(0, self.plan.steps)?;
             if !measured.is_empty() {
@@ -253,29 +258,31 @@ impl<'a, T: Trainable> Trainer<'a, T> {
                 loss_sum += f64::from(loss.total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
                 tokens += loss.tokens;
                 count += 1;
-                for (i, (name, value)) in loss.parts.into_iter().enumerate() {
-                    match parts.get_mut(i) {
-                        Some((_, sum)) => *sum += value,
-                        None => parts.push((name, value)),
+                // Not every batch has every part.
+                for (name, value) in loss.parts {
+                    match parts.iter_mut().find(|(known, ..)| *known == name) {
+                        Some((_, sum, of)) => (*sum, *of) = (*sum + value, *of + 1),
+                        None => parts.push((name, value, 1)),
                     }
                 }
                 Ok(())
             })?;
             let learning_rate = self.config.rate(self.step, self.plan.steps);
             let gradient_norm = self.optimiser.step(learning_rate)?;
+            self.model.after_step()?;
             self.step += 1;
             let trained = since.elapsed().as_secs_f64();
             let measured = self.model.measure(self.step, self.plan.steps)?;
             let due = self.step.is_multiple_of(self.plan.log_every) || self.step == self.plan.steps;
             if due || !measured.is_empty() {
                 let each = started.0.elapsed().as_secs_f64() / (self.step - started.1) as f64;
-                parts.iter_mut().for_each(|(_, v)| *v /= f64::from(count));
-                parts.extend(measured);
+                let means =
+                    parts.drain(..).map(|(name, sum, of)| (name, sum / f64::from(of))).chain(measured).collect();
                 report(&Report {
                     step: self.step,
                     steps: self.plan.steps,
                     loss: loss_sum / f64::from(count),
-                    parts: std::mem::take(&mut parts),
+                    parts: means,
                     learning_rate,
                     gradient_norm,
                     tokens_per_second: tokens as f64 / trained,

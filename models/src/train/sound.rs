@@ -1,8 +1,9 @@
 //! Training a model that listens ([`Usam`]) from seeded weights on clips and questions about them: `moesaic train sound CONFIG.toml`.
 //!
 //! All of it learns: encoders, Q-Former, the mixture of projectors that the prompt weighs, and the language model, whose layers may be
-//! sparse. The loss is cross entropy over answers, with the balance loss of the language model as its config weighs it, and the
-//! weighted contrastive loss between sound and answers (arXiv 2505.13880, section 2.4).
+//! sparse. The loss is cross entropy over answers, with the balance loss of the language model as its config weighs it, the weighted
+//! contrastive loss between sound and answers (arXiv 2505.13880, section 2.4), and, for answers that are said in the clip, the CTC
+//! loss of the sound's tokens: without it digits are not learnt from a few thousand clips.
 //!
 //! A batch has clips that are about equally long, with some of the questions about each: a clip is encoded once for all of them. The
 //! result is a folder that `AudioChat` loads.
@@ -30,7 +31,7 @@ use super::data::text::Tokenise;
 use super::speech::Buckets;
 use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::folder::BESIDE;
-use crate::usam::{Layout, Prompt, Saclm, Sources, Usam, UsamConfig, Vocabulary};
+use crate::usam::{Beside, Layout, Prompt, Saclm, Sources, Usam, UsamConfig, Vocabulary};
 
 /// What the run's folder says of the run, so that it is resumed with the same.
 const RUN_FILE: &str = "sound.json";
@@ -55,6 +56,8 @@ struct Batch {
     prompts: Vec<Prompt>,
     texts: Vec<Vec<u32>>,
     negatives: Vec<u32>,
+    /// Questions whose answers are said in their clips.
+    said: Vec<u32>,
     index: u64,
 }
 
@@ -66,7 +69,7 @@ impl Trainable for Listening<'_> {
         let (seed, data) = (self.config.seed, &self.config.data);
         let chosen = self.buckets.mixed(seed, index);
         let (mut sounds, mut clips) = (Vec::with_capacity(chosen.len()), Vec::new());
-        let (mut prompts, mut texts) = (Vec::new(), Vec::new());
+        let (mut prompts, mut texts, mut said) = (Vec::new(), Vec::new(), Vec::new());
         for (row, &clip) in (0u32..).zip(&chosen) {
             let mut rng = Rng::keyed(&[seed, index, u64::from(row)]);
             let mut sound = self.train.sound(clip)?;
@@ -79,6 +82,9 @@ impl Trainable for Listening<'_> {
                 questions.swap(i, other);
             }
             for question in questions.into_iter().take(data.questions) {
+                if data.said.iter().any(|task| **task == *question.task) {
+                    said.push(clips.len() as u32);
+                }
                 clips.push(row);
                 prompts.push(question.prompt.clone());
                 texts.push(question.text.clone());
@@ -86,16 +92,19 @@ impl Trainable for Listening<'_> {
         }
         let rows: Vec<&[f32]> = sounds.iter().map(Vec::as_slice).collect();
         let negatives = Saclm::negatives(clips.len(), &mut Rng::keyed(&[seed, index, 0x6e65_6761]));
-        Ok(Batch { samples: self.model.sound(&rows)?, clips, prompts, texts, negatives, index })
+        Ok(Batch { samples: self.model.sound(&rows)?, clips, prompts, texts, negatives, said, index })
     }
 
     fn loss(&self, batch: &Batch) -> Result<StepLoss> {
-        let Batch { samples, clips, prompts, texts, negatives, index } = batch;
-        let weight = self.config.contrastive;
-        let contrast = (weight > 0.0).then_some((negatives.as_slice(), weight));
+        let Batch { samples, clips, prompts, texts, negatives, said, index } = batch;
+        let weighed = |rows, weight: f64| (weight > 0.0).then_some((rows, weight));
+        let beside = Beside {
+            contrast: weighed(negatives.as_slice(), self.config.contrastive),
+            said: weighed(said.as_slice(), self.config.ctc),
+        };
         with_dropout(Rng::keyed(&[self.config.seed, *index]).next_u64(), || {
             let encoded = self.model.repeated(&self.model.encode(samples, None)?, clips)?;
-            let losses = self.model.answer_loss(&encoded, prompts, texts, contrast)?;
+            let losses = self.model.answer_loss(&encoded, prompts, texts, beside)?;
             let mut parts = vec![("cross_entropy".to_string(), scalar(&losses.cross_entropy)?)];
             if let Some(balance) = &losses.balance {
                 parts.push(("balance".into(), scalar(balance)?));
@@ -103,6 +112,9 @@ impl Trainable for Listening<'_> {
             if let Some(contrastive) = &losses.contrastive {
                 parts.push(("triplet".into(), scalar(&contrastive.triplet)?));
                 parts.push(("ratio".into(), scalar(&contrastive.ratio)?));
+            }
+            if let Some(ctc) = &losses.ctc {
+                parts.push(("ctc".into(), scalar(ctc)?));
             }
             let tokens = prompts.iter().zip(texts).map(|(p, text)| p.left.len() + p.right.len() + text.len() + 2).sum();
             Ok(StepLoss { total: losses.total, parts, tokens })
@@ -183,6 +195,11 @@ pub fn run(
     let load = |path: &Path| Manifest::load(path, &usam, &vocabulary, tokenise);
     let train = load(&data.clips)?;
     let valid = data.valid.as_deref().map(load).transpose()?;
+    let tasks = train.tasks();
+    if let Some(other) = data.said.iter().find(|task| !tasks.contains(task.as_str())) {
+        let tasks = tasks.into_iter().collect::<Vec<_>>().join(", ");
+        bail!("data.said names the task {other:?}, but {} has {tasks}", data.clips.display());
+    }
     let longest = train.lengths().iter().copied().max().unwrap_or(1);
     let buckets = Buckets::new(train.lengths(), longest.saturating_mul(data.rows), 50, Some(data.rows))?;
 
@@ -193,6 +210,7 @@ pub fn run(
         None => (Params::init(config.seed, &Device::Cpu), Layout::PLAIN),
     };
     let model = Usam::new(usam, vocabulary, Sources::one(&params), layout, checkpoint.as_ref())?;
+    model.llm().by_gradients()?;
     if checkpoint.is_none() {
         scale_bands(model.config(), &params, &train)?;
     }

@@ -1,6 +1,7 @@
 //! What training and measuring ask of the model: several questions about clips that were encoded once.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use moesaic_kernels::losses::ctc;
 use moesaic_kernels::{Routes, Tokens};
 
 use super::{Prompt, SaclmLosses, Sequence, Usam};
@@ -9,7 +10,7 @@ use crate::decoder::{Output, follows};
 /// The parts of the loss of answers; all carry gradients.
 #[derive(Clone, Debug)]
 pub struct AnswerLosses {
-    /// What is minimised: cross entropy, balance as the language model's config weighs it, and the weighted contrastive loss.
+    /// What is minimised: cross entropy, balance as the language model's config weighs it, and what [`Beside`] asks for, weighted.
     pub total: Tensor,
     /// Mean cross entropy of the answers.
     pub cross_entropy: Tensor,
@@ -17,6 +18,18 @@ pub struct AnswerLosses {
     pub balance: Option<Tensor>,
     /// The contrastive loss, unweighted, where it is asked for.
     pub contrastive: Option<SaclmLosses>,
+    /// The CTC loss of the sound's tokens, unweighted, where it is asked for.
+    pub ctc: Option<Tensor>,
+}
+
+/// Losses beside that of the answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside<'a> {
+    /// Whose text each row is held against by the contrastive loss ([`Saclm::negatives`](super::Saclm::negatives)), and its weight.
+    pub contrast: Option<(&'a [u32], f64)>,
+    /// The rows whose texts are said in the sound, in that order, and the weight of the CTC loss of their tokens of sound: through
+    /// the language model's head, each is to be a token of the text, or the padding token between them.
+    pub said: Option<(&'a [u32], f64)>,
 }
 
 /// A pass over questions with their answers.
@@ -59,8 +72,7 @@ impl Usam {
         Ok(Pass { sequence, sound, output, projected: projected.routes })
     }
 
-    /// The loss of answers about encoded sound, row by row; texts are ids without first and last token. `contrast` says whose text each
-    /// row is held against ([`Saclm::negatives`](super::Saclm::negatives)), and what the contrastive loss weighs.
+    /// The loss of answers about encoded sound, row by row; texts are ids without first and last token.
     ///
     /// # Errors
     /// Numbers of rows, prompts and texts differ, or an id is not in the vocabulary.
@@ -69,17 +81,33 @@ impl Usam {
         encoded: &Tokens,
         prompts: &[Prompt],
         texts: &[Vec<u32>],
-        contrast: Option<(&[u32], f64)>,
+        beside: Beside<'_>,
     ) -> Result<AnswerLosses> {
         let pass = self.pass(encoded, prompts, texts)?;
         let losses = self.llm().loss_of(&pass.output, &pass.sequence.labels, false)?;
-        let (mut total, mut contrastive) = (losses.total, None);
-        if let Some((negatives, weight)) = contrast {
+        let (mut total, mut contrastive, mut ctc) = (losses.total, None, None);
+        if let Some((negatives, weight)) = beside.contrast {
             let loss = self.saclm.forward(&pass.sound.embeds, &pass.sequence.text, negatives, None)?;
             total = (total + (&loss.total * weight)?)?;
             contrastive = Some(loss);
         }
-        Ok(AnswerLosses { total, cross_entropy: losses.cross_entropy, balance: losses.aux, contrastive })
+        if let Some((rows, weight)) = beside.said.filter(|(rows, _)| !rows.is_empty()) {
+            let loss = self.said(&pass.sound, rows, texts)?;
+            total = (total + (&loss * weight)?)?;
+            ctc = Some(loss);
+        }
+        Ok(AnswerLosses { total, cross_entropy: losses.cross_entropy, balance: losses.aux, contrastive, ctc })
+    }
+
+    /// How likely the tokens of sound of some rows, brought to length 1 in the mean of squares, say the texts of these rows.
+    fn said(&self, sound: &Tokens, rows: &[u32], texts: &[Vec<u32>]) -> Result<Tensor> {
+        let own = rows.iter().map(|&row| texts.get(row as usize).cloned()).collect::<Option<Vec<_>>>();
+        let Some(own) = own else { bail!("rows {rows:?} of {} texts", texts.len()) };
+        let index = Tensor::from_slice(rows, rows.len(), sound.embeds.device())?;
+        let x = sound.embeds.index_select(&index, 0)?.to_dtype(DType::F32)?;
+        let mean = (x.sqr()?.mean_keepdim(2)? + 1e-6)?; // (rows, t, 1)
+        let logits = self.llm().logits(&x.broadcast_div(&mean.sqrt()?)?)?; // (rows, t, V)
+        ctc(&logits, &own, self.vocabulary().pad)
     }
 
     /// Whether each row's text is what greedy generation gives, to the last token.

@@ -45,31 +45,38 @@ pub(super) fn lay_out(
     if b == 0 || prompts.len() != b || texts.len() != b {
         bail!("{} prompts and {} texts for {b} clips", prompts.len(), texts.len());
     }
-    let embed = |ids: Vec<u32>| {
-        let n = ids.len();
-        decoder.embed(&Tensor::from_vec(ids, (1, n), decoder.device())?)
-    };
     let lengths: Vec<usize> =
         prompts.iter().zip(texts).map(|(p, text)| 1 + p.left.len() + t + p.right.len() + text.len() + 1).collect();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let longest_text = texts.iter().map(Vec::len).max().unwrap_or(0) + 1;
-    let (mut rows, mut labels, mut targets) = (Vec::with_capacity(b), Vec::new(), Vec::with_capacity(b));
+    // Rows of a table that has all sound and behind it all words: one gather makes the sequence, one the texts.
+    let (mut words, mut places) = (Vec::new(), Vec::with_capacity(b * longest));
+    let (mut labels, mut targets) = (Vec::with_capacity(b * longest), Vec::with_capacity(b * longest_text));
     for (i, ((prompt, text), length)) in prompts.iter().zip(texts).zip(&lengths).enumerate() {
-        let left = embed([&[vocabulary.bos], prompt.left.as_slice()].concat())?;
-        let own = sound.embeds.narrow(0, i, 1)?.to_dtype(left.dtype())?;
-        // The rest of the row, text and padding in one.
+        let mut say = |ids: &[u32], to: &mut Vec<u32>| {
+            to.extend((0u32..).take(ids.len()).map(|at| (b * t + words.len()) as u32 + at));
+            words.extend_from_slice(ids);
+        };
+        say(&[vocabulary.bos], &mut places);
+        say(&prompt.left, &mut places);
+        places.extend((i * t..(i + 1) * t).map(|at| at as u32));
+        say(&prompt.right, &mut places);
+        // The text with its last token, and padding, once for the sequence and once for the contrastive loss.
         let target = [text.as_slice(), &[vocabulary.eos]].concat();
-        let mut behind = [prompt.right.as_slice(), &target].concat();
-        behind.resize(behind.len() + longest - length, vocabulary.pad);
-        rows.push(Tensor::cat(&[left, own, embed(behind)?], 1)?); // (1, longest, h)
+        let mut filled = target.clone();
+        filled.resize(target.len() + longest - length, vocabulary.pad);
+        say(&filled, &mut places);
+        filled.resize(longest_text, vocabulary.pad);
+        say(&filled, &mut targets);
         labels.extend(std::iter::repeat_n(IGNORED, length - target.len()));
         labels.extend(target.iter().map(|&id| i64::from(id)));
         labels.extend(std::iter::repeat_n(IGNORED, longest - length));
-        let mut filled = target;
-        filled.resize(longest_text, vocabulary.pad);
-        targets.push(embed(filled)?);
     }
-    let embeds = Tensor::cat(&rows, 0)?;
-    debug_assert_eq!(embeds.dims(), [b, longest, h]);
-    Ok(Sequence { embeds, labels, lengths, text: Tensor::cat(&targets, 0)? })
+    let count = words.len();
+    let words = decoder.embed(&Tensor::from_vec(words, (1, count), decoder.device())?)?.squeeze(0)?; // (words, h)
+    let table = Tensor::cat(&[sound.embeds.to_dtype(words.dtype())?.reshape((b * t, h))?, words], 0)?;
+    let gather = |rows: Vec<u32>, n: usize| {
+        table.index_select(&Tensor::from_vec(rows, b * n, table.device())?, 0)?.reshape((b, n, h))
+    };
+    Ok(Sequence { embeds: gather(places, longest)?, labels, lengths, text: gather(targets, longest_text)? })
 }

@@ -25,6 +25,9 @@ pub struct TrainConfig {
     /// What the contrastive loss weighs beside the cross entropy; the paper's is 1, 0 leaves it out.
     #[serde(default = "one")]
     pub contrastive: f64,
+    /// What the CTC loss of the sound's tokens weighs, for answers that are said in the clip (`data.said`); 0 leaves it out.
+    #[serde(default)]
+    pub ctc: f64,
     /// What it is trained on.
     pub data: DataConfig,
     /// The optimiser.
@@ -59,6 +62,9 @@ pub struct DataConfig {
     /// A clip is made louder or softer by up to so many decibels.
     #[serde(default = "gain")]
     pub gain: f64,
+    /// Tasks whose answers are said in the clip, word by word in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<String>,
 }
 
 fn one() -> f64 {
@@ -99,8 +105,13 @@ impl TrainConfig {
         if !(0.0..=60.0).contains(&gain) {
             bail!("data.gain is {gain}, expected decibels from 0 to 60");
         }
-        if !(0.0..=1e3).contains(&self.contrastive) {
-            bail!("contrastive is {}, expected a weight of at least 0", self.contrastive);
+        for (name, value) in [("contrastive", self.contrastive), ("ctc", self.ctc)] {
+            if !(0.0..=1e3).contains(&value) {
+                bail!("{name} is {value}, expected a weight of 0 to 1000");
+            }
+        }
+        if self.ctc > 0.0 && self.data.said.is_empty() {
+            bail!("ctc needs tasks whose answers are said in the clips: name them in data.said");
         }
         Ok(())
     }

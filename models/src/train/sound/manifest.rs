@@ -1,6 +1,6 @@
 //! Clips of sound and what is asked about them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -255,6 +255,11 @@ impl Manifest {
     /// There is no such clip.
     pub fn questions(&self, index: usize) -> Result<&[Question], ManifestError> {
         Ok(&self.entry(index)?.questions)
+    }
+
+    /// Kinds of questions, in order.
+    pub fn tasks(&self) -> BTreeSet<&str> {
+        self.entries.iter().flat_map(|entry| &entry.questions).map(|question| &*question.task).collect()
     }
 
     /// The sound of a clip at 16 kHz, of several channels the first, as [`Usam`](crate::usam::Usam) takes it.
