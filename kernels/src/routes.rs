@@ -20,12 +20,14 @@ pub struct RouteInput<'a> {
     pub mask: Option<&'a Tensor>,
     /// What the router of the sparse layer before gave as logits ([`Routes::logits`]), `[t, e]`: MoE++'s gating residual.
     pub previous: Option<&'a Tensor>,
+    /// The pass is one of training: [`DenseTraining`](crate::routers::DenseTraining) takes all experts then.
+    pub training: bool,
 }
 
 impl<'a> RouteInput<'a> {
     /// Tokens alone.
     pub fn new(x: &'a Tensor) -> Self {
-        Self { x, condition: None, modality: None, mask: None, previous: None }
+        Self { x, condition: None, modality: None, mask: None, previous: None, training: false }
     }
 
     /// The same with a padding mask `[t]`.
@@ -288,6 +290,13 @@ impl Routes {
         Ok((Tensor::from_vec(experts, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, &Device::Cpu)?))
     }
 
+    /// The experts of each token, as its router ranked them; none of padding.
+    pub fn choices(&self) -> Vec<Vec<u32>> {
+        let expert_of = self.expert_of();
+        let of_token = |t| self.plan.of_token(t).iter().map(|&r| expert_of[r as usize]).collect();
+        (0..self.tokens()).map(of_token).collect()
+    }
+
     /// `[R]`: the expert of each route.
     fn expert_of(&self) -> Vec<u32> {
         let mut of = vec![0u32; self.len()];
@@ -312,9 +321,7 @@ impl Routes {
             if group.experts() != first.experts() {
                 bail!("routes to {} and to {} experts cannot be joined", first.experts(), group.experts());
             }
-            let expert_of = group.expert_of();
-            let of_token = |t| group.plan.of_token(t).iter().map(|&r| expert_of[r as usize]).collect::<Vec<u32>>();
-            choices.extend((0..group.tokens()).map(of_token));
+            choices.extend(group.choices());
             if !group.is_empty() {
                 let by_token = Tensor::from_slice(&group.plan.by_token, group.len(), group.weight.device())?;
                 weights.push(group.weight.index_select(&by_token, 0)?);

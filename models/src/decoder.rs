@@ -34,6 +34,7 @@ mod pass;
 mod quantise;
 mod rope;
 mod sites;
+mod steer;
 
 use std::path::Path;
 
@@ -58,6 +59,7 @@ pub use parameters::{Parameters, Part};
 pub use quantise::{MatrixKind, Quantisation, QuantisedTensor};
 pub use rope::{RopeConfig, RopeScaling};
 pub use sites::Site;
+pub use steer::Usage;
 
 use crate::folder::no_others;
 
@@ -111,6 +113,8 @@ pub struct Decoder {
     norm: Norm,
     lm_head: Linear,
     rope: Option<Rope>,
+    /// `[1]`, what [`AuxLoss::AdaptiveL1`] weighs now.
+    l1: Option<Tensor>,
     /// Of activations.
     dtype: DType,
     cache_dtype: DType,
@@ -181,6 +185,10 @@ impl Decoder {
             layers: (0..cfg.layers.len()).map(|i| Layer::load(cfg, i, &layers.pp(i))).collect::<Result<_>>()?,
             norm: Norm::load(params, cfg.names.final_norm, h, cfg.norm)?,
             rope: cfg.rope.as_ref().map(Rope::new).transpose()?,
+            l1: match cfg.aux_loss {
+                AuxLoss::AdaptiveL1 { .. } => Some(params.tensor(steer::L1, [1], Init::Constant(1e-8))?),
+                _ => None,
+            },
             dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
             cache_dtype: params.dtype(),
             device: params.device().clone(),
@@ -377,7 +385,8 @@ impl Decoder {
                 None => normed,
             };
             let previous = all_routes.last().and_then(Routes::logits);
-            let input = RouteInput { modality: context.modality.as_deref(), previous, ..RouteInput::new(&normed) };
+            let modality = context.modality.as_deref();
+            let input = RouteInput { modality, previous, training: context.training, ..RouteInput::new(&normed) };
             let (y, routes) = layer.ffn.forward(&input.with_mask(routed), &format!("layer {i}"))?;
             x = self.add(&x, y)?;
             if let Some(routes) = routes {

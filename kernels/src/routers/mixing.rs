@@ -85,14 +85,14 @@ impl Router for SoftmaxMixing {
 pub struct DenseTraining {
     /// `[E, H]`
     pub weight: Tensor,
-    /// Who takes part.
+    /// Who takes part outside of training ([`RouteInput::training`]).
     pub keep: Keep,
 }
 
 /// The experts that take part in what was trained densely.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keep {
-    /// All: training.
+    /// All, as in training.
     All,
     /// The k best.
     Best(usize),
@@ -107,7 +107,8 @@ impl Router for DenseTraining {
 
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
         let weight = self.weight.clone();
-        let threshold = match self.keep {
+        let keep = if input.training { Keep::All } else { self.keep };
+        let threshold = match keep {
             Keep::All => return SoftmaxMixing { weight }.route(&RouteInput { condition: None, ..*input }),
             Keep::Best(k) => {
                 return SoftmaxTopK { weight, k, renormalise: false, scale: 1.0, groups: None }.route(input);

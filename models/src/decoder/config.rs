@@ -12,6 +12,7 @@ use super::names::Names;
 use super::rope::RopeConfig;
 use crate::folder;
 
+mod routing;
 mod validate;
 
 /// A decoder: what its layers are made of, and under which names its tensors are published.
@@ -249,6 +250,43 @@ pub enum RouterConfig {
         /// Draws second experts with Gumbel noise of this seed, as the reference does in evaluation too; absent for the best.
         noise: Option<u64>,
     },
+    /// [`NullTopK`](moesaic_kernels::routers::NullTopK), with so many null experts behind the others.
+    NullTopK {
+        /// Null experts.
+        nulls: usize,
+    },
+    /// [`PathwayTopK`](moesaic_kernels::routers::PathwayTopK), with experts that have no network behind the others.
+    Pathways {
+        /// That discard.
+        zero: usize,
+        /// That skip.
+        copy: usize,
+        /// That replace.
+        constant: usize,
+    },
+    /// [`ReluRouter`](moesaic_kernels::routers::ReluRouter); the number of experts per token is a mean.
+    Relu,
+    /// [`NormedReluRouter`](moesaic_kernels::routers::NormedReluRouter); its losses decide how many experts a token takes.
+    NormedRelu,
+    /// [`DenseTraining`](moesaic_kernels::routers::DenseTraining): all experts in passes of training
+    /// ([`Context::training`](super::Context::training)), the best elsewhere.
+    DenseTraining,
+}
+
+impl RouterConfig {
+    /// Experts without a network, which stand behind those that have one.
+    pub fn free(&self) -> usize {
+        match *self {
+            Self::NullTopK { nulls } => nulls,
+            Self::Pathways { zero, copy, constant } => zero.saturating_add(copy).saturating_add(constant),
+            _ => 0,
+        }
+    }
+
+    /// Whether the number of networks that a token goes to is not the same for all.
+    pub fn varies(&self) -> bool {
+        self.free() > 0 || matches!(self, Self::Relu | Self::NormedRelu)
+    }
 }
 
 /// The expert that every token goes to.
@@ -298,6 +336,31 @@ pub enum AuxLoss {
     /// [`first_choice_balance`](moesaic_kernels::losses::first_choice_balance) within each row and
     /// [`router_z`](moesaic_kernels::losses::router_z), their means over layers weighted by these two.
     BalanceAndZ(f64, f64),
+    /// None; after each step of training biases of the choice move by this rate
+    /// ([`balance_bias`](moesaic_kernels::routers::balance_bias)).
+    LoadBias(f64),
+    /// [`null_balance`](moesaic_kernels::losses::null_balance) over all sparse layers together.
+    NullBalance(f64),
+    /// [`heterogeneous_balance`](moesaic_kernels::losses::heterogeneous_balance), and what experts without a network weigh in it.
+    HeterogeneousBalance(f64, f64),
+    /// [`relu_l1`](moesaic_kernels::losses::relu_l1) in its balanced form, with a coefficient that each step of training moves towards
+    /// the number of experts per token ([`AdaptiveL1`](moesaic_kernels::losses::AdaptiveL1)).
+    AdaptiveL1 {
+        /// Factor of a step.
+        growth: f64,
+    },
+    /// [`activation_locality`](moesaic_kernels::losses::activation_locality) and
+    /// [`chunk_sparsity`](moesaic_kernels::losses::chunk_sparsity), their means over layers weighted by these two.
+    Activation {
+        /// Coefficient of the first.
+        locality: f64,
+        /// Coefficient of the second.
+        chunk_sparsity: f64,
+        /// Tokens of a chunk.
+        chunk: usize,
+    },
+    /// [`mutual_information`](moesaic_kernels::losses::mutual_information), the mean over layers.
+    MutualInformation(f64),
 }
 
 /// Sizes above which a config is taken for a mistake.

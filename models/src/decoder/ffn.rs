@@ -2,9 +2,12 @@
 
 use candle_core::{DType, Result, Tensor};
 use moesaic_kernels::routers::{
-    Capacity, GroupLimit, Router, SecondChoice, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax,
+    Capacity, DenseTraining, GroupLimit, Keep, NormedReluRouter, NullTopK, PathwayTopK, ReluRouter, Router,
+    SecondChoice, SigmoidTopK, SoftmaxTopK, SparseMixer, TopKSoftmax,
 };
-use moesaic_kernels::{ExpertBank, Init, Linear, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage};
+use moesaic_kernels::{
+    ExpertBank, FreeExpert, Init, Linear, MoeLayer, Params, RouteInput, Routes, SharedExpert, Storage,
+};
 
 use super::config::{DecoderConfig, DenseConfig, RouterConfig, SparseConfig};
 use super::names::ExpertNames;
@@ -111,6 +114,7 @@ impl Ffn {
                 packed(ExpertBank::gated(up, down, activation)?, &p)?
             }
         };
+        let experts = experts.with_free(free(config.router, h, init, &p)?)?;
         let mut shared_names = [None, None, None];
         let shared = match config.shared {
             None => None,
@@ -173,8 +177,29 @@ impl Ffn {
     }
 }
 
+/// The experts without a network, in their order behind the others.
+fn free(router: RouterConfig, h: usize, init: Init, p: &Params) -> Result<Vec<FreeExpert>> {
+    Ok(match router {
+        RouterConfig::NullTopK { nulls } => vec![FreeExpert::Zero; nulls],
+        RouterConfig::Pathways { zero, copy, constant } => {
+            let mut free = vec![FreeExpert::Zero; zero];
+            free.extend(std::iter::repeat_n(FreeExpert::Copy, copy));
+            for i in 0..constant {
+                let p = p.pp(format!("constant_experts.{i}"));
+                free.push(FreeExpert::Constant {
+                    vector: p.tensor("vector", [h], init)?,
+                    gate: p.tensor("gate.weight", [2, h], init)?,
+                });
+            }
+            free
+        }
+        _ => Vec::new(),
+    })
+}
+
 fn router(cfg: &DecoderConfig, config: SparseConfig, layer: usize, p: &Params) -> Result<Box<dyn Router>> {
-    let (e, k, h, init) = (config.experts, config.k, cfg.hidden_size, Init::Normal(cfg.initializer_range));
+    let (k, h, init) = (config.k, cfg.hidden_size, Init::Normal(cfg.initializer_range));
+    let e = config.experts + config.router.free();
     // Routers compute in f32 whatever the weights are; they are small. Where they are in f32 in the file of a model in half
     // precision, they stay so.
     let weight = match config.router {
@@ -199,5 +224,19 @@ fn router(cfg: &DecoderConfig, config: SparseConfig, layer: usize, p: &Params) -
             let second = noise.map_or(SecondChoice::Best, |noise| SecondChoice::gumbel(seed(noise)));
             Box::new(Capacity { weight, k, factor, min_capacity, second })
         }
+        RouterConfig::NullTopK { nulls } => Box::new(NullTopK { weight, nulls, k }),
+        RouterConfig::Pathways { .. } => {
+            let residual = match cfg.sparse_layers().next() == Some(layer) {
+                true => None,
+                false => Some(p.tensor_f32("gate_residual.weight", [e, e], init)?),
+            };
+            Box::new(PathwayTopK { weight, residual, k, renormalise: None })
+        }
+        RouterConfig::Relu => Box::new(ReluRouter { weight }),
+        RouterConfig::NormedRelu => {
+            let norm = p.tensor_f32("gate_norm.weight", [e], Init::Ones)?;
+            Box::new(NormedReluRouter { weight, norm, eps: cfg.norm.eps })
+        }
+        RouterConfig::DenseTraining => Box::new(DenseTraining { weight, keep: Keep::Best(k) }),
     })
 }

@@ -39,6 +39,8 @@ pub struct Context {
     pub taps: Vec<Tensor>,
     /// Where every token comes from, `[b * t]`, for routers that look at it; absent for text.
     pub modality: Option<Vec<Modality>>,
+    /// The pass is one of training: routers that are dense there take all experts.
+    pub training: bool,
     /// Compute a padded batch as `transformers` does, where a row then depends on the batch it is in: frequencies that depend
     /// on the length of the text (dynamic and long rotary scaling) follow the longest row, queries in the padding average all
     /// values, and padding is routed. What is computed there means nothing, but losses that count a row's first token, as

@@ -2,10 +2,16 @@
 
 use candle_core::{Result, Tensor, bail};
 use moesaic_kernels::Routes;
-use moesaic_kernels::losses::{cross_entropy, first_choice_balance, load_balance, router_z, sequence_balance};
+use moesaic_kernels::losses::{
+    activation_locality, chunk_sparsity, cross_entropy, first_choice_balance, heterogeneous_balance, load_balance,
+    mutual_information, null_balance, relu_l1, router_z, sequence_balance,
+};
 
 use super::config::AuxLoss;
 use super::{Context, Decoder, Input, Output};
+
+/// How sharply activation locality tells used experts from others; BlockFFN's released code has 100.
+const STEEPNESS: f64 = 100.0;
 
 /// The parts of a loss; all carry gradients.
 #[derive(Clone, Debug)]
@@ -93,15 +99,35 @@ impl Decoder {
         if output.routes.is_empty() {
             return Ok(None);
         }
+        let sparse = self.config().sparse;
+        let (networks, k) = sparse.map_or((0, 1), |s| (s.experts, s.k));
+        let free = sparse.map_or(0, |s| s.router.free());
         Ok(match self.config().aux_loss {
-            AuxLoss::None => None,
+            AuxLoss::None | AuxLoss::LoadBias(_) => None,
+            AuxLoss::NullBalance(coefficient) => Some((null_balance(&output.routes, free)?, coefficient)),
+            AuxLoss::HeterogeneousBalance(coefficient, tau) => {
+                Some((heterogeneous_balance(&output.routes, networks, tau)?, coefficient))
+            }
+            AuxLoss::AdaptiveL1 { .. } => {
+                Some((relu_l1(&output.routes, Some(k as f64))?, self.l1_coefficient()?.unwrap_or(0.0)))
+            }
+            AuxLoss::Activation { locality, chunk_sparsity: sparsity, chunk } => {
+                let each = |routes: &Routes| {
+                    let near = (activation_locality(routes, b, STEEPNESS)? * locality)?;
+                    near + (chunk_sparsity(routes, b, chunk)? * sparsity)?
+                };
+                Some(((summed(&output.routes, each)? / output.routes.len() as f64)?, 1.0))
+            }
+            AuxLoss::MutualInformation(coefficient) => {
+                let sum = summed(&output.routes, mutual_information)?;
+                Some(((sum / output.routes.len() as f64)?, coefficient))
+            }
             AuxLoss::Balance(coefficient) => {
                 let routes = [output.attention_routes.as_slice(), &output.routes].concat();
                 Some((load_balance(&routes)?, coefficient))
             }
             AuxLoss::LayerBalance(coefficient) => {
-                let k = self.config().sparse.map_or(1, |s| s.k) as f64;
-                let each = |routes: &Routes| load_balance(std::slice::from_ref(routes))? / k;
+                let each = |routes: &Routes| load_balance(std::slice::from_ref(routes))? / k as f64;
                 Some((summed(&output.routes, each)?, coefficient))
             }
             AuxLoss::SequenceBalance(coefficient) => {

@@ -92,7 +92,18 @@ impl DecoderConfig {
             let experts = self.sparse_layers().fold(0usize, |n, i| n.saturating_add(self.experts(i)));
             let blends = s.shared.is_some_and(|shared| shared.blended);
             let blend = if blends { 2 * h + 2 } else { 0 };
+            let e = s.experts.saturating_add(s.router.free());
+            let more = match s.router {
+                RouterConfig::NormedRelu => times(&[sparse, e]),
+                // Gating residuals, and what is constant.
+                RouterConfig::Pathways { constant, .. } => {
+                    times(&[sparse.saturating_sub(1), e, e]).saturating_add(times(&[sparse, constant, 3, h]))
+                }
+                _ => 0,
+            };
             parameters.routers = all(times(&[experts, h])
+                .saturating_add(times(&[sparse, s.router.free(), h]))
+                .saturating_add(more)
                 .saturating_add(times(&[sparse, bias]))
                 .saturating_add(times(&[sparse, blend])));
             let network = |width: usize, bias: bool| {

@@ -7,4 +7,5 @@ mod gguf;
 mod llama_cpp;
 mod quantise;
 mod refusals;
+mod routing;
 mod weights;

@@ -27,6 +27,14 @@ impl DecoderConfig {
             AuxLoss::Balance(c) | AuxLoss::LayerBalance(c) => [c, 0.0],
             AuxLoss::SequenceBalance(c) | AuxLoss::FirstChoice(c) => [c, 0.0],
             AuxLoss::BalanceAndZ(balance, z) => [balance, z],
+            AuxLoss::LoadBias(c) | AuxLoss::NullBalance(c) | AuxLoss::MutualInformation(c) => [c, 0.0],
+            AuxLoss::HeterogeneousBalance(c, tau) => [c, tau],
+            AuxLoss::AdaptiveL1 { growth } if !(growth > 1.0 && growth.is_finite()) => {
+                bail!("the growth of the L1 loss is {growth}, expected more than 1")
+            }
+            AuxLoss::AdaptiveL1 { .. } => [0.0, 0.0],
+            AuxLoss::Activation { chunk: 0, .. } => bail!("chunks of 0 tokens for the router's sparsity"),
+            AuxLoss::Activation { locality, chunk_sparsity, .. } => [locality, chunk_sparsity],
         };
         if let Some(c) = coefficients.into_iter().find(|c| !(*c >= 0.0 && c.is_finite())) {
             bail!("the coefficient of the auxiliary loss is {c}, expected 0 or more");
@@ -39,7 +47,7 @@ impl DecoderConfig {
                 bail!("layer {i} has no feed-forward part");
             }
             if let (Some(experts), Some(sparse)) = (layer.experts, self.sparse) {
-                top_k(sparse.k, experts).map_err(|e| Error::msg(format!("layer {i}: {e}")))?;
+                top_k(sparse.k, experts, sparse.router.free()).map_err(|e| Error::msg(format!("layer {i}: {e}")))?;
             }
         }
         let rotary = self.attention.validate()?;
@@ -64,8 +72,10 @@ fn size(name: &str, value: usize, most: usize) -> Result<()> {
     Ok(())
 }
 
-fn top_k(k: usize, experts: usize) -> Result<()> {
-    size("the number of experts", experts, MOST)?;
+/// `free` experts have no network.
+fn top_k(k: usize, networks: usize, free: usize) -> Result<()> {
+    let experts = networks.saturating_add(free);
+    size("the number of experts", experts.min(networks.saturating_mul(MOST)), MOST)?;
     if k == 0 || k > experts {
         bail!("num_experts_per_tok is {k}, expected 1 to {experts}, the number of experts");
     }
@@ -98,7 +108,7 @@ impl AttentionConfig {
                 Ok(rope_dim)
             }
             Self::Mixture(MixtureConfig { experts, k, kv_heads, head_dim, scale }) => {
-                top_k(k, experts)?;
+                top_k(k, experts, 0)?;
                 size("num_key_value_heads", kv_heads, MOST)?;
                 size("kv_channels", head_dim, WIDEST)?;
                 positive("the scale of attention scores", scale)?;
@@ -110,7 +120,7 @@ impl AttentionConfig {
 
 impl SparseConfig {
     fn validate(&self) -> Result<()> {
-        top_k(self.k, self.experts)?;
+        top_k(self.k, self.experts, self.router.free())?;
         size("the width of an expert", self.intermediate_size, WIDEST)?;
         if let Some(shared) = self.shared {
             size("the width of the shared expert", shared.intermediate_size, WIDEST)?;
@@ -130,7 +140,8 @@ impl SparseConfig {
                 }
                 Ok(())
             }
-            RouterConfig::TopKSoftmax => Ok(()),
+            RouterConfig::TopKSoftmax | RouterConfig::NullTopK { .. } | RouterConfig::Pathways { .. } => Ok(()),
+            RouterConfig::Relu | RouterConfig::NormedRelu | RouterConfig::DenseTraining => Ok(()),
             RouterConfig::Capacity { factor, train_factor, .. } => {
                 if !(1..=2).contains(&self.k) {
                     bail!("top_k_experts is {}, expected 1 or 2: no other number is defined", self.k);

@@ -81,7 +81,13 @@ pub(super) fn translate(value: Value) -> Result<DecoderConfig> {
         let shown: String = model_type.chars().take(60).collect();
         bail!("model_type {shown:?} is not supported; supported are {}", supported());
     };
-    translate(map).map_err(|e| Error::msg(format!("{model_type}: {}", bare(&e))))
+    // An extension of this workspace; see `config/routing.rs`.
+    let router = map.get("router").cloned();
+    let config = translate(map).and_then(|config| match &router {
+        Some(router) => config.with_router(router),
+        None => Ok(config),
+    });
+    config.map_err(|e| Error::msg(format!("{model_type}: {}", bare(&e))))
 }
 
 impl DecoderConfig {
