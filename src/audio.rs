@@ -9,10 +9,13 @@ use std::time::Instant;
 use candle_core::Device;
 use moesaic_encoders::audio::{AudioError, AudioOptions, AudioReader, Downmix, SAMPLE_RATE, Windows};
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::{Modality, Probe};
+use moesaic_models::decoder::Input;
 use moesaic_models::generate::{Backbone, Generation, GenerationConfig, Prompts, beam_search};
 use moesaic_models::usam::{Prompt, Task, Usam, UsamConfig, Vocabulary};
 use serde::Serialize;
 
+use crate::atlas::{Atlas, RouteMap};
 use crate::error::{Error, Result, candle_message};
 use crate::text::{
     Answer, Dtype, Finish, TextOptions, TextStream, Tokenizer, adapters, generation_config, stored_dtype,
@@ -222,6 +225,38 @@ impl AudioChat {
             score: Some(best.score),
             log_probs: Vec::new(),
         })
+    }
+
+    /// Where the tokens of a question about samples at 16 kHz go, in projector and language model. The answer is not among them.
+    /// Segments have `segment` tokens ([`RouteMap::segment`]).
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream), and [`Error::Input`] where the model has no sparse layer.
+    pub fn routes(&self, samples: &[f32], question: &str, segment: usize) -> Result<RouteMap> {
+        let prompt = [self.prompt(question)?];
+        let sound = self.sound(samples)?;
+        let (hearing, reading) = (Probe::new(), Probe::new());
+        let mut atlas = Atlas::default();
+        let mut pass = || -> candle_core::Result<()> {
+            let heard = self.model.project(&self.model.encode(&sound, None)?, &prompt, Some(&hearing))?.tokens;
+            let (embeds, context) = self.model.prompt(&sound, &prompt)?;
+            let llm = self.model.llm();
+            llm.forward(Input::Embeds(&embeds), &context, None, Some(&reading))?;
+            let tokens = embeds.dim(1)?;
+            let of = context.modality.as_deref();
+            let modality = |token: usize| of.and_then(|all| all.get(token)).copied().unwrap_or(Modality::Text);
+            // A mixture of one projector has no routes to show.
+            if self.model.projector().config().experts > 1 {
+                atlas.add_probe(&hearing, &|_| Modality::Audio)?;
+            }
+            atlas.add_probe(&reading, &modality)?;
+            let audio = heard.iter().map(|tokens| tokens.embeds.dim(1)).sum::<candle_core::Result<usize>>()?;
+            atlas.count(Modality::Audio, audio);
+            atlas.count(Modality::Text, tokens.saturating_sub(audio));
+            Ok(())
+        };
+        pass().map_err(|error| Error::compute(&error))?;
+        atlas.finish(segment)
     }
 
     /// The answer to a question about samples at 16 kHz, in -1 to 1, piece by piece.

@@ -10,6 +10,7 @@ mod forecast;
 mod generate;
 mod info;
 mod interrupt;
+mod kind;
 mod language;
 #[cfg(feature = "audio")]
 mod listen;
@@ -19,6 +20,7 @@ mod output;
 mod parquet;
 mod progress;
 mod quantise;
+mod routes;
 mod share;
 mod sound;
 #[cfg(feature = "audio")]
@@ -52,8 +54,7 @@ enum Command {
     Chat(chat::Args),
     #[cfg(feature = "image")]
     Ask(ask::Args),
-    #[cfg(feature = "image")]
-    Routes(ask::RoutesArgs),
+    Routes(routes::Args),
     #[cfg(feature = "audio")]
     Listen(listen::Args),
     #[cfg(feature = "audio")]
@@ -119,8 +120,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         #[cfg(feature = "image")]
         Command::Ask(args) => ask::run(args),
-        #[cfg(feature = "image")]
-        Command::Routes(args) => ask::routes(args),
+        Command::Routes(args) => routes::run(args),
         #[cfg(feature = "audio")]
         Command::Listen(args) => listen::run(args),
         #[cfg(feature = "audio")]

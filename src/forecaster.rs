@@ -13,10 +13,12 @@ mod session;
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use moesaic_models::moirai_moe::MoiraiMoe;
+use moesaic_kernels::{Modality, Routes};
+use moesaic_models::moirai_moe::{MoiraiMoe, Request};
 use moesaic_models::time_moe::TimeMoe;
 use serde::Serialize;
 
+use crate::atlas::{Atlas, RouteMap};
 use crate::error::{Error, Place, Result, quoted};
 #[cfg(feature = "hub")]
 use crate::hub::Hub;
@@ -253,6 +255,44 @@ impl Forecaster {
                 "this model forecasts one variable at a time: give the series alone, or take a Moirai-MoE",
             )),
         }
+    }
+
+    /// Where the tokens of series go: values of a Time-MoE, patches of a Moirai-MoE, which sees those of the next `horizon` rows too.
+    /// Segments have `segment` tokens ([`RouteMap::segment`]).
+    ///
+    /// # Errors
+    /// As [`forecast`](Self::forecast), and [`Error::Input`] for no series, or a model without sparse layers.
+    pub fn routes(
+        &self,
+        series: &[Series],
+        horizon: usize,
+        options: &ForecastOptions,
+        segment: usize,
+    ) -> Result<RouteMap> {
+        let limit = self.check(horizon, options)?;
+        if series.is_empty() {
+            return Err(Error::option("there is no series: give at least one"));
+        }
+        let mut atlas = Atlas::default();
+        for series in series {
+            let context = Context::of(series, limit, options.missing)?;
+            let mut pass = || -> candle_core::Result<()> {
+                let routes = match &self.model {
+                    Model::TimeMoe(model) => model.routes(context.newest(limit))?,
+                    Model::MoiraiMoe(model) => {
+                        let history = &series.values[..context.end];
+                        model.routes(&Request::univariate(history), limit, horizon)?
+                    }
+                };
+                for (i, routes) in routes.iter().enumerate() {
+                    atlas.add(&format!("layer {i}"), routes, 1, &|_| Modality::Series)?;
+                }
+                atlas.count(Modality::Series, routes.first().map_or(0, Routes::tokens));
+                Ok(())
+            };
+            pass().map_err(|error| Error::compute(&error))?;
+        }
+        atlas.finish(segment)
     }
 
     /// Continues each history by `horizon` values, combined if the options or the model want it so.

@@ -47,6 +47,7 @@
 //! * `audio` (default): sound files, and models that listen to them.
 //! * `table`: Parquet files and Arrow record batches.
 
+mod atlas;
 #[cfg(feature = "audio")]
 mod audio;
 mod calendar;
@@ -69,6 +70,7 @@ mod transcriber;
 #[cfg(feature = "image")]
 mod vision;
 
+pub use atlas::{LayerRoutes, RouteMap, SEGMENT};
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 pub use convert::{Converted, convert};
 #[doc(hidden)] // for the program, which trains through the models crate
@@ -104,7 +106,7 @@ pub use moesaic_encoders::video::{
 #[cfg(feature = "audio")]
 pub use transcriber::{MouthFrames, Recording, Segment, Senses, TranscribeOptions, Transcriber, Transcript, Word};
 #[cfg(feature = "image")]
-pub use vision::{ExpertShares, RouteMap, VisionBackend, VisionChat, VisionModelInfo};
+pub use vision::{VisionBackend, VisionChat, VisionModelInfo};
 
 /// Compiles and runs the code of the README.
 #[cfg(doctest)]

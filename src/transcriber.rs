@@ -2,17 +2,20 @@
 
 mod embedded;
 mod input;
+mod routes;
 mod words;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
+use moesaic_kernels::Tokens;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::avsr::{Avsr, AvsrConfig, Media, Rates, Vocabulary, fit_to_video};
 use moesaic_models::generate::Options;
 use serde::{Deserialize, Serialize};
 
+use crate::atlas::RouteMap;
 use crate::error::{Error, Result, candle_message};
 use crate::text::{Dtype, Tokenizer, stored_dtype};
 
@@ -282,6 +285,15 @@ impl Transcriber {
         Ok(Transcript { text: words::text(&all), senses, seconds, segments, remarks })
     }
 
+    /// Where the tokens of a recording's first window go, in projectors and language model, up to where the text would begin. Segments
+    /// have `segment` tokens ([`RouteMap::segment`]).
+    ///
+    /// # Errors
+    /// As [`transcribe_with`](Self::transcribe_with), and [`Error::Input`] where the model has no sparse layer.
+    pub fn routes(&self, recording: Recording, options: &TranscribeOptions, segment: usize) -> Result<RouteMap> {
+        routes::map(self, recording, options, segment)
+    }
+
     /// The words in sound at 16 kHz, in -1 to 1, or in lips, or in both: at most what the model takes at once.
     ///
     /// # Shapes
@@ -297,19 +309,7 @@ impl Transcriber {
         options: &TranscribeOptions,
     ) -> Result<Vec<Word>> {
         let compute = |error: candle_core::Error| Error::compute(&error);
-        let unfit = |error: candle_core::Error| Error::option(candle_message(&error));
-        let fitted = match (sound, lips) {
-            (Some(sound), Some(lips)) => Some(fit_to_video(sound, lips.size.0)),
-            (Some(sound), None) => Some(sound.to_vec()),
-            (None, _) => None,
-        };
-        if fitted.as_ref().is_some_and(|sound| sound.iter().any(|v| !v.is_finite())) {
-            return Err(Error::Media("the sound has samples that are no numbers".into()));
-        }
-        let audio = fitted.as_deref().map(|sound| self.model.sound(&[sound])).transpose().map_err(compute)?;
-        let video = lips.map(|lips| self.model.lips(&lips.rgb, lips.size)).transpose().map_err(unfit)?;
-        let encoded =
-            self.model.encode(Media { audio: audio.as_ref(), video: video.as_ref() }, None).map_err(compute)?;
+        let encoded = self.encode(sound, lips)?;
         let beams = options.beams.unwrap_or(self.model.config().beams);
         if beams == 0 {
             return Err(Error::option("a search needs at least one beam"));
@@ -328,6 +328,23 @@ impl Transcriber {
             (tokens, log_probs)
         };
         words::of(&self.tokenizer, &tokens, &log_probs, self.model.vocabulary().eos)
+    }
+
+    /// What the encoders make of sound, lips, or both.
+    fn encode(&self, sound: Option<&[f32]>, lips: Option<&MouthFrames>) -> Result<Vec<Tokens>> {
+        let compute = |error: candle_core::Error| Error::compute(&error);
+        let unfit = |error: candle_core::Error| Error::option(candle_message(&error));
+        let fitted = match (sound, lips) {
+            (Some(sound), Some(lips)) => Some(fit_to_video(sound, lips.size.0)),
+            (Some(sound), None) => Some(sound.to_vec()),
+            (None, _) => None,
+        };
+        if fitted.as_ref().is_some_and(|sound| sound.iter().any(|v| !v.is_finite())) {
+            return Err(Error::Media("the sound has samples that are no numbers".into()));
+        }
+        let audio = fitted.as_deref().map(|sound| self.model.sound(&[sound])).transpose().map_err(compute)?;
+        let video = lips.map(|lips| self.model.lips(&lips.rgb, lips.size)).transpose().map_err(unfit)?;
+        self.model.encode(Media { audio: audio.as_ref(), video: video.as_ref() }, None).map_err(compute)
     }
 }
 

@@ -17,6 +17,7 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::generate::{Generation, GenerationConfig, Prompts};
 use moesaic_models::vision::{self, Concerned, Row, Spliced};
 
+use crate::atlas::RouteMap;
 use crate::error::{Error, Result, candle_message};
 use crate::prompts::Turn;
 use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, generation_config, stored_dtype};
@@ -24,7 +25,6 @@ pub use backend::VisionBackend;
 use backend::{Config, OTHERS};
 pub use info::VisionModelInfo;
 use prompt::Prompting;
-pub use routes::{ExpertShares, RouteMap};
 
 /// A model that answers questions about pictures. It holds no state between calls: one behind an `Arc` serves any number of
 /// threads.
@@ -195,13 +195,13 @@ impl VisionChat {
         TextStream::of(&self.tokenizer, generation, rows, &stop, true, start)
     }
 
-    /// Where the tokens of a conversation go: for each sparse layer, the share of picture tokens and of text tokens that each
-    /// expert gets. The answer is not among them.
+    /// Where the tokens of a conversation go, in tower, projector and language model. The answer is not among them. Segments have
+    /// `segment` tokens ([`RouteMap::segment`]).
     ///
     /// # Errors
     /// As [`stream`](Self::stream), and [`Error::Input`] where the model has no sparse layer.
-    pub fn routes(&self, pictures: &[Picture], turns: &[Turn<'_>]) -> Result<RouteMap> {
-        routes::map(self, pictures, turns)
+    pub fn routes(&self, pictures: &[Picture], turns: &[Turn<'_>], segment: usize) -> Result<RouteMap> {
+        routes::map(self, pictures, turns, segment)
     }
 
     /// Pictures and words as the decoder takes them.

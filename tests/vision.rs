@@ -46,7 +46,7 @@ fn options() -> TextOptions {
 
 /// Tokens of pictures, as the routes count them; all text but the marks is text.
 fn image_tokens(chat: &VisionChat, pictures: &[Picture]) -> usize {
-    chat.routes(pictures, &[Turn { question: "a", answer: None }]).unwrap().image_tokens
+    chat.routes(pictures, &[Turn { question: "a", answer: None }], 16).unwrap().tokens["image"]
 }
 
 #[test]
@@ -169,18 +169,19 @@ fn routes_are_shared_out_by_kind_of_token() {
     let svg = fs::read_to_string(folder.path().join("routes.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("Image tokens (16)") && svg.contains("Text tokens ("), "{svg}");
     assert!(svg.contains("projector at the bottom to layer 2 at the top"));
-    assert_eq!(json["image_tokens"], 16);
+    assert_eq!(json["tokens"]["image"], 16);
     let layers = json["layers"].as_array().unwrap();
     let names: Vec<&str> = layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["projector", "layer 0", "layer 1", "layer 2"]);
     for layer in layers {
         let experts = if layer["name"] == "projector" { 4 } else { 5 };
         for kind in ["image", "text"] {
-            let shares: Vec<f64> = layer[kind].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             if layer["name"] == "projector" && kind == "text" {
-                assert!(shares.is_empty());
+                assert!(layer["shares"][kind].is_null());
                 continue;
             }
+            let shares = layer["shares"][kind].as_array().unwrap();
+            let shares: Vec<f64> = shares.iter().map(|v| v.as_f64().unwrap()).collect();
             assert_eq!(shares.len(), experts);
             assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-5);
             // Each token chooses two experts once each.
@@ -190,10 +191,11 @@ fn routes_are_shared_out_by_kind_of_token() {
     // The same picture twice sends its tokens to the same experts of the projector.
     let chat = VisionChat::from_dir(folder.path().join("looking")).unwrap();
     let circle = picture(folder.path(), "circle.png");
-    let one = chat.routes(std::slice::from_ref(&circle), &[Turn { question: "a", answer: None }]).unwrap();
-    let two = chat.routes(&[circle.clone(), circle], &[Turn { question: "a", answer: None }]).unwrap();
-    assert_eq!((one.image_tokens, two.image_tokens), (16, 32));
-    assert_eq!(one.layers[0], two.layers[0]);
+    let one = chat.routes(std::slice::from_ref(&circle), &[Turn { question: "a", answer: None }], 16).unwrap();
+    let two = chat.routes(&[circle.clone(), circle], &[Turn { question: "a", answer: None }], 16).unwrap();
+    assert_eq!((one.tokens["image"], two.tokens["image"]), (16, 32));
+    assert_eq!(one.layers[0].load, two.layers[0].load);
+    assert_eq!([&one.layers[0].choices[..]; 2].concat(), two.layers[0].choices);
 }
 
 #[test]

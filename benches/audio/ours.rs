@@ -4,6 +4,9 @@
 //! * `whisper MELS`, `avhubert`, `ced`, `resample`: features of the samples in WAVE.f32 (windows of 30 s for Whisper and CED), and
 //!   those samples from 44.1 to 16 kHz; seconds, and the last window's values to OUT
 //! * `load DTYPE`, `encode BATCH`: Whisper's encoder on the last Whisper features; seconds, and the last row's values to OUT
+//! * `part NAME DTYPE`, `listen BATCH`: U-SAM's encoder of sounds on the features of the first ten seconds, or its Q-Former on ten
+//!   seconds of tokens; seconds, and the last row's values to OUT
+//! * `chat FOLDER`: seconds to load a model that listens, and to ask it about each window of the first minute
 //! * `smop CLIPS`: a mixture of projectors of which a token takes two experts, and a dense projector of the size of both, on the
 //!   tokens of CLIPS clips of 30 s; the fastest seconds of both
 
@@ -13,14 +16,81 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor};
+use moesaic::{AudioChat, TextOptions};
 use moesaic_encoders::audio::{AudioOptions, AudioReader, AvHubertFeatures, CedFeatures, WhisperFeatures, resample};
-use moesaic_encoders::speech::WhisperEncoder;
+use moesaic_encoders::speech::{Ced, CedConfig, WhisperEncoder};
 use moesaic_kernels::checkpoint::{Checkpoint, save};
-use moesaic_kernels::{Init, Modality, Params, Tokens};
-use moesaic_projectors::{Compression, Intake, Projector, ProjectorInput, Sharing, Smop, SmopConfig, TwoLayer};
+use moesaic_kernels::{Activation, Init, Modality, Params, Tokens};
+use moesaic_projectors::{
+    Compression, Intake, Projector, ProjectorInput, Sharing, Smop, SmopConfig, TwoLayer, WindowQFormer,
+    WindowQFormerConfig,
+};
 
 /// 30 s.
 const WINDOW: usize = 480_000;
+
+/// A part of U-SAM and what it is run on, one row.
+enum Part {
+    Ced(Box<Ced>, Tensor),
+    QFormer(Box<WindowQFormer>, Tensor),
+}
+
+impl Part {
+    fn load(folder: &Path, name: &str, dtype: DType, samples: &[f32]) -> Result<Self> {
+        let open = |name: &str| Checkpoint::open(&folder.join(format!("{name}.safetensors")));
+        let checkpoint = open(name)?;
+        let params = Params::load(&checkpoint, dtype, &Device::Cpu);
+        Ok(match name {
+            "ced" => {
+                let config =
+                    CedConfig::from_json(r#"{"embed_dim": 768, "depth": 12, "num_heads": 12, "target_length": 1012}"#)?;
+                let mels = CedFeatures::new().extract(&samples[..160_000])?.tensor(&Device::Cpu)?.unsqueeze(0)?;
+                Self::Ced(Box::new(Ced::new(config.named_as(&checkpoint, ""), &params)?), mels)
+            }
+            _ => {
+                let config = WindowQFormerConfig {
+                    inputs: 2304,
+                    hidden: 768,
+                    inner: 3072,
+                    heads: 12,
+                    layers: 2,
+                    cross_attention_freq: 1,
+                    queries: 1,
+                    window: 17,
+                    eps: 1e-12,
+                    activation: Activation::Gelu,
+                };
+                let tokens = open("tokens")?.read("tokens", &[1, 252, 2304], DType::F32, &Device::Cpu)?;
+                Self::QFormer(Box::new(WindowQFormer::load(config, &params)?), tokens)
+            }
+        })
+    }
+
+    /// Seconds of a pass over so many rows, and the values of the last.
+    fn run(&self, rows: usize) -> Result<(f64, Vec<f32>)> {
+        let (Self::Ced(_, one) | Self::QFormer(_, one)) = self;
+        let input = Tensor::cat(&vec![one; rows], 0)?;
+        let start = Instant::now();
+        let tokens = match self {
+            Self::Ced(ced, _) => ced.forward(&input, None)?,
+            Self::QFormer(qformer, _) => qformer.project_one(&Tokens::new(input, Modality::Audio), None)?.0,
+        };
+        Ok((start.elapsed().as_secs_f64(), tokens.embeds.get(rows - 1)?.flatten_all()?.to_vec1::<f32>()?))
+    }
+}
+
+/// Seconds to load a model that listens, seconds of sound, and seconds to ask about each window of it.
+fn chat(folder: &Path, samples: &[f32]) -> Result<(f64, f64, f64)> {
+    let start = Instant::now();
+    let chat = AudioChat::from_dir(folder)?;
+    let load = start.elapsed().as_secs_f64();
+    let samples = &samples[..samples.len().min(960_000)];
+    let start = Instant::now();
+    for window in samples.chunks(chat.window()) {
+        chat.answer(window, "Is anyone speaking?", &TextOptions::default())?;
+    }
+    Ok((load, samples.len() as f64 / 16_000.0, start.elapsed().as_secs_f64()))
+}
 
 fn main() -> Result<()> {
     // `cargo bench` passes `--bench`.
@@ -30,7 +100,12 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let samples = floats(wave)?;
-    let mut model: Option<WhisperEncoder> = None;
+    let (mut model, mut listens): (Option<WhisperEncoder>, Option<Part>) = (None, None);
+    let kind = |name: &str| match name {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        other => bail!("unknown dtype {other}"),
+    };
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -53,12 +128,7 @@ fn main() -> Result<()> {
             }
             ["resample"] => resample(&samples, 44_100, 16_000)?,
             ["load", dtype] => {
-                let dtype = match dtype {
-                    "f32" => DType::F32,
-                    "bf16" => DType::BF16,
-                    other => bail!("unknown dtype {other}"),
-                };
-                model = Some(WhisperEncoder::load(folder, dtype, &Device::Cpu)?);
+                model = Some(WhisperEncoder::load(folder, kind(dtype)?, &Device::Cpu)?);
                 Vec::new()
             }
             ["encode", batch] => {
@@ -70,6 +140,21 @@ fn main() -> Result<()> {
                 let seconds = start.elapsed().as_secs_f64();
                 write(out, &tokens.embeds.get(0)?.flatten_all()?.to_vec1::<f32>()?)?;
                 answer(&format!("\"seconds\": {seconds}"))?;
+                continue;
+            }
+            ["part", name, dtype] => {
+                listens = Some(Part::load(folder, name, kind(dtype)?, &samples)?);
+                Vec::new()
+            }
+            ["listen", batch] => {
+                let (seconds, values) = listens.as_ref().context("part comes first")?.run(batch.parse()?)?;
+                write(out, &values)?;
+                answer(&format!("\"seconds\": {seconds}"))?;
+                continue;
+            }
+            ["chat", folder] => {
+                let (load, sound, seconds) = chat(Path::new(folder), &samples)?;
+                answer(&format!("\"seconds\": {seconds}, \"load\": {load}, \"sound\": {sound}"))?;
                 continue;
             }
             ["smop", clips] => {

@@ -7,6 +7,8 @@
     resample                those samples from 44.1 to 16 kHz by torchaudio
     load DTYPE              loads the encoder
     encode BATCH            runs it on the first window's features
+    part NAME DTYPE         makes U-SAM's encoder of sounds (ced) or its qformer of usam.py
+    listen BATCH            runs it: CED on the features of the first ten seconds, the Q-Former on ten seconds of tokens
     missing                 which of these it has no package for
     ceilings                matrix products and a memory read, for scale
 """
@@ -16,8 +18,12 @@ import sys
 import time
 import wave
 
+from pathlib import Path
+
 import numpy as np
 import torch
+import usam
+from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 try:  # Not in every environment: `missing` says so, and run.py leaves their rows out.
@@ -47,6 +53,7 @@ def make(folder):
             if weight.dim() == 2 and "embed" not in name:
                 weight.normal_(0.0, weight.shape[1] ** -0.5)
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+    usam.make(Path(folder))
 
 
 def fastest(work, times=5):
@@ -125,6 +132,20 @@ def main(folder, wav, out):
             with torch.inference_mode():
                 start = time.perf_counter()
                 values = model(features).last_hidden_state
+                extra = {"seconds": time.perf_counter() - start}
+            values = values[0].float().numpy()
+        elif command == "part":
+            part, kind = words[0], DTYPES[words[1]]
+            model = usam.load(Path(folder), part, kind)
+            features = load_file(Path(folder) / "tokens.safetensors")["tokens"]
+            if part == "ced":
+                features = decibels(mel(torch.from_numpy(samples[:160000])))[None]
+            features = features.to(kind)
+        elif command == "listen":
+            rows = features.repeat(int(words[0]), 1, 1)
+            with torch.inference_mode():
+                start = time.perf_counter()
+                values = model(rows)
                 extra = {"seconds": time.perf_counter() - start}
             values = values[0].float().numpy()
         elif command == "missing":

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Features of an hour of sound and a Whisper-base-sized encoder: moesaic against the reference extractors and torch, in one run.
+"""Features of an hour of sound, an encoder of Whisper-base's size, CED-base and U-SAM's Q-Former: moesaic against the reference
+extractors and torch, in one run. And how long the small model that listens takes.
 
     python3 benches/audio/run.py [--rounds 5] [--minutes 60] [--python INTERPRETER]
 
@@ -72,7 +73,7 @@ def main():
     file, model = sounds(arguments.minutes), WORK / "model"
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     theirs = shared.Worker([interpreter, HERE / "reference.py", model, WORK / "wave.f32", WORK / "theirs.f32"], offline)
-    if not (model / "model.safetensors").exists():
+    if not (model / "qformer.safetensors").exists():
         theirs.ask(f"make {model}")
     ceilings = theirs.ask("ceilings")
     slow = {dtype: ceilings.pop(f"{dtype} is slow") for dtype in ["f32", "bf16"]}
@@ -113,6 +114,19 @@ def main():
             us.ask("encode 1")
             mine = statistics.median(us.ask("encode 1")["seconds"] for _ in range(rounds))
             table.append((f"Whisper-base encoder, {dtype}, 1 x 30 s", f"{mine:.3f} s", "", "", f"torch has no fast {dtype} here"))
+    for part, name in [("ced", "CED-base"), ("qformer", "Q-Former, 14 windows")]:
+        for dtype in ["f32", "bf16"]:
+            us.ask(f"part {part} {dtype}")
+            if not slow[dtype] and not (part == "ced" and "ced" in missing):
+                theirs.ask(f"part {part} {dtype}")
+                for batch in [1, 4]:
+                    compare(f"{name}, {dtype}, {batch} x 10 s", f"listen {batch}", rounds)
+            else:
+                us.ask("listen 1")
+                mine = statistics.median(us.ask("listen 1")["seconds"] for _ in range(rounds))
+                table.append((f"{name}, {dtype}, 1 x 10 s", f"{mine:.4f} s", "", "", f"torch has no fast {dtype} here, or torchaudio is missing"))
+    us.ask(f"chat {ROOT / 'assets/sound'}")
+    chat = min((us.ask(f"chat {ROOT / 'assets/sound'}") for _ in range(rounds)), key=lambda answer: answer["seconds"])
     projectors = [(clips, us.ask(f"smop {clips}")) for clips in [1, 8]]
     us.close()
     theirs.close()
@@ -123,6 +137,8 @@ def main():
     shared.show([("projector on 30 s of sound", "dense, 2,048 inside", "SMoP, 2 of 4 experts of 1,024", "SMoP / dense"), *(
         (f"{clips} clip{'s' if clips > 1 else ''}", f"{t['dense'] * 1000:.2f} ms", f"{t['sparse'] * 1000:.2f} ms", f"{t['sparse'] / t['dense']:.3f}")
         for clips, t in projectors)])
+    print(f"\nassets/sound: loaded in {chat['load'] * 1000:.0f} ms; a question about each window of {chat['sound']:.0f} s of sound answered in "
+          f"{chat['seconds']:.2f} s, {chat['sound'] / chat['seconds']:.0f} times real time")
     print(f"\nmoesaic's process peaks at {memory['peak'] / 2**20:.0f} MiB over {memory['windows']} windows of the file, "
           f"which has {file.stat().st_size / 2**20:.0f} MiB")
     print("ceilings in the same run:", ", ".join(f"{name} {value:.0f}" for name, value in ceilings.items() if name != "seconds"))

@@ -16,6 +16,7 @@
 mod attention;
 mod blocks;
 pub mod checkpoint;
+pub mod consistency;
 pub mod conv;
 pub mod cpu;
 pub mod experts;
@@ -40,7 +41,8 @@ pub use blocks::{BlockFormat, Blocks};
 pub use checkpoint::text::{one_line, shown};
 pub use cpu::pack::Packed;
 pub use experts::{
-    Activation, BankKind, ExpertBank, FreeExpert, Half, OutputNorm, Storage, combine, dispatch, grouped_linear, linear,
+    Activation, BankKind, BankPass, ExpertBank, FreeExpert, Half, OutputNorm, Storage, combine, dispatch,
+    grouped_linear, linear, watch,
 };
 pub use layer::{MoeLayer, SharedExpert};
 pub use linear::Linear;

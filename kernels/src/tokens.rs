@@ -17,6 +17,19 @@ pub enum Modality {
     Series,
 }
 
+impl Modality {
+    /// Its name in files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Image => "image",
+            Self::Audio => "audio",
+            Self::Video => "video",
+            Self::Series => "series",
+        }
+    }
+}
+
 /// A batch of embedded tokens of one modality.
 #[derive(Clone, Debug)]
 pub struct Tokens {

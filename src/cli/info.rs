@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 /// Whether this is a GGUF file, or the folder's `config.json` names a model that does not forecast. What cannot be read is left to the forecaster,
 /// whose messages say what is wrong.
-fn writes_text(dir: &Path) -> bool {
+pub(super) fn writes_text(dir: &Path) -> bool {
     is_gguf(dir) || model_type(dir).is_some_and(|name| name != "time_moe")
 }
 
@@ -60,7 +60,7 @@ fn looks(dir: &Path) -> bool {
 
 /// Whether the folder's `config.json` names a model that listens.
 #[cfg(feature = "audio")]
-fn listens(dir: &Path) -> bool {
+pub(super) fn listens(dir: &Path) -> bool {
     !is_gguf(dir) && model_type(dir).is_some_and(|name| name == "usam")
 }
 

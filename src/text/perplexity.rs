@@ -1,10 +1,12 @@
-//! How well a model predicts a text.
+//! How well a model predicts a text, and where its tokens go.
 
 use candle_core::{DType, Tensor};
+use moesaic_kernels::{Modality, Probe};
 use moesaic_models::decoder::{Context, Input};
 use serde::Serialize;
 
 use super::TextGenerator;
+use crate::atlas::{Atlas, RouteMap};
 use crate::error::{Error, Result};
 
 /// The longest window unless another is asked for, in tokens.
@@ -72,6 +74,30 @@ impl TextGenerator {
         let tokens = ids.len() - 1;
         let mean_nll = sum / tokens as f64;
         Ok(Perplexity { tokens, mean_nll, perplexity: mean_nll.exp(), window, stride })
+    }
+
+    /// Where the tokens of a text go, special tokens as the tokenizer sets them. A text that is longer than the model's context, or
+    /// than 2048 tokens, is read in parts that know nothing of each other. Segments have `segment` tokens ([`RouteMap::segment`]).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a text without tokens, or a model without sparse layers; [`Error::Compute`] when the model fails.
+    pub fn routes(&self, text: &str, segment: usize) -> Result<RouteMap> {
+        let ids = self.tokenizer.encode(text)?;
+        if ids.is_empty() {
+            return Err(Error::option("the text is empty: give at least one token"));
+        }
+        let mut atlas = Atlas::default();
+        atlas.count(Modality::Text, ids.len());
+        for part in ids.chunks(WINDOW.min(self.decoder.config().max_positions).max(1)) {
+            let probe = Probe::new();
+            let mut pass = || -> candle_core::Result<()> {
+                let input = Tensor::from_slice(part, (1, part.len()), self.decoder.device())?;
+                self.decoder.forward(Input::Ids(&input), &Context::default(), None, Some(&probe))?;
+                atlas.add_probe(&probe, &|_| Modality::Text)
+            };
+            pass().map_err(|error| Error::compute(&error))?;
+        }
+        atlas.finish(segment)
     }
 
     /// Negative log-likelihood of the tokens from `from` on, summed; `from` is at least 1.

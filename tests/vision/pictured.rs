@@ -88,10 +88,11 @@ fn routes_and_sizes_of_aria_and_qwen() {
         let name = dir.file_name().unwrap().to_str().unwrap();
         let run = run(folder.path(), &["routes", "circle.png", "what?", "--model", name, "--json"]);
         let json: serde_json::Value = serde_json::from_str(good(&run)).unwrap();
-        assert_eq!(json["image_tokens"], if layers == 2 { 4 } else { 16 });
+        assert_eq!(json["tokens"]["image"], if layers == 2 { 4 } else { 16 });
         assert_eq!(json["layers"].as_array().unwrap().len(), layers);
         for layer in json["layers"].as_array().unwrap() {
-            let shares: Vec<f64> = layer["image"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            let shares: Vec<f64> =
+                layer["shares"]["image"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             assert!(shares.len() == 5 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{shares:?}");
         }
     }
@@ -108,7 +109,7 @@ fn routes_and_sizes_of_aria_and_qwen() {
     assert_eq!(image_tokens(&chat, std::slice::from_ref(&circle)), 4);
     let arguments = ["routes", "circle.png", "a", "--model", "qwen-sparse", "--json", "--max-pixels", "1024"];
     let json: serde_json::Value = serde_json::from_str(good(&run(folder.path(), &arguments))).unwrap();
-    assert_eq!(json["image_tokens"], 4);
+    assert_eq!(json["tokens"]["image"], 4);
     fails(folder.path(), &["routes", "circle.png", "a", "--model", dense(folder.path()), "--json"], "no sparse layer");
     let text = run(folder.path(), &["info", "aria"]);
     for part in ["aria", "siglip, 490 x 490 pixels", "queries, 4 tokens a picture", "2 (2 of them sparse)"] {

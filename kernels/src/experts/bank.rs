@@ -7,6 +7,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use super::free::FreeExpert;
 use super::fused;
 use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
+use super::watch::{BankPass, note};
 use crate::checkpoint::text::shown;
 use crate::cpu::pack::Packed;
 use crate::host::tracked;
@@ -297,7 +298,9 @@ impl ExpertBank {
                 self.experts()
             );
         }
-        if self.is_packed() && !(self.is_tracked() || tracked(x) || tracked(routes.weight())) {
+        let fused = self.is_packed() && !(self.is_tracked() || tracked(x) || tracked(routes.weight()));
+        note(BankPass { experts: self.experts(), tokens: routes.tokens(), routes: routes.len(), fused });
+        if fused {
             self.and_free(x, routes, |routes| fused::forward(self, x, routes))
         } else {
             self.forward_stages(x, routes)

@@ -9,9 +9,11 @@ mod free;
 mod fused;
 mod naive;
 pub mod stages;
+mod watch;
 
 pub use adapters::Half;
 pub use bank::{Activation, BankKind, ExpertBank, OutputNorm, Storage};
 pub use free::FreeExpert;
 pub use naive::naive;
 pub use stages::{combine, dispatch, grouped_linear, linear};
+pub use watch::{BankPass, watch};

@@ -110,6 +110,8 @@ pub struct Sequence {
     pub labels: Vec<i64>,
     /// Tokens between the first and the text: media, tags and prompt.
     pub prefix: usize,
+    /// `[s]`: where the tokens of a row come from.
+    pub origins: Vec<Modality>,
 }
 
 /// Lays media tokens of the language model's width and texts out. Without texts it ends with the prompt.
@@ -132,7 +134,7 @@ pub(super) fn lay_out(
         decoder.embed(&Tensor::from_vec(all, (b, ids.len()), decoder.device())?)
     };
     let (mut pieces, mut prefix) = (Vec::new(), vocabulary.prompt.len());
-    let mut between = vec![vocabulary.bos];
+    let (mut between, mut origins) = (vec![vocabulary.bos], Vec::new());
     for tokens in media {
         let (rows, t, _) = tokens.embeds.dims3()?;
         if rows != b {
@@ -141,6 +143,8 @@ pub(super) fn lay_out(
         let [open, close] = vocabulary.tags(tokens.modality)?;
         prefix += t + if tagged { 2 } else { 0 };
         between.extend(tagged.then_some(open));
+        origins.extend(std::iter::repeat_n(Modality::Text, between.len()));
+        origins.extend(std::iter::repeat_n(tokens.modality, t));
         pieces.push(ids(&between)?);
         pieces.push(tokens.embeds.to_dtype(pieces.first().map_or(tokens.embeds.dtype(), Tensor::dtype))?);
         between = if tagged { vec![close] } else { Vec::new() };
@@ -161,5 +165,7 @@ pub(super) fn lay_out(
             labels.extend(row.into_iter().skip(1));
         }
     }
-    Ok(Sequence { embeds: Tensor::cat(&pieces, 1)?, labels, prefix })
+    let embeds = Tensor::cat(&pieces, 1)?; // (b, s, h)
+    origins.resize(embeds.dim(1)?, Modality::Text);
+    Ok(Sequence { embeds, labels, prefix, origins })
 }

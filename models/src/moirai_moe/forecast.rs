@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 use moesaic_kernels::rng::Rng;
-use moesaic_kernels::{Probe, Sight};
+use moesaic_kernels::{Probe, Routes, Sight};
 
 use super::window::Cut;
 use super::{Cache, Cell, Distribution, MoiraiMoe, Patches, Request, Scaling, Tokens, Windows};
@@ -140,6 +140,17 @@ impl MoiraiMoe {
             }
         }
         Ok(forecasts)
+    }
+
+    /// The routes of one pass over a request's window, by layer: patches of all its variates, the future ones among them.
+    ///
+    /// # Errors
+    /// As [`forecast`](Self::forecast).
+    pub fn routes(&self, request: &Request<'_>, context: usize, horizon: usize) -> Result<Vec<Routes>> {
+        let options = Options::new(context, horizon);
+        let patch = options.patch.unwrap_or_else(|| self.config().default_patch());
+        let window = Windows::new(self.config(), request, Cut { context, horizon, patch }, options.rescale)?;
+        Ok(self.forward(&window.patches, None)?.routes)
     }
 
     /// The whole sequence at each step, one row for each path.

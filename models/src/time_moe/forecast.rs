@@ -1,6 +1,7 @@
 //! Generation by horizon scheduling, and forecasts of raw series.
 
 use candle_core::{DType, IndexOp, Result, Tensor, bail};
+use moesaic_kernels::Routes;
 
 use super::{Cache, Context, TimeMoe};
 
@@ -167,6 +168,20 @@ impl TimeMoe {
         let start = Context { padding, ..Context::default() };
         let rows = self.roll_out(cache.fork(origins)?, last, start, horizon)?.to_vec2::<f32>()?;
         Ok(rows.iter().map(|row| row.iter().map(|&v| norm.invert(v)).collect()).collect())
+    }
+
+    /// The routes of one pass over a series, by layer; layers without routed experts are left out.
+    ///
+    /// # Errors
+    /// The series is empty, or has values that are not finite.
+    pub fn routes(&self, values: &[f32]) -> Result<Vec<Routes>> {
+        if values.is_empty() || values.iter().any(|v| !v.is_finite()) {
+            bail!("a series that is empty or has values that are not finite has no routes; fill or drop them");
+        }
+        let norm = Normalisation::of(values);
+        let normed: Vec<f32> = values.iter().map(|&v| norm.apply(v)).collect();
+        let x = Tensor::from_vec(normed, (1, values.len()), &self.device)?;
+        Ok(self.forward(&x, &Context::default(), None, None)?.routes)
     }
 
     /// One batch of [`forecast`](Self::forecast), padded to its longest series.
