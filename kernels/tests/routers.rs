@@ -82,6 +82,10 @@ fn null_experts_leave_the_true_ones_what_they_need() -> Result<()> {
     let routes = router.route(&RouteInput::new(&Tensor::new(&rows, CPU)?))?;
     assert_eq!(routes.load()?, [1.0, 0.0, 2.0, 0.0]);
     assert!(routes.weight().to_vec1::<f32>()?.iter().all(|w| w.is_finite()));
+    let x = Var::new(&rows, CPU)?;
+    let gradients = router.route(&RouteInput::new(&x))?.weight().sum_all()?.backward()?;
+    let gradient = gradients.get(&x).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+    assert!(gradient.iter().all(|g| g.is_finite()) && gradient.iter().any(|g| *g != 0.0), "{gradient:?}");
     router.nulls = 4;
     assert!(router.route(&RouteInput::new(&Tensor::new(&rows, CPU)?)).is_err());
     Ok(())

@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Router, choose, float_mask, logits, max, pick};
+use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
 
@@ -40,16 +41,32 @@ pub struct PathwayTopK {
     pub renormalise: Option<Vec<u32>>,
 }
 
-/// `p [T, E]` divided, in the columns that count, by the row's sum over the chosen that count. Other columns stay.
+/// Sums below this count as nothing: what they would divide has no gradient in f32.
+const NOTHING: f32 = 1e-18;
+
+/// `p [T, E]` divided, in the columns that count, by the row's sum over the chosen that count. Other columns stay, and rows of which
+/// nothing counts.
 fn over_counted(p: &Tensor, choices: &[Vec<u32>], counts: impl Fn(u32) -> bool) -> Result<Tensor> {
     let (tokens, experts) = p.dims2()?;
     let mut chosen = vec![0f32; tokens * experts];
-    for (t, choice) in choices.iter().enumerate() {
-        choice.iter().filter(|e| counts(**e)).for_each(|&e| chosen[t * experts + e as usize] = 1.0);
-    }
+    let mut ones = vec![0f32; tokens];
+    with_f32(p, "router", |p| {
+        for (t, choice) in choices.iter().enumerate() {
+            let mut sum = 0.0;
+            for place in choice.iter().filter(|e| counts(**e)).map(|&e| t * experts + e as usize) {
+                sum += p[place];
+                chosen[place] = 1.0;
+            }
+            if sum < NOTHING {
+                chosen[t * experts..(t + 1) * experts].fill(0.0);
+                ones[t] = 1.0;
+            }
+        }
+        Ok(())
+    })?;
     let chosen = Tensor::from_vec(chosen, (tokens, experts), p.device())?;
-    // Tokens of which nothing counts divide nothing.
-    let sum = (p * chosen)?.sum_keepdim(1)?.maximum(f64::from(f32::MIN_POSITIVE))?; // (T, 1)
+    // A row of which nothing counts is divided by 1: a bound from below would have an infinite gradient.
+    let sum = ((p * chosen)?.sum_keepdim(1)? + Tensor::from_vec(ones, (tokens, 1), p.device())?)?; // (T, 1)
     let flags = |on: bool| -> Result<Tensor> {
         let flags: Vec<f32> = (0..experts as u32).map(|e| if counts(e) == on { 1.0 } else { 0.0 }).collect();
         Tensor::from_vec(flags, (1, experts), p.device())
