@@ -1,4 +1,4 @@
-//! MoMa: one decoder over words and image tokens, with experts for each modality that choose their tokens.
+//! MoMa: one decoder over tokens of several modalities, with experts for each of them that choose their tokens.
 //!
 //! Paper: Lin et al., "MoMa: Efficient Early-Fusion Pre-training with Mixture of Modality-Aware Experts" (arXiv
 //! 2407.21770), on Chameleon (arXiv 2405.09818). Neither code nor weights are published: names of tensors and of the config
@@ -7,6 +7,9 @@
 //! ```text
 //! ids [b, t] ─ embed ─▶ x ─▶ layers: x += norm(attention(x)); x += norm(experts of its modality(x)) ─▶ norm ─▶ head ─▶ logits
 //! ```
+//!
+//! The paper's model reads ids, of words and of images. Tokens of sound and of series may stand among them as embeddings that an
+//! encoder makes ([`Moma::forward_embeds`]), with experts of their own.
 //!
 //! # Training and inference
 //! In training experts choose the best tokens of the batch ([`Routing::Choice`]): rows of a batch depend on each other, and
@@ -55,6 +58,27 @@ struct Sources<'a> {
     /// Of the auxiliary ones.
     prefix: String,
     routing: Routing,
+}
+
+/// What a model keeps of the tokens that it has seen, for causal routing: a pass goes on where the last one ended. Of layers that tokens
+/// pass by, only those that went through are kept.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    layers: Vec<layer::Kept>,
+    /// Tokens of each row.
+    seen: Vec<usize>,
+}
+
+impl Cache {
+    /// Tokens that each row has seen, padding left out.
+    pub fn seen(&self) -> &[usize] {
+        &self.seen
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// What a pass took.
@@ -166,13 +190,43 @@ impl Moma {
         self.pass(ids, padding, &mut Taken::default())
     }
 
-    fn pass(&self, ids: &Tensor, padding: &[usize], taken: &mut Taken) -> Result<Output> {
-        let (b, t) = ids.dims2()?;
-        let (h, v) = (self.config.hidden_size, self.config.vocab_size);
-        let padding = if padding.is_empty() { vec![0; b] } else { padding.to_vec() };
-        if padding.len() != b || padding.iter().any(|&p| p >= t) {
-            bail!("padding of {padding:?} tokens for {b} rows of {t}: each row needs at least one token");
-        }
+    /// The same, going on where `cache` is: positions follow what each row has seen, and may begin with padding of its own.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), another number of rows than the cache has, or a model whose experts choose their tokens, which
+    /// look ahead. The cache is to be cleared then.
+    pub fn forward_cached(&self, ids: &Tensor, padding: &[usize], cache: &mut Cache) -> Result<Output> {
+        let (x, modality) = self.embed(ids)?;
+        self.run(&x, &modality, padding, &mut Taken::default(), Some(cache))
+    }
+
+    /// Hidden states of embedded tokens, `modality [b * t]` of which says where each is from; those of ids are given by
+    /// [`embed`](Self::embed).
+    ///
+    /// # Shapes
+    /// `x [b, t, h]`
+    ///
+    /// # Errors
+    /// As [`forward_cached`](Self::forward_cached), another number of modalities, or one for which there are no experts.
+    pub fn forward_embeds(
+        &self,
+        x: &Tensor,
+        modality: &[Modality],
+        padding: &[usize],
+        cache: Option<&mut Cache>,
+    ) -> Result<Output> {
+        self.run(x, modality, padding, &mut Taken::default(), cache)
+    }
+
+    /// Embeddings of ids, and their modalities.
+    ///
+    /// # Shapes
+    /// `ids [b, t]`, of any integer type, to `[b, t, h]`
+    ///
+    /// # Errors
+    /// An id that is not in the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<(Tensor, Vec<Modality>)> {
+        let ((b, t), v) = (ids.dims2()?, self.config.vocab_size);
         let flat = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
         let flat = flat.into_iter().map(|id| match u32::try_from(id) {
             Ok(id) if (id as usize) < v => Ok(id),
@@ -180,14 +234,60 @@ impl Moma {
         });
         let flat: Vec<u32> = flat.collect::<Result<_>>()?;
         let modality: Vec<Modality> = flat.iter().map(|&id| self.config.modality(id)).collect();
-        let positions = padding.iter().flat_map(|&p| (0..t).map(move |i| i.saturating_sub(p) as u32)).collect();
         let index = Tensor::from_vec(flat, b * t, &self.device)?;
-        let mut x = self.embed_tokens.rows(&index)?.to_dtype(DType::F32)?; // (b * t, h)
-        let batch = Batch::new(&self.rotary, (b, t), padding, positions, modality, &x)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let y = layer.forward(&x, &batch, &self.rotary, taken);
+        let x = self.embed_tokens.rows(&index)?.to_dtype(DType::F32)?;
+        Ok((x.reshape((b, t, self.config.hidden_size))?, modality)) // (b, t, h)
+    }
+
+    fn pass(&self, ids: &Tensor, padding: &[usize], taken: &mut Taken) -> Result<Output> {
+        let (x, modality) = self.embed(ids)?;
+        self.run(&x, &modality, padding, taken, None)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        modality: &[Modality],
+        padding: &[usize],
+        taken: &mut Taken,
+        cache: Option<&mut Cache>,
+    ) -> Result<Output> {
+        let (b, t, h) = x.dims3()?;
+        if h != self.config.hidden_size || modality.len() != b * t {
+            bail!(
+                "{} modalities for tokens {:?} of a model of width {}",
+                modality.len(),
+                x.dims(),
+                self.config.hidden_size
+            );
+        }
+        let padding = if padding.is_empty() { vec![0; b] } else { padding.to_vec() };
+        if padding.len() != b || padding.iter().any(|&p| p >= t) {
+            bail!("padding of {padding:?} tokens for {b} rows of {t}: each row needs at least one token");
+        }
+        let mut none = Cache::default();
+        let keeps = cache.is_some();
+        let cache = cache.unwrap_or(&mut none);
+        if keeps && self.routing == Routing::Choice {
+            bail!("experts that choose their tokens look ahead, so nothing can be kept: load the model for inference");
+        }
+        if cache.seen.is_empty() {
+            (cache.seen, cache.layers) = (vec![0; b], vec![vec![None; b]; self.layers.len()]);
+        }
+        if cache.seen.len() != b || cache.layers.len() != self.layers.len() {
+            bail!("a cache of {} rows does not go on with {b}", cache.seen.len());
+        }
+        let places = padding.iter().zip(&cache.seen);
+        let positions =
+            places.flat_map(|(&p, &seen)| (0..t).map(move |i| (seen + i.saturating_sub(p)) as u32)).collect();
+        let mut x = x.to_dtype(DType::F32)?.reshape((b * t, h))?; // (b * t, h)
+        let (size, own) = ((b, t), modality.to_vec());
+        let batch = Batch::new(&self.config, &self.rotary, size, padding.clone(), positions, own, &x)?;
+        for (i, (layer, kept)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+            let y = layer.forward(&x, &batch, (&self.config, &self.rotary), taken, keeps.then_some(kept));
             x = y.map_err(|e| candle_core::Error::Msg(format!("layer {i}: {e}")))?;
         }
+        cache.seen.iter_mut().zip(padding).for_each(|(seen, p)| *seen += t - p);
         let hidden = self.norm.forward(&x, &batch)?.reshape((b, t, h))?;
         let (routes, depth_routes) = (std::mem::take(&mut taken.routes), std::mem::take(&mut taken.depth));
         Ok(Output { hidden, routes, depth_routes })

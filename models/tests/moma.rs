@@ -1,10 +1,10 @@
 //! MoMa: causal at inference, trained with gradients, saved and loaded, upcycled.
 
 use candle_core::{DType, Device, Result, Tensor};
-use moesaic_kernels::Params;
 use moesaic_kernels::checkpoint::{Checkpoint, save};
 use moesaic_kernels::rng::Rng;
-use moesaic_models::moma::{AUXILIARY, Config, Moma, Routing, upcycle};
+use moesaic_kernels::{Init, Modality, Params};
+use moesaic_models::moma::{AUXILIARY, Cache, Config, Moma, Routing, upcycle};
 
 const CPU: &Device = &Device::Cpu;
 
@@ -63,6 +63,77 @@ fn inference_is_causal() -> Result<()> {
         let (both, alone) = (logits(&model, &padded, &[0, 4])?, logits(&model, &short, &[])?);
         assert!((0..t).all(|i| close(&both[0][i], &whole[0][i])));
         assert!((0..8).all(|i| close(&both[1][i + 4], &alone[0][i])), "{config:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_gives_the_same_token_by_token() -> Result<()> {
+    let mixed = Config { mixed: true, ..Config::from_json(TINY).unwrap() };
+    for config in configs().into_iter().chain([mixed]) {
+        let (model, t) = (causal(&config)?, 12);
+        let all = ids(3, 2, t);
+        let whole = logits(&model, &all, &[0, 3])?;
+        for cuts in [vec![5, 1, 1, 5], vec![4, 8], vec![12]] {
+            let (mut cache, mut from) = (Cache::default(), 0);
+            for n in cuts {
+                let part = all.narrow(1, from, n)?.contiguous()?;
+                let padding = if from == 0 { vec![0, 3] } else { Vec::new() };
+                let output = model.forward_cached(&part, &padding, &mut cache)?;
+                let part = model.logits(&output.hidden)?.to_vec3::<f32>()?;
+                for (row, (part, whole)) in part.iter().zip(&whole).enumerate() {
+                    let first = if row == 1 && from == 0 { 3 } else { 0 };
+                    for i in first..n {
+                        assert!(close(&part[i], &whole[from + i]), "row {row}, token {}: {config:?}", from + i);
+                    }
+                }
+                from += n;
+            }
+            assert_eq!(cache.seen(), [t, t - 3]);
+            assert!(model.forward_cached(&all.narrow(0, 0, 1)?, &[], &mut cache).is_err(), "another number of rows");
+            cache.clear();
+            assert!(cache.seen().is_empty());
+        }
+        let choosing = Moma::new(config, &Params::init(1, CPU), None, Routing::Choice)?;
+        assert!(choosing.forward_cached(&all, &[], &mut Cache::default()).unwrap_err().to_string().contains("ahead"));
+    }
+    Ok(())
+}
+
+#[test]
+fn sound_and_series_have_experts_of_their_own() -> Result<()> {
+    let four = Config { audio_experts: 2, series_experts: 1, ..Config::from_json(TINY).unwrap() };
+    let kinds = [Modality::Text, Modality::Image, Modality::Audio, Modality::Series];
+    assert_eq!(four.modalities(), kinds);
+    for config in [four.clone(), Config { untied: true, ..four.clone() }, Config { mixed: true, ..four.clone() }] {
+        let params = Params::init(1, CPU);
+        let model = Moma::new(config.clone(), &params, None, Routing::Choice)?;
+        let modality: Vec<Modality> = (0..16).map(|i| kinds[i / 4]).collect();
+        let x = Params::init(5, CPU).tensor("x", [1, 16, 16], Init::Normal(1.0))?.detach();
+        let output = model.forward_embeds(&x, &modality, &[], None)?;
+        let routes = &output.routes[0];
+        assert_eq!(routes.experts(), 8);
+        for (t, experts) in routes.choices().iter().enumerate() {
+            let own = match kinds[t / 4] {
+                _ if config.mixed => 0..8,
+                Modality::Text => 0..2,
+                Modality::Image => 2..5,
+                Modality::Audio => 5..7,
+                _ => 7..8,
+            };
+            assert!(experts.iter().all(|e| own.contains(e)), "token {t} goes to {experts:?}: {config:?}");
+        }
+        let gradients = output.hidden.sqr()?.sum_all()?.backward()?;
+        let published = params.published(|var| Some(var.as_tensor().clone()))?;
+        let names: Vec<String> = published.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names.iter().any(|name| name.contains("series.q_proj")), config.untied);
+        for (name, var) in params.variables().iter().filter(|(name, _)| name.starts_with("layers.")) {
+            assert!(gradients.get(var).is_some(), "{name} learns nothing");
+        }
+        assert_eq!(Config::from_json(&config.to_json()?)?, config);
+        let seen = [Modality::Video; 16];
+        assert!(model.forward_embeds(&x, &seen, &[], None).unwrap_err().to_string().contains("video tokens"));
+        assert!(model.forward_embeds(&x, &modality[1..], &[], None).is_err());
     }
     Ok(())
 }
@@ -247,6 +318,8 @@ fn what_is_refused() -> Result<()> {
         ("\"hidden_size\": 16", "\"hidden_size\": 99999999999"),
         ("[30, 40]", "[30, 41]"),
         ("[30, 40]", "[35, 30]"),
+        ("\"image_experts\": 3", "\"image_experts\": 0"),
+        ("\"image_experts\": 3", "\"image_experts\": 3, \"series_experts\": 99999999"),
         ("\"initializer_range\": 0.3", "\"initializer_range\": -1.0"),
         ("\"initializer_range\": 0.3", "\"depth_share\": 1.5"),
         ("\"initializer_range\"", "\"initialiser_range\""),

@@ -30,8 +30,17 @@ pub struct Config {
     pub intermediate_size: usize,
     /// Experts for text tokens.
     pub text_experts: usize,
-    /// Experts for image tokens.
+    /// Experts for image tokens; 0 for a model that takes none.
     pub image_experts: usize,
+    /// Experts for tokens of sound; 0 for a model that takes none, as in the paper.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub audio_experts: usize,
+    /// Experts for tokens of time series, likewise.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub series_experts: usize,
+    /// All experts are one group, which tokens of all modalities share: what the paper compares with.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mixed: bool,
     /// Attention projections and norms of their own for each modality; else one for all.
     #[serde(default)]
     pub untied: bool,
@@ -53,6 +62,10 @@ pub struct Config {
     pub initializer_range: f64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
 fn eps() -> f64 {
     1e-5
 }
@@ -96,10 +109,14 @@ impl Config {
             ("num_key_value_heads", self.num_key_value_heads, MOST),
             ("intermediate_size", self.intermediate_size, WIDEST),
             ("text_experts", self.text_experts, MOST),
-            ("image_experts", self.image_experts, MOST),
         ] {
             if value == 0 || value > most {
                 bail!("{name} is {value}, expected 1 to {most}");
+            }
+        }
+        for modality in self.modalities() {
+            if self.experts(modality) > MOST {
+                bail!("{}_experts is {}, expected at most {MOST}", modality.name(), self.experts(modality));
             }
         }
         let (h, heads, kv) = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads);
@@ -112,6 +129,11 @@ impl Config {
         let [first, end] = self.image_token_ids;
         if first > end || end as usize > self.vocab_size {
             bail!("image_token_ids {first} to {end} are no ids of a vocabulary of {}", self.vocab_size);
+        }
+        if first < end && self.image_experts == 0 {
+            bail!(
+                "image_experts is 0, but there are image_token_ids, {first} to {end}: give images at least one expert"
+            );
         }
         if self.depth_share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
             bail!("depth_share is {:?}, expected a share above 0 and up to 1", self.depth_share);
@@ -137,12 +159,31 @@ impl Config {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// The experts, text before images.
+    /// Experts for the tokens of a modality.
+    pub fn experts(&self, modality: Modality) -> usize {
+        match modality {
+            Modality::Text => self.text_experts,
+            Modality::Image => self.image_experts,
+            Modality::Audio => self.audio_experts,
+            Modality::Series => self.series_experts,
+            Modality::Video => 0,
+        }
+    }
+
+    /// The modalities that the model takes, in the order of their experts.
+    pub fn modalities(&self) -> Vec<Modality> {
+        let all = [Modality::Text, Modality::Image, Modality::Audio, Modality::Series];
+        all.into_iter().filter(|modality| self.experts(*modality) > 0).collect()
+    }
+
+    /// The experts, one group for each modality or one for all.
     pub(super) fn groups(&self) -> Vec<ExpertGroup> {
-        vec![
-            ExpertGroup { modality: Some(Modality::Text), experts: self.text_experts },
-            ExpertGroup { modality: Some(Modality::Image), experts: self.image_experts },
-        ]
+        let each = self.modalities().into_iter();
+        let each = each.map(|modality| ExpertGroup { modality: Some(modality), experts: self.experts(modality) });
+        match self.mixed {
+            true => vec![ExpertGroup { modality: None, experts: each.map(|group| group.experts).sum() }],
+            false => each.collect(),
+        }
     }
 
     /// True where layer `i` is passed by some tokens.

@@ -10,11 +10,13 @@ use super::config::Config;
 use super::{Routing, Sources, Taken};
 use crate::decoder::packed;
 
-/// How the parts of a modality are called; the order of experts and of stacked parts.
-const MODALITIES: [&str; 2] = ["text", "image"];
+/// Keys and values of each row, `[1, tokens, kv, d]`: of those tokens that went through the layer.
+pub(super) type Kept = Vec<Option<[Tensor; 2]>>;
 
 /// The tokens of a pass, `b` rows of `t`.
 pub(super) struct Batch {
+    /// The row of the pass that each of these rows is of.
+    rows: Vec<usize>,
     b: usize,
     t: usize,
     /// Padding at the left of each row.
@@ -32,6 +34,7 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new(
+        cfg: &Config,
         rotary: &Rotary,
         (b, t): (usize, usize),
         padding: Vec<usize>,
@@ -39,7 +42,7 @@ impl Batch {
         modality: Vec<Modality>,
         like: &Tensor,
     ) -> Result<Self> {
-        let device = like.device();
+        let (device, known) = (like.device(), cfg.modalities());
         let mask = match padding.iter().all(|&p| p == 0) {
             true => None,
             false => {
@@ -48,13 +51,18 @@ impl Batch {
                 Some(Tensor::from_vec(mask, b * t, device)?)
             }
         };
-        let index: Vec<u32> = modality.iter().map(|m| u32::from(*m == Modality::Image)).collect();
+        let place = |m: &Modality| match known.iter().position(|known| known == m) {
+            Some(place) => Ok(place as u32),
+            None => bail!("{} tokens for a model that has no experts for them", m.name()),
+        };
+        let index: Vec<u32> = modality.iter().map(place).collect::<Result<_>>()?;
         let choices: Vec<Vec<u32>> = index.iter().map(|m| vec![*m]).collect();
         let ones = Tensor::ones(b * t, DType::F32, device)?;
-        let by_modality = Routes::new(2, &choices, &ones, Tensor::zeros((b * t, 2), DType::F32, device)?)?;
+        let zeros = Tensor::zeros((b * t, known.len()), DType::F32, device)?;
+        let by_modality = Routes::new(known.len(), &choices, &ones, zeros)?;
         let rotary = rotary.tables(&positions, b, t)?;
         let index = Tensor::from_vec(index, b * t, device)?;
-        Ok(Self { b, t, padding, positions, modality, rotary, mask, by_modality, index })
+        Ok(Self { rows: (0..b).collect(), b, t, padding, positions, modality, rotary, mask, by_modality, index })
     }
 
     fn input<'a>(&'a self, x: &'a Tensor) -> RouteInput<'a> {
@@ -64,12 +72,14 @@ impl Batch {
     /// The batch of some of these tokens, `chosen` in rising order, and the token of each of its places: rows keep their
     /// order, those without any are left out, the others padded at the left with token 0 to the longest. `None` of no
     /// tokens.
-    fn of(&self, chosen: &[u32], rotary: &Rotary, like: &Tensor) -> Result<Option<(Self, Vec<u32>)>> {
+    fn of(&self, chosen: &[u32], cfg: &Config, rotary: &Rotary, like: &Tensor) -> Result<Option<(Self, Vec<u32>)>> {
         let mut rows = vec![Vec::new(); self.b];
         for &token in chosen {
             let Some(row) = rows.get_mut(token as usize / self.t) else { bail!("token {token} is of no row") };
             row.push(token);
         }
+        let origins =
+            self.rows.iter().zip(&rows).filter(|(_, row)| !row.is_empty()).map(|(&origin, _)| origin).collect();
         rows.retain(|row| !row.is_empty());
         let Some(longest) = rows.iter().map(Vec::len).max() else { return Ok(None) };
         let b = rows.len();
@@ -78,8 +88,8 @@ impl Batch {
         let places: Vec<u32> = rows.into_iter().zip(&padding).flat_map(place).collect();
         let positions = places.iter().map(|&t| self.positions[t as usize]).collect();
         let modality = places.iter().map(|&t| self.modality[t as usize]).collect();
-        let batch = Self::new(rotary, (b, longest), padding, positions, modality, like)?;
-        Ok(Some((batch, places)))
+        let batch = Self::new(cfg, rotary, (b, longest), padding, positions, modality, like)?;
+        Ok(Some((Self { rows: origins, ..batch }, places)))
     }
 }
 
@@ -90,7 +100,10 @@ struct Map(ExpertBank);
 impl Map {
     /// Parts `(name, outputs)` above each other, `[M, sum of outputs, inputs]`.
     fn load(p: &Params, cfg: &Config, parts: &[(&str, usize)], inputs: usize) -> Result<Self> {
-        let prefixes: &[&str] = if cfg.untied { &["text.", "image."] } else { &[""] };
+        let prefixes: Vec<String> = match cfg.untied {
+            true => cfg.modalities().iter().map(|modality| format!("{}.", modality.name())).collect(),
+            false => vec![String::new()],
+        };
         let name = |prefix: &str, (name, out): &(&str, usize)| (format!("{prefix}{name}.weight"), vec![*out, inputs]);
         let all: Vec<_> = prefixes.iter().flat_map(|prefix| parts.iter().map(move |part| name(prefix, part))).collect();
         let shape = [prefixes.len(), parts.iter().map(|(_, out)| out).sum(), inputs];
@@ -117,7 +130,7 @@ impl Norm {
     pub(super) fn load(p: &Params, cfg: &Config, name: &str) -> Result<Self> {
         let h = cfg.hidden_size;
         let names: Vec<String> = match cfg.untied {
-            true => MODALITIES.iter().map(|modality| format!("{name}.{modality}.weight")).collect(),
+            true => cfg.modalities().iter().map(|modality| format!("{name}.{}.weight", modality.name())).collect(),
             false => vec![format!("{name}.weight")],
         };
         let parts: Vec<_> = names.into_iter().map(|name| (name, vec![h])).collect();
@@ -159,7 +172,7 @@ impl Chooser {
             None => None,
             Some(p) => {
                 let auxiliary = affinity.groups.iter().map(|group| {
-                    let part = group.modality.map_or("", |m| if m == Modality::Image { ".image" } else { ".text" });
+                    let part = group.modality.map_or(String::new(), |modality| format!(".{}", modality.name()));
                     let p = p.pp(format!("{name}.auxiliary{part}"));
                     Ok(AuxiliaryRouter {
                         down: p.tensor_f32("down.weight", [h / 2, h], init)?,
@@ -202,8 +215,11 @@ impl Layer {
         let attention = p.pp("self_attn");
         let parts = [("q_proj", heads * d), ("k_proj", kv * d), ("v_proj", kv * d)];
 
-        let networks = MODALITIES.iter().zip([cfg.text_experts, cfg.image_experts]);
-        let networks: Vec<String> = networks.flat_map(|(m, n)| (0..n).map(move |e| format!("mlp.{m}.{e}"))).collect();
+        let names = |group: ExpertGroup| {
+            let part = group.modality.map_or(String::new(), |modality| format!("{}.", modality.name()));
+            (0..group.experts).map(move |e| format!("mlp.{part}{e}"))
+        };
+        let networks: Vec<String> = cfg.groups().into_iter().flat_map(names).collect();
         let e = networks.len();
         let maps = |maps: &[&str], shape: [usize; 2]| -> Vec<(String, Vec<usize>)> {
             let name = |network: &String, map: &&str| (format!("{network}.{map}.weight"), shape.to_vec());
@@ -238,8 +254,15 @@ impl Layer {
 
     /// `x [b * t, h]` to the same: all tokens through the layer, or those that mixture-of-depths chooses,
     /// `x + w (layer(x) - x)` with `w` the router's weight.
-    pub(super) fn forward(&self, x: &Tensor, batch: &Batch, rotary: &Rotary, taken: &mut Taken) -> Result<Tensor> {
-        let Some(depth) = &self.depth else { return self.whole(x, batch, taken) };
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        (cfg, rotary): (&Config, &Rotary),
+        taken: &mut Taken,
+        kept: Option<&mut Kept>,
+    ) -> Result<Tensor> {
+        let Some(depth) = &self.depth else { return self.whole(x, batch, taken, kept) };
         let input = batch.input(x);
         let routes = depth.router.route(&input)?;
         if let (true, Some(causal)) = (taken.learns, &depth.causal) {
@@ -247,10 +270,10 @@ impl Layer {
         }
         let chosen = routes.token()?.to_vec1::<u32>()?;
         taken.depth.push(routes.clone());
-        let Some((inner, places)) = batch.of(&chosen, rotary, x)? else { return Ok(x.clone()) };
+        let Some((inner, places)) = batch.of(&chosen, cfg, rotary, x)? else { return Ok(x.clone()) };
         let count = places.len();
         let some = x.index_select(&Tensor::from_vec(places, count, x.device())?, 0)?; // (b * longest, h)
-        let change = (self.whole(&some, &inner, taken)? - &some)?;
+        let change = (self.whole(&some, &inner, taken, kept)? - &some)?;
         // The places that are no padding, row by row: the order of the chosen.
         let length = inner.t;
         let rows = inner.padding.iter().enumerate();
@@ -263,12 +286,16 @@ impl Layer {
 
     /// `h = x + norm(attention(x)); h + norm(experts(h))` (Swin v2, arXiv 2111.09883; as Chameleon, arXiv
     /// 2405.09818).
-    fn whole(&self, x: &Tensor, batch: &Batch, taken: &mut Taken) -> Result<Tensor> {
+    fn whole(&self, x: &Tensor, batch: &Batch, taken: &mut Taken, kept: Option<&mut Kept>) -> Result<Tensor> {
         let (heads, kv) = self.heads;
         let qkv = self.qkv_proj.forward(x, batch)?; // (b * t, (heads + 2 kv) * d)
         let qkv = batch.rotary.apply_joint(&qkv, heads + 2 * kv, heads + kv)?;
         let attention = CausalAttention { start: batch.padding.clone(), ..CausalAttention::new(self.scale) };
-        let attended = self.o_proj.forward(&attention.forward_joint(&qkv, batch.b, heads, kv)?, batch)?;
+        let attended = match kept {
+            None => attention.forward_joint(&qkv, batch.b, heads, kv)?,
+            Some(kept) => self.attend_kept(&qkv, batch, kept)?,
+        };
+        let attended = self.o_proj.forward(&attended, batch)?;
         let x = (x + self.attention_norm.forward(&attended, batch)?)?;
         let input = batch.input(&x);
         let (y, routes) = self.moe.forward(&input, "experts", None)?;
@@ -277,6 +304,38 @@ impl Layer {
         }
         taken.routes.push(routes);
         &x + self.ffn_norm.forward(&y, batch)?
+    }
+}
+
+impl Layer {
+    /// Attention to what is kept of each row and to the new tokens, which are kept, too. Rows have tokens of their own number here, as
+    /// some may have passed the layer by.
+    ///
+    /// # Shapes
+    /// `qkv [b * t, (heads + 2 kv) * d]` to `[b * t, heads * d]`, 0 at padding
+    fn attend_kept(&self, qkv: &Tensor, batch: &Batch, kept: &mut Kept) -> Result<Tensor> {
+        let (heads, kv) = self.heads;
+        let d = qkv.dim(1)? / (heads + 2 * kv);
+        let mut all = Vec::with_capacity(2 * batch.b);
+        for (i, (&padding, &row)) in batch.padding.iter().zip(&batch.rows).enumerate() {
+            let n = batch.t - padding;
+            let own = qkv.narrow(0, i * batch.t + padding, n)?;
+            let part = |first: usize, count: usize| {
+                own.narrow(1, first * d, count * d)?.contiguous()?.reshape((1, n, count, d)) // (1, n, count, d)
+            };
+            let (q, mut k, mut v) = (part(0, heads)?, part(heads, kv)?, part(heads + kv, kv)?);
+            let Some(place) = kept.get_mut(row) else { bail!("row {row} is not in this cache") };
+            if let Some([keys, values]) = place.as_ref() {
+                (k, v) = (Tensor::cat(&[keys, &k], 1)?, Tensor::cat(&[values, &v], 1)?);
+            }
+            let y = CausalAttention::new(self.scale).forward(&q, &k, &v)?.reshape((n, heads * d))?;
+            if padding > 0 {
+                all.push(Tensor::zeros((padding, heads * d), y.dtype(), y.device())?);
+            }
+            all.push(y);
+            *place = Some([k, v]);
+        }
+        Tensor::cat(&all, 0)
     }
 }
 
@@ -293,14 +352,20 @@ mod tests {
         let positions = vec![0, 1, 2, 3, 4, 0, 0, 0, 1, 2, 0, 1, 2, 3, 4];
         let mut modality = vec![Modality::Text; 15];
         modality[8] = Modality::Image;
-        let batch = Batch::new(&rotary, (3, 5), vec![0, 2, 0], positions, modality, &like)?;
-        let Some((some, places)) = batch.of(&[1, 4, 8], &rotary, &like)? else { panic!("there are three tokens") };
+        let text = r#"{"model_type": "moma", "vocab_size": 9, "image_token_ids": [0, 0], "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 4, "text_experts": 1, "image_experts": 1}"#;
+        let cfg = Config::from_json(text)?;
+        let batch = Batch::new(&cfg, &rotary, (3, 5), vec![0, 2, 0], positions, modality, &like)?;
+        let Some((some, places)) = batch.of(&[1, 4, 8], &cfg, &rotary, &like)? else {
+            panic!("there are three tokens")
+        };
         assert_eq!((some.b, some.t, places), (2, 2, vec![1, 4, 0, 8]));
         assert_eq!((&some.positions, &some.padding), (&vec![1, 4, 0, 1], &vec![0, 1]));
         assert_eq!(some.modality[3], Modality::Image);
         assert_eq!(some.mask.map(|m| m.to_vec1::<f32>()).transpose()?, Some(vec![1., 1., 0., 1.]));
-        assert!(batch.of(&[], &rotary, &like)?.is_none());
-        assert!(batch.of(&[15], &rotary, &like).is_err());
+        assert_eq!(some.rows, [0, 1]);
+        assert!(batch.of(&[], &cfg, &rotary, &like)?.is_none());
+        assert!(batch.of(&[15], &cfg, &rotary, &like).is_err());
         Ok(())
     }
 }

@@ -26,6 +26,9 @@ pub fn upcycle(
             config.image_experts
         );
     }
+    if config.mixed || config.audio_experts > 1 || config.series_experts > 1 {
+        bail!("upcycling starts from one expert for each modality, not from experts that are shared or several");
+    }
     let grown = Config { text_experts: text, image_experts: image, gumbel_noise: Some(seed), ..config.clone() };
     // What the new model asks for, with new values: only its routers keep them.
     let fresh = Params::init(seed, &Device::Cpu);
