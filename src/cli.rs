@@ -15,6 +15,7 @@ mod language;
 #[cfg(feature = "audio")]
 mod listen;
 mod model;
+mod omni;
 mod output;
 #[cfg(feature = "table")]
 mod parquet;
@@ -78,6 +79,7 @@ enum TrainCommand {
     #[cfg(feature = "image")]
     Vision(vision::TrainArgs),
     Sound(sound::TrainArgs),
+    Omni(omni::TrainArgs),
     Encoder(train::EncoderArgs),
     Speech(train::SpeechArgs),
 }
@@ -89,6 +91,7 @@ enum EvalCommand {
     #[cfg(feature = "image")]
     Vision(vision::EvalArgs),
     Sound(sound::EvalArgs),
+    Omni(omni::EvalArgs),
     #[cfg(feature = "audio")]
     Wer(speech::WerArgs),
 }
@@ -134,6 +137,7 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "image")]
         Command::Train(TrainCommand::Vision(args)) => vision::run(args),
         Command::Train(TrainCommand::Sound(args)) => sound::run(args),
+        Command::Train(TrainCommand::Omni(args)) => omni::run(args),
         Command::Train(TrainCommand::Encoder(args)) => train::encoder(args),
         Command::Train(TrainCommand::Speech(args)) => train::speech(args),
         Command::Eval(EvalCommand::Forecast(args)) => eval::run(args),
@@ -141,6 +145,7 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "image")]
         Command::Eval(EvalCommand::Vision(args)) => vision::eval(args),
         Command::Eval(EvalCommand::Sound(args)) => sound::eval(args),
+        Command::Eval(EvalCommand::Omni(args)) => omni::eval(args),
         #[cfg(feature = "audio")]
         Command::Eval(EvalCommand::Wer(args)) => speech::wer(args),
     })

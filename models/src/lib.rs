@@ -10,6 +10,7 @@ pub mod generate;
 pub mod lora;
 pub mod moirai_moe;
 pub mod moma;
+pub mod omni;
 pub mod qwen3_vl;
 pub mod time_moe;
 pub mod train;

@@ -187,7 +187,8 @@ impl Moma {
     /// # Errors
     /// An id that is not in the vocabulary, a row that is all padding, or a router whose scores are not finite.
     pub fn forward(&self, ids: &Tensor, padding: &[usize]) -> Result<Output> {
-        self.pass(ids, padding, &mut Taken::default())
+        let (x, modality) = self.embed(ids)?;
+        self.run(&x, &modality, padding, &mut Taken::default(), None)
     }
 
     /// The same, going on where `cache` is: positions follow what each row has seen, and may begin with padding of its own.
@@ -237,11 +238,6 @@ impl Moma {
         let index = Tensor::from_vec(flat, b * t, &self.device)?;
         let x = self.embed_tokens.rows(&index)?.to_dtype(DType::F32)?;
         Ok((x.reshape((b, t, self.config.hidden_size))?, modality)) // (b, t, h)
-    }
-
-    fn pass(&self, ids: &Tensor, padding: &[usize], taken: &mut Taken) -> Result<Output> {
-        let (x, modality) = self.embed(ids)?;
-        self.run(&x, &modality, padding, taken, None)
     }
 
     fn run(
@@ -331,11 +327,20 @@ impl Moma {
     /// # Errors
     /// As [`forward`](Self::forward), or the model has no auxiliary routers or is not in [`Routing::Choice`].
     pub fn auxiliary_loss(&self, ids: &Tensor, padding: &[usize]) -> Result<Tensor> {
+        let (x, modality) = self.embed(ids)?;
+        self.auxiliary_loss_embeds(&x, &modality, padding)
+    }
+
+    /// The same on embedded tokens; see [`forward_embeds`](Self::forward_embeds).
+    ///
+    /// # Errors
+    /// As [`auxiliary_loss`](Self::auxiliary_loss).
+    pub fn auxiliary_loss_embeds(&self, x: &Tensor, modality: &[Modality], padding: &[usize]) -> Result<Tensor> {
         if self.routing != Routing::Choice {
             bail!("auxiliary routers learn what experts choose: make the model with the routing of training");
         }
         let mut taken = Taken { learns: true, ..Taken::default() };
-        self.pass(ids, padding, &mut taken)?;
+        self.run(x, modality, padding, &mut taken, None)?;
         if taken.losses.is_empty() {
             bail!("this model has no auxiliary routers to train");
         }

@@ -11,6 +11,7 @@ pub mod data;
 pub mod forecast;
 pub mod language;
 pub mod moirai;
+pub mod omni;
 mod optimiser;
 mod passes;
 pub mod sound;

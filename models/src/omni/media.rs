@@ -1,0 +1,75 @@
+//! From pictures and samples to the tensors that the model takes.
+
+use candle_core::{Device, Error, Result, Tensor, bail};
+use moesaic_encoders::audio::CedFeatures;
+#[cfg(feature = "image")]
+use moesaic_encoders::image::{ImageProcessor, Picture};
+
+use super::Config;
+
+/// Samples of a sound at most: ten minutes.
+const MOST_SAMPLES: usize = 9_600_000;
+
+/// How a model is shown pictures and sound.
+pub struct Senses {
+    #[cfg(feature = "image")]
+    image: Option<ImageProcessor>,
+    audio: Option<CedFeatures>,
+}
+
+impl Senses {
+    /// Those of a model.
+    ///
+    /// # Errors
+    /// Sizes that the extractors do not take.
+    pub fn new(config: &Config) -> Result<Self> {
+        #[cfg(feature = "image")]
+        let image = config.image.map(|image| {
+            // Pictures that are no squares are squeezed, not cut: what is asked may stand at their edge.
+            let processor = format!(
+                r#"{{"do_resize": true, "size": {{"height": {size}, "width": {size}}}, "resample": 2, "do_center_crop": false,
+                    "do_rescale": true, "rescale_factor": 0.00392156862745098, "do_normalize": true,
+                    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}}"#,
+                size = image.size
+            );
+            ImageProcessor::from_json(&processor).map_err(Error::wrap)
+        });
+        let audio = config.audio.map(|audio| CedFeatures::with_bands(audio.bands).map_err(Error::wrap));
+        Ok(Self {
+            #[cfg(feature = "image")]
+            image: image.transpose()?,
+            audio: audio.transpose()?,
+        })
+    }
+
+    /// A picture as [`Part::Image`](super::Part::Image) has it.
+    ///
+    /// # Errors
+    /// The model takes no pictures.
+    #[cfg(feature = "image")]
+    pub fn picture(&self, picture: &Picture) -> Result<Tensor> {
+        let Some(processor) = &self.image else { bail!("this model takes no pictures") };
+        processor.process(std::slice::from_ref(picture)).map_err(Error::wrap)?.squeeze(0)
+    }
+
+    /// Samples at 16 kHz, in -1 to 1, as [`Part::Audio`](super::Part::Audio) has them.
+    ///
+    /// # Errors
+    /// The model takes no sound, there is none, or more than ten minutes of it.
+    pub fn sound(&self, samples: &[f32]) -> Result<Tensor> {
+        let Some(features) = &self.audio else { bail!("this model takes no sound") };
+        if samples.is_empty() || samples.len() > MOST_SAMPLES {
+            bail!("sound of {:.1} s: give up to ten minutes", samples.len() as f64 / 16_000.0);
+        }
+        // The shortest that the spectrogram takes.
+        let mut samples = samples.to_vec();
+        samples.resize(samples.len().max(257), 0.0);
+        features.extract(&samples).map_err(Error::wrap)?.tensor(&Device::Cpu)
+    }
+}
+
+impl std::fmt::Debug for Senses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Senses").finish_non_exhaustive()
+    }
+}
