@@ -184,13 +184,10 @@ fn variants_train_and_what_cannot_be_trained_on_says_so() {
     let folder = folder.path();
     prepare(folder);
     for (name, settings) in [
-        ("mixed", "backbone = { mixed = true }"),
+        ("mixed", "backbone = { mixed_experts = 8 }"),
         ("untied", "backbone = { untied = true }"),
         ("depth", "backbone = { depth_share = 0.5 }"),
-        (
-            "dense",
-            "backbone = { mixed = true, text_experts = 1, image_experts = 1, audio_experts = 1, series_experts = 1 }",
-        ),
+        ("dense", "backbone = { mixed_experts = 1 }"),
     ] {
         let config = recipe(2)
             .replace("base = \"base\"", &format!("base = \"base\"\nsettings = {{ {settings} }}"))
@@ -198,6 +195,9 @@ fn variants_train_and_what_cannot_be_trained_on_says_so() {
         let trained = train(folder, &config, &[]);
         assert_eq!(trained.code, Some(0), "{name}: {}", trained.stderr);
     }
+    // Nothing chooses in a dense model: it is ready.
+    let dense = run(folder, &["eval", "omni", "dense/model", "series.jsonl", "--most", "1"]);
+    assert_eq!(dense.code, Some(0), "{}", dense.stderr);
     let good = fs::read_to_string(folder.join("sounds.jsonl")).unwrap();
     for (lines, words) in [
         (String::new(), "there is no question in it"),

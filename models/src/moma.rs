@@ -116,6 +116,25 @@ pub struct Moma {
     device: Device,
 }
 
+/// The auxiliary routers of a folder, where the model needs some.
+pub(crate) fn auxiliary(
+    dir: &Path,
+    config: &Config,
+    dtype: DType,
+    device: &Device,
+) -> Result<Option<(Params, Checkpoint)>> {
+    if !config.chooses() {
+        return Ok(None);
+    }
+    let file = dir.join(AUXILIARY);
+    if !file.is_file() {
+        let problem = "there is no such file: train the auxiliary routers first, or load the model for training";
+        return Err(at(&file, problem));
+    }
+    let checkpoint = Checkpoint::open(&file)?;
+    Ok(Some((Params::load(&checkpoint, dtype, device), checkpoint)))
+}
+
 impl Sources<'_> {
     fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self { model: self.model.pp(&name), prefix: format!("{}{name}.", self.prefix), ..self.clone() }
@@ -135,18 +154,14 @@ impl Moma {
     pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let path = dir.join("config.json");
         let config = Config::from_json(&config_text(&path)?).map_err(|e| at(&path, e))?;
-        let file = dir.join(AUXILIARY);
-        if !file.is_file() {
-            return Err(at(
-                &file,
-                "there is no such file: train the auxiliary routers first, or load the model for training",
-            ));
+        let checkpoint = Checkpoint::open(dir)?;
+        let p = Params::load(&checkpoint, dtype, device);
+        let auxiliary = auxiliary(dir, &config, dtype, device)?;
+        let loaded = Self::new(config, &p, auxiliary.as_ref().map(|(q, _)| q), Routing::Causal)?;
+        no_others(&p, &checkpoint, "moma", |_| false)?;
+        if let Some((q, checkpoint)) = &auxiliary {
+            no_others(q, checkpoint, "moma", |_| false)?;
         }
-        let (model, auxiliary) = (Checkpoint::open(dir)?, Checkpoint::open(&file)?);
-        let (p, q) = (Params::load(&model, dtype, device), Params::load(&auxiliary, dtype, device));
-        let loaded = Self::new(config, &p, Some(&q), Routing::Causal)?;
-        no_others(&p, &model, "moma", |_| false)?;
-        no_others(&q, &auxiliary, "moma", |_| false)?;
         Ok(loaded)
     }
 

@@ -24,7 +24,7 @@ use moesaic_kernels::losses::cross_entropy;
 use moesaic_kernels::{Init, Linear, Modality, Params};
 
 use crate::folder::{at, config_text, no_others};
-use crate::moma::{AUXILIARY, Cache, Moma, Output, Routing};
+use crate::moma::{self, Cache, Moma, Output, Routing};
 
 pub use config::{AudioConfig, Config, ImageConfig, SeriesConfig};
 pub use media::Senses;
@@ -156,15 +156,14 @@ impl Omni {
     pub fn load(dir: &Path, id: impl Fn(&str) -> Option<u32>, dtype: DType, device: &Device) -> Result<Self> {
         let path = dir.join("config.json");
         let config = Config::from_json(&config_text(&path)?).map_err(|e| at(&path, e))?;
-        let file = dir.join(AUXILIARY);
-        if !file.is_file() {
-            return Err(at(&file, "there is no such file: train the auxiliary routers first (auxiliary = true)"));
+        let checkpoint = Checkpoint::open(dir)?;
+        let p = Params::load(&checkpoint, dtype, device);
+        let auxiliary = moma::auxiliary(dir, &config.backbone, dtype, device)?;
+        let loaded = Self::new(config, id, &p, auxiliary.as_ref().map(|(q, _)| q), Routing::Causal)?;
+        no_others(&p, &checkpoint, "omni", |_| false)?;
+        if let Some((q, checkpoint)) = &auxiliary {
+            no_others(q, checkpoint, "omni", |_| false)?;
         }
-        let (model, auxiliary) = (Checkpoint::open(&dir.join("model.safetensors"))?, Checkpoint::open(&file)?);
-        let (p, q) = (Params::load(&model, dtype, device), Params::load(&auxiliary, dtype, device));
-        let loaded = Self::new(config, id, &p, Some(&q), Routing::Causal)?;
-        no_others(&p, &model, "omni", |_| false)?;
-        no_others(&q, &auxiliary, "omni", |_| false)?;
         Ok(loaded)
     }
 

@@ -69,8 +69,8 @@ fn inference_is_causal() -> Result<()> {
 
 #[test]
 fn what_is_kept_gives_the_same_token_by_token() -> Result<()> {
-    let mixed = Config { mixed: true, ..Config::from_json(TINY).unwrap() };
-    for config in configs().into_iter().chain([mixed]) {
+    let mixed = |experts| Config { mixed_experts: Some(experts), ..Config::from_json(TINY).unwrap() };
+    for config in configs().into_iter().chain([mixed(4), mixed(1)]) {
         let (model, t) = (causal(&config)?, 12);
         let all = ids(3, 2, t);
         let whole = logits(&model, &all, &[0, 3])?;
@@ -94,6 +94,10 @@ fn what_is_kept_gives_the_same_token_by_token() -> Result<()> {
             cache.clear();
             assert!(cache.seen().is_empty());
         }
+        if config.mixed_experts == Some(1) {
+            assert!(!config.chooses() && Moma::new(config, &Params::init(1, CPU), None, Routing::Causal).is_ok());
+            continue;
+        }
         let choosing = Moma::new(config, &Params::init(1, CPU), None, Routing::Choice)?;
         assert!(choosing.forward_cached(&all, &[], &mut Cache::default()).unwrap_err().to_string().contains("ahead"));
     }
@@ -105,7 +109,9 @@ fn sound_and_series_have_experts_of_their_own() -> Result<()> {
     let four = Config { audio_experts: 2, series_experts: 1, ..Config::from_json(TINY).unwrap() };
     let kinds = [Modality::Text, Modality::Image, Modality::Audio, Modality::Series];
     assert_eq!(four.modalities(), kinds);
-    for config in [four.clone(), Config { untied: true, ..four.clone() }, Config { mixed: true, ..four.clone() }] {
+    for config in
+        [four.clone(), Config { untied: true, ..four.clone() }, Config { mixed_experts: Some(8), ..four.clone() }]
+    {
         let params = Params::init(1, CPU);
         let model = Moma::new(config.clone(), &params, None, Routing::Choice)?;
         let modality: Vec<Modality> = (0..16).map(|i| kinds[i / 4]).collect();
@@ -115,7 +121,7 @@ fn sound_and_series_have_experts_of_their_own() -> Result<()> {
         assert_eq!(routes.experts(), 8);
         for (t, experts) in routes.choices().iter().enumerate() {
             let own = match kinds[t / 4] {
-                _ if config.mixed => 0..8,
+                _ if config.mixed_experts.is_some() => 0..8,
                 Modality::Text => 0..2,
                 Modality::Image => 2..5,
                 Modality::Audio => 5..7,
@@ -318,6 +324,7 @@ fn what_is_refused() -> Result<()> {
         ("\"hidden_size\": 16", "\"hidden_size\": 99999999999"),
         ("[30, 40]", "[30, 41]"),
         ("[30, 40]", "[35, 30]"),
+        ("\"image_experts\": 3", "\"image_experts\": 3, \"mixed_experts\": 0"),
         ("\"image_experts\": 3", "\"image_experts\": 0"),
         ("\"image_experts\": 3", "\"image_experts\": 3, \"series_experts\": 99999999"),
         ("\"initializer_range\": 0.3", "\"initializer_range\": -1.0"),

@@ -197,7 +197,8 @@ fn answers_and_forecasts_are_those_of_whole_passes() -> Result<()> {
 fn saved_and_loaded_is_the_same_model() -> Result<()> {
     let (media, dir) = (Media::new()?, tempfile::tempdir()?);
     let mixed = with(&[])?;
-    let mixed = Config { backbone: moesaic_models::moma::Config { mixed: true, ..mixed.backbone.clone() }, ..mixed };
+    let mixed =
+        Config { backbone: moesaic_models::moma::Config { mixed_experts: Some(5), ..mixed.backbone.clone() }, ..mixed };
     for config in [with(&[])?, mixed] {
         let (params, auxiliary) = (Params::init(1, CPU), Params::init(2, CPU));
         let made = Omni::new(config.clone(), id, &params, Some(&auxiliary), Routing::Causal)?;

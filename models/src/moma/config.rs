@@ -38,9 +38,10 @@ pub struct Config {
     /// Experts for tokens of time series, likewise.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub series_experts: usize,
-    /// All experts are one group, which tokens of all modalities share: what the paper compares with.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub mixed: bool,
+    /// So many experts that tokens of all modalities share, in the place of those of each: what the paper compares with. One is a dense
+    /// network, without a router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed_experts: Option<usize>,
     /// Attention projections and norms of their own for each modality; else one for all.
     #[serde(default)]
     pub untied: bool,
@@ -109,6 +110,7 @@ impl Config {
             ("num_key_value_heads", self.num_key_value_heads, MOST),
             ("intermediate_size", self.intermediate_size, WIDEST),
             ("text_experts", self.text_experts, MOST),
+            ("mixed_experts", self.mixed_experts.unwrap_or(1), MOST),
         ] {
             if value == 0 || value > most {
                 bail!("{name} is {value}, expected 1 to {most}");
@@ -178,12 +180,21 @@ impl Config {
 
     /// The experts, one group for each modality or one for all.
     pub(super) fn groups(&self) -> Vec<ExpertGroup> {
-        let each = self.modalities().into_iter();
-        let each = each.map(|modality| ExpertGroup { modality: Some(modality), experts: self.experts(modality) });
-        match self.mixed {
-            true => vec![ExpertGroup { modality: None, experts: each.map(|group| group.experts).sum() }],
-            false => each.collect(),
+        let own = |modality| ExpertGroup { modality: Some(modality), experts: self.experts(modality) };
+        match self.mixed_experts {
+            Some(experts) => vec![ExpertGroup { modality: None, experts }],
+            None => self.modalities().into_iter().map(own).collect(),
         }
+    }
+
+    /// All tokens go to one network.
+    pub(super) fn is_dense(&self) -> bool {
+        self.mixed_experts == Some(1)
+    }
+
+    /// Whether inference takes auxiliary routers: something chooses its tokens in training.
+    pub fn chooses(&self) -> bool {
+        !self.is_dense() || self.depth_share.is_some()
     }
 
     /// True where layer `i` is passed by some tokens.

@@ -191,6 +191,13 @@ impl Chooser {
     }
 }
 
+/// The feed-forward part.
+#[derive(Debug)]
+enum Ffn {
+    Dense(ExpertBank),
+    Sparse(MoeLayer),
+}
+
 /// One layer.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -198,7 +205,7 @@ pub(super) struct Layer {
     o_proj: Map,
     attention_norm: Norm,
     ffn_norm: Norm,
-    moe: MoeLayer,
+    ffn: Ffn,
     causal: Option<CausalChoice>,
     /// Which tokens go through the layer; absent for all.
     depth: Option<Chooser>,
@@ -231,7 +238,13 @@ impl Layer {
         let experts = packed(ExpertBank::gated(up, down, Activation::Silu)?, p)?;
         // Layers draw from streams of their own.
         let noise = cfg.gumbel_noise.map(|seed| Noise::new(seed.wrapping_add((i as u64) << 32)));
-        let Chooser { router, causal } = Chooser::load(&sources, cfg, "mlp", cfg.groups(), 1.0, noise)?;
+        let (ffn, causal) = match cfg.is_dense() {
+            true => (Ffn::Dense(experts), None),
+            false => {
+                let Chooser { router, causal } = Chooser::load(&sources, cfg, "mlp", cfg.groups(), 1.0, noise)?;
+                (Ffn::Sparse(MoeLayer { router, experts, shared: None }), causal)
+            }
+        };
         let depth = match cfg.depth_share.filter(|_| cfg.is_deep(i)) {
             None => None,
             Some(share) => {
@@ -244,7 +257,7 @@ impl Layer {
             o_proj: Map::load(&attention, cfg, &[("o_proj", h)], heads * d)?,
             attention_norm: Norm::load(p, cfg, "attention_norm")?,
             ffn_norm: Norm::load(p, cfg, "ffn_norm")?,
-            moe: MoeLayer { router, experts, shared: None },
+            ffn,
             causal,
             depth,
             heads: (heads, kv),
@@ -297,12 +310,18 @@ impl Layer {
         };
         let attended = self.o_proj.forward(&attended, batch)?;
         let x = (x + self.attention_norm.forward(&attended, batch)?)?;
-        let input = batch.input(&x);
-        let (y, routes) = self.moe.forward(&input, "experts", None)?;
-        if let (true, Some(causal)) = (taken.learns, &self.causal) {
-            taken.losses.push(causal.loss(&input, &routes)?);
-        }
-        taken.routes.push(routes);
+        let y = match &self.ffn {
+            Ffn::Dense(network) => network.forward_dense(&x)?,
+            Ffn::Sparse(moe) => {
+                let input = batch.input(&x);
+                let (y, routes) = moe.forward(&input, "experts", None)?;
+                if let (true, Some(causal)) = (taken.learns, &self.causal) {
+                    taken.losses.push(causal.loss(&input, &routes)?);
+                }
+                taken.routes.push(routes);
+                y
+            }
+        };
         &x + self.ffn_norm.forward(&y, batch)?
     }
 }

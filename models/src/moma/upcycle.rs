@@ -26,7 +26,7 @@ pub fn upcycle(
             config.image_experts
         );
     }
-    if config.mixed || config.audio_experts > 1 || config.series_experts > 1 {
+    if config.mixed_experts.is_some() || config.audio_experts > 1 || config.series_experts > 1 {
         bail!("upcycling starts from one expert for each modality, not from experts that are shared or several");
     }
     let grown = Config { text_experts: text, image_experts: image, gumbel_noise: Some(seed), ..config.clone() };
