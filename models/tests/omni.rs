@@ -227,7 +227,6 @@ fn what_is_refused() -> Result<()> {
         ("/backbone/image_token_ids", json!([3, 5]), "must be empty"),
         ("/backbone/hidden_size", json!(15), "backbone:"),
         ("/image/patch", json!(3), "patches must divide"),
-        ("/backbone/hidden_size", json!(12), "four parts"),
         ("/audio/bands", json!(1), "bands"),
         ("/audio/std", json!(0.0), "deviation 0"),
         ("/series/patch", json!(0), "patches of 0"),
@@ -237,6 +236,8 @@ fn what_is_refused() -> Result<()> {
         let error = with(&[(path, value)]).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(words), "{path}: {error}");
     }
+    let narrow = [("/backbone/hidden_size", json!(10)), ("/backbone/num_attention_heads", json!(1))];
+    assert!(with(&narrow).unwrap_err().to_string().contains("four parts"));
     let none = |_: &str| None;
     let error = Omni::new(with(&[])?, none, &Params::init(1, CPU), None, Routing::Choice).unwrap_err();
     assert!(error.to_string().contains("<s>"), "{error}");
