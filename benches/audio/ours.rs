@@ -42,8 +42,8 @@ impl Part {
         let params = Params::load(&checkpoint, dtype, &Device::Cpu);
         Ok(match name {
             "ced" => {
-                let config =
-                    CedConfig::from_json(r#"{"embed_dim": 768, "depth": 12, "num_heads": 12, "target_length": 1012}"#)?;
+                let sizes = r#"{"embed_dim": 768, "depth": 12, "num_heads": 12, "target_length": 1012}"#;
+                let config: CedConfig = serde_json::from_str(sizes)?;
                 let mels = CedFeatures::new().extract(&samples[..160_000])?.tensor(&Device::Cpu)?.unsqueeze(0)?;
                 Self::Ced(Box::new(Ced::new(config.named_as(&checkpoint, ""), &params)?), mels)
             }

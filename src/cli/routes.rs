@@ -85,7 +85,7 @@ fn routes(args: &Args) -> Result<(String, RouteMap)> {
         Kind::Sound => sound(args, first, rest),
         Kind::Parquet => only("a table").and_then(|()| series(args, first)),
         Kind::Text => {
-            let writes = args.model.as_deref().map(|model| Ok::<_, anyhow::Error>(model::text_folder(model)?));
+            let writes = args.model.as_deref().map(model::text_folder);
             match writes.transpose()?.filter(|dir| info::writes_text(dir)) {
                 Some(dir) => only("a text").and_then(|()| text(args, &dir, first)),
                 None if first.extension().is_some_and(|end| end.eq_ignore_ascii_case("txt")) => {
