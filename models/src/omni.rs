@@ -1,7 +1,7 @@
 //! Omni: one sparse decoder over text, pictures, sound and time series, which answers in text and forecasts numbers.
 //!
-//! A model of this workspace: MoMa's backbone ([`moma`](crate::moma), arXiv 2407.21770), whose experts know the modality of each
-//! token, reads embeddings of all four instead of ids of two. Pictures are patches (as in Fuyu's and ViT's early fusion, arXiv
+//! A model of this workspace: MoMa's backbone ([`moma`], arXiv 2407.21770), whose experts know the modality of each
+//! token, reads embeddings of all four instead of ids of two. Pictures are patches (ViT, arXiv
 //! 2010.11929), sound is frames of a spectrogram, series are scaled patches (Moirai, arXiv 2402.02592), and quantiles of the next patch
 //! are learnt by the pinball loss.
 //!
