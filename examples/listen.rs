@@ -1,7 +1,7 @@
 //! Asks questions about a sound, all at the same time, and prints the answers.
 //!
 //! ```console
-//! cargo run --release --example listen -- examples/data/sound/mixture.flac "Which digits are said?" "How fast is the beat?"
+//! cargo run --release --example listen -- examples/data/sound/mixture.flac "Which digits are said?" "Is anyone speaking?"
 //! cargo run --release --example listen -- street.wav "What can be heard?" --model FOLDER
 //! ```
 //!

@@ -156,3 +156,27 @@ fn info_names_the_parts() {
     let json: Value = serde_json::from_str(good(&json)).unwrap();
     assert_eq!((&json["experts"], &json["seconds"]), (&3.into(), &2.0.into()));
 }
+
+/// The model beside the crate, where it is: it is in the repository, not in the package.
+#[test]
+fn the_small_model_answers_about_the_example() {
+    let at = |path: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if !at("assets/sound").is_dir() {
+        eprintln!("skipped: assets/sound is not here");
+        return;
+    }
+    let chat = AudioChat::from_dir(at("assets/sound")).unwrap();
+    assert_eq!((chat.window(), chat.info().encoders.as_slice()), (64_000, &["ced", "whisper"][..]));
+    for (question, answer) in [
+        ("Which digits are said?", "zero four seven"),
+        ("What can be heard beside a voice?", "cymbal"),
+        ("Describe the sound.", "a man says three digits over a sound of a cymbal"),
+        ("Is anyone speaking?", "yes"),
+    ] {
+        let heard = chat.ask(at("examples/data/sound/mixture.flac"), question, &TextOptions::default()).unwrap();
+        let answers: Vec<&str> = heard.iter().map(|heard| heard.answer.text.as_str()).collect();
+        assert_eq!(answers, [answer], "{question}");
+    }
+    let tones = chat.ask(at("examples/data/tones.wav"), "Is anyone speaking?", &TextOptions::default()).unwrap();
+    assert_eq!(tones.len(), 1);
+}

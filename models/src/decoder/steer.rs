@@ -17,7 +17,7 @@ pub(super) const L1: &str = "router_l1_coefficient";
 pub struct Usage {
     /// Of each sparse layer, the routes to each expert.
     loads: Vec<Vec<f64>>,
-    /// Experts that tokens left out, and batches.
+    /// Of each batch, the share of the experts that a token leaves out.
     left_out: Vec<f64>,
 }
 

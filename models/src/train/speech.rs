@@ -402,6 +402,9 @@ pub fn run(
     let ctc = if alone { Some(1.0) } else { Some(config.ctc).filter(|factor| *factor > 0.0) };
     let extra = Extra { sink: config.sink.then_some(avsr.sink_factor), balance: learns, ctc, alone };
     let model = Avsr::new(avsr, vocabulary, sources, base)?;
+    if learns {
+        model.llm().decoder().by_gradients()?;
+    }
     let augment =
         Augment { mask: data.mask, mask_lips: data.masks_lips(), noise, drop: [data.drop_audio, data.drop_video] };
     // Adapters in the encoder change what it makes of lips.

@@ -260,6 +260,7 @@ pub fn run(
             (model, params, None)
         }
     };
+    model.decoder().by_gradients()?;
     if model.config().tiles.is_some() {
         bail!("a {} cuts pictures into tiles, which is not supported in training", model.config().model_type);
     }
