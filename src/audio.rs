@@ -238,8 +238,9 @@ impl AudioChat {
         let (hearing, reading) = (Probe::new(), Probe::new());
         let mut atlas = Atlas::default();
         let mut pass = || -> candle_core::Result<()> {
-            let heard = self.model.project(&self.model.encode(&sound, None)?, &prompt, Some(&hearing))?.tokens;
-            let (embeds, context) = self.model.prompt(&sound, &prompt)?;
+            let projected = self.model.project(&self.model.encode(&sound, None)?, &prompt, Some(&hearing))?;
+            let Some(heard) = projected.tokens.first() else { candle_core::bail!("the projector gave no tokens") };
+            let (embeds, context) = self.model.prompt_of(heard, &prompt)?;
             let llm = self.model.llm();
             llm.forward(Input::Embeds(&embeds), &context, None, Some(&reading))?;
             let tokens = embeds.dim(1)?;
@@ -250,7 +251,7 @@ impl AudioChat {
                 atlas.add_probe(&hearing, &|_| Modality::Audio)?;
             }
             atlas.add_probe(&reading, &modality)?;
-            let audio = heard.iter().map(|tokens| tokens.embeds.dim(1)).sum::<candle_core::Result<usize>>()?;
+            let audio = heard.embeds.dim(1)?;
             atlas.count(Modality::Audio, audio);
             atlas.count(Modality::Text, tokens.saturating_sub(audio));
             Ok(())

@@ -404,7 +404,20 @@ impl Usam {
     /// # Errors
     /// As [`encode`](Self::encode) and [`project`](Self::project).
     pub fn prompt(&self, samples: &Tensor, prompts: &[Prompt]) -> Result<(Tensor, Context)> {
-        let sound = self.sound_tokens(samples, prompts)?;
+        self.prompt_of(&self.sound_tokens(samples, prompts)?, prompts)
+    }
+
+    /// The same of sound that is projected already.
+    ///
+    /// # Shapes
+    /// `sound [b, t, h]` to `[b, s, h]`
+    ///
+    /// # Errors
+    /// Numbers of clips and prompts differ, or an id is not in the vocabulary.
+    pub fn prompt_of(&self, sound: &Tokens, prompts: &[Prompt]) -> Result<(Tensor, Context)> {
+        if sound.embeds.dim(0)? != prompts.len() {
+            bail!("{} prompts for {} clips", prompts.len(), sound.embeds.dim(0)?);
+        }
         let row = |i: usize| Ok(Tokens::new(sound.embeds.narrow(0, i, 1)?.contiguous()?, sound.modality));
         let sounds = (0..prompts.len()).map(row).collect::<Result<Vec<_>>>()?;
         let first = [self.vocabulary.bos];
