@@ -14,15 +14,15 @@ use support::{Run, example, names, program, run};
 
 fn config() -> Value {
     json!({
-        "model_type": "omni", "bos_token": "<s>", "eos_token": "<|im_end|>",
+        "model_type": "omni", "context": 64, "bos_token": "<s>", "eos_token": "<|im_end|>",
         "backbone": {
             "model_type": "moma", "vocab_size": 211, "image_token_ids": [0, 0], "hidden_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16, "text_experts": 2,
             "image_experts": 2, "audio_experts": 2, "series_experts": 2, "initializer_range": 0.1
         },
         "image": {"size": 32, "patch": 16},
-        "audio": {"bands": 16, "frames": 20, "mean": -40.0, "std": 20.0},
-        "series": {"patch": 4, "levels": [0.1, 0.5, 0.9]},
+        "audio": {"bands": 16, "frames": 20, "mean": -40.0, "std": 20.0, "longest": 2.0},
+        "series": {"patch": 4, "levels": [0.1, 0.5, 0.9], "longest": 32, "forecast_token": "<|im_start|>"},
     })
 }
 

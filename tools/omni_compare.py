@@ -4,14 +4,15 @@
     python3 tools/omni_compare.py [--out runs/omni] [--seeds 1 2] [--steps N] [--jobs N] [--parts dense ...]
 
 Builds the program (the variable MOESAIC names another), and makes the corpora of tools/vqa_corpus.py, sound_corpus.py and series_corpus.py
-where they are not there, in virtual environments of its own. For each seed it trains, from the same recipe (examples/omni/train.toml):
+where they are not there, in virtual environments of its own. For each seed it trains, from the same recipe (examples/omni/train.toml) but for
+fewer steps:
 
     dense     one network of the same width for all tokens
     mixed     eight experts that tokens of all modalities share, each of which chooses an eighth of them
     aware     two experts for each modality, each of which chooses half of its tokens (MoMa)
     untied    the same, with attention and norms of its own for each modality (Mixture-of-Transformers)
 
-then the routers that make each causal (auxiliary.toml), and asks all test questions. A run that was interrupted goes on where it was; what is
+then the routers that make each causal (auxiliary.toml), and asks questions of the test parts. A run that was interrupted goes on where it was; what is
 finished is not repeated. Needs Python 3.11 or newer.
 
 Writes OUT/comparison.json and OUT/curves.svg, the held-out losses by modality, and prints tables in Markdown: right answers, errors of
@@ -41,6 +42,10 @@ VARIANTS = {
 TESTS = ("data/vqa/test.jsonl", "data/sound/test.jsonl", "data/series-questions/test.jsonl")
 
 
+MOST = 300  # pictures, sounds and series that are asked about
+STEPS = 2000
+
+
 def corpora(out):
     """Makes what is not there."""
     def make(script, data, *packages):
@@ -56,7 +61,8 @@ def corpora(out):
 def measure(folder):
     kept = folder / "test.json"
     if not kept.exists():
-        done = subprocess.run([PROGRAM, "eval", "omni", folder, *TESTS, "--json"], capture_output=True, text=True, cwd=ROOT)
+        command = [PROGRAM, "eval", "omni", folder, *TESTS, "--most", str(MOST), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             sys.exit(done.stderr)
         kept.write_text(done.stdout)
@@ -145,25 +151,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/omni"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, help="steps of each run, where not the recipe's")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each run [{STEPS}]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--parts", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which of the four")
     args = parser.parse_args()
     inside(args.out.resolve() / "venv", "matplotlib")
     build()
     corpora(args.out)
-    changes = {"plan": {"steps": args.steps}} if args.steps else {}
     second = tomllib.loads((RECIPES / "auxiliary.toml").read_text())["plan"]["steps"]
 
     def one(job):
         seed, name = job
         out = args.out / f"{name}-{seed}"
-        model = train("omni", out, RECIPES / "train.toml", seed=seed, settings=VARIANTS[name], **changes)
+        model = train("omni", out, RECIPES / "train.toml", seed=seed, settings=VARIANTS[name], plan={"steps": args.steps})
         if name == "dense":  # has no routers
             return {"seed": seed, "measured": measure(model), "curves": curves(out.with_suffix(".log"))}
         causal = args.out / f"{name}-{seed}-causal"
-        steps = {"plan": {"steps": min(second, args.steps)}} if args.steps else {}
-        whole = train("omni", causal, RECIPES / "auxiliary.toml", seed=seed, init=str(model), **steps)
+        whole = train("omni", causal, RECIPES / "auxiliary.toml", seed=seed, init=str(model), plan={"steps": min(second, args.steps)})
         return {"seed": seed, "measured": measure(whole), "curves": curves(out.with_suffix(".log"))}
 
     jobs = [(seed, name) for seed in args.seeds for name in args.parts]

@@ -16,7 +16,7 @@ import series_corpus
 from runs import ROOT
 from words import write
 
-SPECIAL = ["<unk>", "<s>", "</s>"]
+SPECIAL = ["<unk>", "<s>", "</s>", "<forecast>"]
 
 
 def known(model):

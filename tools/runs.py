@@ -17,10 +17,17 @@ def build():
         subprocess.run(["cargo", "build", "--release", "--workspace", "--bins"], check=True, cwd=ROOT)
 
 
+def value_of(value):
+    """A value as TOML, on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {value_of(of)}" for key, of in value.items()) + " }"
+    return "[" + ", ".join(map(value_of, value)) + "]" if isinstance(value, list) else json.dumps(value)
+
+
 def toml(table, name=""):
     """A table as TOML: plain values first, then tables."""
     lines = [f"[{name}]"] if name else []
-    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    lines += [f"{key} = {value_of(value)}" for key, value in table.items() if not isinstance(value, dict)]
     for key, value in table.items():
         if isinstance(value, dict):
             lines += ["", *toml(value, f"{name}.{key}" if name else key)]

@@ -5,10 +5,10 @@
 
 Needs Python 3.9 or newer, nothing else. A series has 48 to 96 values: a level and a unit of its own, a trend or none, a season of 4, 6, 8, 12 or
 24 steps or none, and noise. Asked is whether it is rising, falling or flat; whether it has a season, and of which period; which half is
-higher; and what comes next: 8 to 24 steps, without the noise that nobody can know.
+higher; and what comes next: 8 to 32 steps, without the noise that nobody can know.
 
-Files: train.jsonl, valid.jsonl, test.jsonl, with lines of {"series", "task", "question", "answer" or "forecast", "group"}. Everything is
-drawn from the seed, each line from its own.
+Files: train.jsonl, valid.jsonl, test.jsonl, with lines of {"series", "group", "turns": [{"task", "question", "answer" or "forecast"}]}, the
+turns in any order. Everything is drawn from the seed, each line from its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import random
 from pathlib import Path
 
 PERIODS = {4: "four", 6: "six", 8: "eight", 12: "twelve", 24: "twenty four"}
-STEPS = {8: "eight", 12: "twelve", 16: "sixteen", 24: "twenty four"}
+STEPS = {8: ("eight", "8"), 16: ("sixteen", "16"), 24: ("twenty four", "24"), 32: ("thirty two", "32")}
 QUESTIONS = {
     "trend": ("Is it rising, falling or flat?", "Which way does it go?"),
     "rising": ("Is it rising?",),
@@ -33,7 +33,7 @@ WORDS = "rising falling flat yes no first second"
 
 def words():
     """All text that a line may hold."""
-    texts = [text for several in QUESTIONS.values() for text in several] + [WORDS, *PERIODS.values(), *STEPS.values()]
+    texts = [text for several in QUESTIONS.values() for text in several] + [WORDS, *PERIODS.values(), *(text for both in STEPS.values() for text in both)]
     return [text.replace("{}", " ") for text in texts]
 
 
@@ -59,22 +59,19 @@ def line(seed, part, index):
     }
     if period:
         answers["period"] = PERIODS[period]
-    task = rng.choice([*answers, "forecast", "forecast"])
     digits = lambda values: [float(f"{v:.6g}") for v in values]
-    made = {"series": digits(series), "task": task, "question": rng.choice(QUESTIONS[task]), "group": part}
-    if task == "forecast":
-        made["question"] = made["question"].format(STEPS[ahead])
-        made["forecast"] = digits(clean[n:])
-    else:
-        made["answer"] = answers[task]
-    return json.dumps(made)
+    turns = [{"task": task, "question": rng.choice(QUESTIONS[task]), "answer": answer} for task, answer in answers.items()]
+    question = rng.choice(QUESTIONS["forecast"]).format(rng.choice(STEPS[ahead]))
+    turns.append({"task": "forecast", "question": question, "forecast": digits(clean[n:])})
+    rng.shuffle(turns)
+    return json.dumps({"series": digits(series), "group": part, "turns": turns})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/series-questions"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, nargs=3, default=(12000, 600, 1500), metavar=("TRAIN", "VALID", "TEST"))
+    parser.add_argument("--count", type=int, nargs=3, default=(12000, 600, 600), metavar=("TRAIN", "VALID", "TEST"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for part, count in zip(("train", "valid", "test"), options.count):

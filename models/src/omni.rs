@@ -11,14 +11,18 @@
 //! sound ─ frames ─ 2 x linear ───┼─▶ one sequence ─ MoMa's decoder ────┤
 //! series ─ patches ─ 2 x linear ─┘                                     └─ forecast head ─▶ quantiles of the next patch
 //! ```
+//!
+//! An answer is words or, where the word that comes next is `forecast_token`, the patch of which the forecast head then gives the quantiles:
+//! so the model itself says whether it answers in words or in numbers, and how many.
 
 mod config;
 mod media;
 mod sequence;
+mod talk;
 
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::losses::cross_entropy;
 use moesaic_kernels::{Init, Linear, Modality, Params};
@@ -28,7 +32,8 @@ use crate::moma::{self, Cache, Moma, Output, Routing};
 
 pub use config::{AudioConfig, Config, ImageConfig, SeriesConfig};
 pub use media::Senses;
-pub use sequence::{Answer, Part, Row, Scale, Sequence};
+pub use sequence::{Answer, Part, Row, Scale, Sequence, Target, Turn};
+pub use talk::{Memory, Reply, Wanted};
 
 /// Two linear maps with GELU between them.
 #[derive(Debug)]
@@ -94,6 +99,17 @@ pub struct Losses {
     pub series: Option<Tensor>,
 }
 
+/// Ids of tokens that are no words.
+#[derive(Clone, Copy, Debug)]
+struct Marks {
+    /// First token of a sequence.
+    bos: u32,
+    /// Last one of an answer.
+    eos: u32,
+    /// Stands where a patch of a forecast is next, and is itself not read.
+    forecast: Option<u32>,
+}
+
 /// The model.
 #[derive(Debug)]
 pub struct Omni {
@@ -104,8 +120,7 @@ pub struct Omni {
     series: Option<Stem>,
     /// To the quantiles of each value of a patch.
     head: Option<Linear>,
-    /// First token of a sequence, last one of an answer.
-    ends: [u32; 2],
+    marks: Marks,
     device: Device,
 }
 
@@ -127,7 +142,8 @@ impl Omni {
             Some(id) if (id as usize) < config.backbone.vocab_size => Ok(id),
             _ => bail!("the tokenizer does not know {token:?}: take the one that was saved with the model"),
         };
-        let ends = [end(&config.bos_token)?, end(&config.eos_token)?];
+        let forecast = config.series.as_ref().map(|series| end(&series.forecast_token)).transpose()?;
+        let marks = Marks { bos: end(&config.bos_token)?, eos: end(&config.eos_token)?, forecast };
         let h = config.backbone.hidden_size;
         let image = config.image.map(|image| ImageStem::load(&params.pp("image"), image, h));
         let audio = config.audio.map(|audio| Stem::load(&params.pp("audio"), audio.frames * audio.bands, h));
@@ -142,7 +158,7 @@ impl Omni {
             audio: audio.transpose()?,
             series: series.transpose()?,
             head: head.transpose()?,
-            ends,
+            marks,
             device: params.device().clone(),
             config,
         })
@@ -189,8 +205,11 @@ impl Omni {
         patches: &[Vec<f32>],
     ) -> Result<(Tensor, impl Fn(Modality) -> usize + use<>)> {
         let h = self.config.backbone.hidden_size;
-        let ids = Tensor::from_slice(words, (1, words.len()), &self.device)?;
-        let mut all = vec![self.backbone.embed(&ids)?.0.reshape((words.len(), h))?];
+        let mut all = Vec::with_capacity(4);
+        if !words.is_empty() {
+            let ids = Tensor::from_slice(words, (1, words.len()), &self.device)?;
+            all.push(self.backbone.embed(&ids)?.0.reshape((words.len(), h))?); // (words, h)
+        }
         let mut counts = [words.len(), 0, 0];
         if let (Some(stem), false) = (&self.image, images.is_empty()) {
             all.push(stem.forward(&Tensor::stack(images, 0)?)?);
@@ -219,10 +238,9 @@ impl Omni {
     ///
     /// # Errors
     /// No row, a part that the model does not take or that has another shape, an id that is not in the vocabulary, a series without a
-    /// number, or a forecast without a series before it.
+    /// number, an answer that is open before the last, or a forecast without a series before it.
     pub fn sequence(&self, rows: &[Row<'_>]) -> Result<Sequence> {
-        let [bos, eos] = self.ends;
-        sequence::lay_out(self, bos, eos, rows)
+        sequence::lay_out(self, &[self.marks.bos], None, rows)
     }
 
     /// Hidden states of a sequence, and its routes.
@@ -258,40 +276,41 @@ impl Omni {
     /// The loss of a batch.
     ///
     /// # Errors
-    /// As [`sequence`](Self::sequence), or no row has an answer.
+    /// As [`sequence`](Self::sequence), or no turn has an answer.
     pub fn loss(&self, rows: &[Row<'_>]) -> Result<(Losses, Output)> {
         let sequence = self.sequence(rows)?;
         let output = self.forward(&sequence, None)?;
         Ok((self.loss_of(&sequence, &output, None)?, output))
     }
 
-    /// The loss of a pass that was made, of all rows or of some.
+    /// The loss of a pass that was made, of all turns or of some, which are counted over all rows.
     ///
     /// # Errors
-    /// None of the rows has an answer.
-    pub fn loss_of(&self, sequence: &Sequence, output: &Output, rows: Option<&[usize]>) -> Result<Losses> {
+    /// None of the turns has an answer.
+    pub fn loss_of(&self, sequence: &Sequence, output: &Output, turns: Option<&[usize]>) -> Result<Losses> {
         let (b, t, h) = output.hidden.dims3()?;
-        let flat = output.hidden.reshape((b * t, h))?;
-        let counts = |place: u32| rows.is_none_or(|rows| rows.contains(&(place as usize / t.max(1))));
+        let flat = output.hidden.reshape((b * t, h))?; // (b * t, h)
+        let counts = |turn: usize| turns.is_none_or(|turns| turns.contains(&turn));
         let at = |places: Vec<u32>| {
             let n = places.len();
             flat.index_select(&Tensor::from_vec(places, n, &self.device)?, 0) // (n, h)
         };
         let (mut words, mut series) = (None, None);
-        let own: (Vec<u32>, Vec<i64>) = sequence.words.iter().copied().filter(|(place, _)| counts(*place)).unzip();
+        let own = sequence.words.iter().filter(|target| counts(target.turn));
+        let own: (Vec<u32>, Vec<i64>) = own.map(|target| (target.place, target.next)).unzip();
         if !own.0.is_empty() {
             words = Some(cross_entropy(&self.logits(&at(own.0)?)?, &own.1)?);
         }
-        let own: Vec<_> = sequence.patches.iter().filter(|(place, _)| counts(*place)).collect();
+        let own: Vec<_> = sequence.patches.iter().filter(|target| counts(target.turn)).collect();
         if !own.is_empty() {
-            let places = own.iter().map(|(place, _)| *place).collect();
-            let targets: Vec<f32> = own.iter().flat_map(|(_, values)| values.iter().copied()).collect();
+            let places = own.iter().map(|target| target.place).collect();
+            let targets: Vec<f32> = own.iter().flat_map(|target| target.next.iter().copied()).collect();
             series = Some(self.pinball(&self.quantiles(&at(places)?)?, targets)?);
         }
         let total = match (&words, &series) {
             (Some(words), Some(series)) => (words + series)?,
             (Some(one), None) | (None, Some(one)) => one.clone(),
-            (None, None) => bail!("no row has an answer: there is nothing to learn"),
+            (None, None) => bail!("no turn has an answer: there is nothing to learn"),
         };
         Ok(Losses { total, words, series })
     }
@@ -316,56 +335,5 @@ impl Omni {
         let above = column(targets)?.broadcast_sub(quantiles)?; // (n, patch, levels)
         let loss = (above.broadcast_mul(&level)? + above.neg()?.relu()?)?;
         loss.broadcast_mul(&column(known)?)?.sum_all()? / (count * levels as f64)
-    }
-
-    /// The likeliest answer to a prompt, word by word, to the last token or `most` words.
-    ///
-    /// # Errors
-    /// As [`sequence`](Self::sequence), or the model is not one for inference ([`Routing::Causal`]).
-    pub fn answer(&self, prompt: &[Part<'_>], most: usize) -> Result<Vec<u32>> {
-        let (mut cache, mut words) = (Cache::default(), Vec::new());
-        let sequence = self.sequence(&[Row { prompt: prompt.to_vec(), answer: Answer::Open }])?;
-        let mut hidden = self.forward(&sequence, Some(&mut cache))?.hidden;
-        while words.len() < most {
-            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?; // (1, 1, h)
-            let word = self.logits(&last)?.flatten_all()?.argmax(D::Minus1)?.to_scalar::<u32>()?;
-            if word == self.ends[1] {
-                break;
-            }
-            words.push(word);
-            let id = Tensor::new(&[[word]], &self.device)?;
-            hidden = self.backbone.forward_cached(&id, &[], &mut cache)?.hidden;
-        }
-        Ok(words)
-    }
-
-    /// Quantiles of the `steps` values that follow the last series of a prompt, by level of the config and then by step. Later patches
-    /// follow the medians of earlier ones.
-    ///
-    /// # Errors
-    /// As [`answer`](Self::answer), or the prompt has no series.
-    pub fn forecast(&self, prompt: &[Part<'_>], steps: usize) -> Result<Vec<Vec<f32>>> {
-        let sequence = self.sequence(&[Row { prompt: prompt.to_vec(), answer: Answer::Open }])?;
-        let (Some(Some(scale)), Some(series)) = (sequence.scales.first(), &self.config.series) else {
-            bail!("a forecast follows a series: the prompt has none");
-        };
-        let mut all = vec![Vec::with_capacity(steps); series.levels.len()];
-        let mut cache = Cache::default();
-        let mut hidden = self.forward(&sequence, Some(&mut cache))?.hidden;
-        while all[0].len() < steps {
-            let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.contiguous()?.squeeze(0)?; // (1, h)
-            let mut values = self.quantiles(&last)?.squeeze(0)?.to_vec2::<f32>()?; // [patch][levels]
-            // Quantiles that were learnt one by one may cross.
-            values.iter_mut().for_each(|levels| levels.sort_by(f32::total_cmp));
-            for levels in &values {
-                let open = all.iter_mut().filter(|all| all.len() < steps);
-                open.zip(levels).for_each(|(all, &value)| all.push(scale.invert(value)));
-            }
-            let median: Vec<f32> = values.iter().map(|levels| levels[series.median()]).collect();
-            let (token, _) = self.embed_all(&[self.ends[0]], &[], &[], &[sequence::patch(&median)])?;
-            let token = token.narrow(0, 1, 1)?.unsqueeze(0)?; // (1, 1, h)
-            hidden = self.backbone.forward_embeds(&token, &[Modality::Series], &[], Some(&mut cache))?.hidden;
-        }
-        Ok(all)
     }
 }

@@ -52,9 +52,12 @@ pub(super) struct EvalArgs {
     /// Files of questions, in JSON lines
     #[arg(required = true, value_name = "FILE.jsonl")]
     files: Vec<PathBuf>,
-    /// At most so many lines of each file, taken evenly from all
+    /// At most so many pictures, sounds and series of each file, taken evenly from all
     #[arg(long, value_name = "N")]
     most: Option<usize>,
+    /// Ask all questions about the same thing in one conversation, not each alone
+    #[arg(long)]
+    together: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -106,7 +109,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     for items in &all {
         let count = args.most.unwrap_or(usize::MAX).min(items.len());
         for i in 0..count {
-            for one in score(&model, &senses, items, i * items.len() / count).map_err(said)? {
+            for one in score(&model, &senses, items, i * items.len() / count, args.together).map_err(said)? {
                 let key = (one.task.to_string(), one.group.to_string());
                 let part = parts.entry(key.clone()).or_insert(Part { task: key.0, group: key.1, ..Part::default() });
                 if let Some(right) = one.right {

@@ -1,6 +1,7 @@
 //! `config.json` of `model_type: omni`, a layout of this workspace.
 
 use candle_core::{Error, Result, bail};
+use moesaic_encoders::audio::SAMPLE_RATE;
 use moesaic_kernels::{Modality, one_line};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub struct Config {
     /// Time series, where the model takes and forecasts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<SeriesConfig>,
+    /// Tokens of a conversation at most: as many as it was trained on.
+    pub context: usize,
     /// First token of a sequence, as the tokenizer writes it.
     pub bos_token: String,
     /// Last token of an answer.
@@ -51,6 +54,8 @@ pub struct AudioConfig {
     pub mean: f64,
     /// See `mean`.
     pub std: f64,
+    /// Seconds of a sound that are heard at most: as many as it was trained on.
+    pub longest: f64,
 }
 
 /// Time series as tokens: values of a series, scaled by the mean and deviation of what is known of it, in patches.
@@ -61,6 +66,10 @@ pub struct SeriesConfig {
     pub patch: usize,
     /// Quantiles that are forecast, rising, the median among them.
     pub levels: Vec<f64>,
+    /// Values of a series that are read at most, the newest: as many as it was trained on.
+    pub longest: usize,
+    /// The word that says that a patch of a forecast comes next.
+    pub forecast_token: String,
 }
 
 impl ImageConfig {
@@ -70,12 +79,27 @@ impl ImageConfig {
     }
 }
 
+impl AudioConfig {
+    /// Samples at 16 kHz of a sound at most.
+    pub fn samples(&self) -> usize {
+        (self.longest * f64::from(SAMPLE_RATE)).round() as usize
+    }
+}
+
 impl SeriesConfig {
+    /// What is read of the values of a series: the newest.
+    pub fn newest<'a>(&self, values: &'a [f32]) -> &'a [f32] {
+        values.get(values.len().saturating_sub(self.longest)..).unwrap_or(values)
+    }
+
     /// Where the median stands among the levels.
     pub fn median(&self) -> usize {
         self.levels.iter().position(|level| *level == 0.5).unwrap_or(0)
     }
 }
+
+/// Tokens, and values, above which a config is taken for a mistake.
+const MOST: usize = 1 << 20;
 
 impl Config {
     /// Reads and checks a `config.json`.
@@ -112,6 +136,9 @@ impl Config {
                 bail!("{name} and backbone.{name}_experts must both be there, or neither");
             }
         }
+        if !(2..=MOST).contains(&self.context) {
+            bail!("context is {}, expected 2 to {MOST} tokens", self.context);
+        }
         if let Some(ImageConfig { size, patch }) = self.image
             && !((1..=4096).contains(&size) && patch > 0 && size.is_multiple_of(patch) && size / patch <= 64)
         {
@@ -120,17 +147,23 @@ impl Config {
         if self.image.is_some() && !self.backbone.hidden_size.is_multiple_of(4) {
             bail!("backbone.hidden_size is {}: places of patches begin as four parts of it", self.backbone.hidden_size);
         }
-        if let Some(AudioConfig { bands, frames, mean, std }) = self.audio {
+        if let Some(AudioConfig { bands, frames, mean, std, longest }) = self.audio {
             if !((8..=512).contains(&bands) && (1..=100).contains(&frames)) {
                 bail!("tokens of {frames} frames of {bands} bands: expected 1 to 100 frames of 8 to 512 bands");
             }
             if !(mean.is_finite() && std > 0.0 && std.is_finite()) {
                 bail!("decibels of mean {mean} and deviation {std}: expected numbers, the second above 0");
             }
+            if !(longest > 0.0 && longest <= 3600.0) {
+                bail!("audio.longest is {longest}, expected seconds, above 0 and up to an hour");
+            }
         }
-        if let Some(SeriesConfig { patch, levels }) = &self.series {
-            if !(1..=1024).contains(patch) {
-                bail!("series in patches of {patch} values: expected 1 to 1024");
+        if let Some(SeriesConfig { patch, levels, longest, forecast_token }) = &self.series {
+            if !(1..=1024).contains(patch) || !(*patch..=MOST).contains(longest) {
+                bail!("series of up to {longest} values in patches of {patch}: expected 1 to 1024, and at least one patch");
+            }
+            if [&self.bos_token, &self.eos_token].contains(&forecast_token) {
+                bail!("series.forecast_token is {forecast_token:?}, which has another meaning");
             }
             let rising = levels.windows(2).all(|pair| pair[0] < pair[1]);
             let inside = levels.iter().all(|level| *level > 0.0 && *level < 1.0);

@@ -1,20 +1,17 @@
 //! From pictures and samples to the tensors that the model takes.
 
 use candle_core::{Device, Error, Result, Tensor, bail};
-use moesaic_encoders::audio::CedFeatures;
+use moesaic_encoders::audio::{CedFeatures, SAMPLE_RATE};
 #[cfg(feature = "image")]
 use moesaic_encoders::image::{ImageProcessor, Picture};
 
 use super::Config;
 
-/// Samples of a sound at most: ten minutes.
-const MOST_SAMPLES: usize = 9_600_000;
-
 /// How a model is shown pictures and sound.
 pub struct Senses {
     #[cfg(feature = "image")]
     image: Option<ImageProcessor>,
-    audio: Option<CedFeatures>,
+    audio: Option<(CedFeatures, usize)>,
 }
 
 impl Senses {
@@ -34,7 +31,10 @@ impl Senses {
             );
             ImageProcessor::from_json(&processor).map_err(Error::wrap)
         });
-        let audio = config.audio.map(|audio| CedFeatures::with_bands(audio.bands).map_err(Error::wrap));
+        let audio = config.audio.map(|audio| {
+            let features = CedFeatures::with_bands(audio.bands).map_err(Error::wrap)?;
+            Ok::<_, Error>((features, audio.samples()))
+        });
         Ok(Self {
             #[cfg(feature = "image")]
             image: image.transpose()?,
@@ -55,11 +55,12 @@ impl Senses {
     /// Samples at 16 kHz, in -1 to 1, as [`Part::Audio`](super::Part::Audio) has them.
     ///
     /// # Errors
-    /// The model takes no sound, there is none, or more than ten minutes of it.
+    /// The model takes no sound, there is none, or more of it than the model hears.
     pub fn sound(&self, samples: &[f32]) -> Result<Tensor> {
-        let Some(features) = &self.audio else { bail!("this model takes no sound") };
-        if samples.is_empty() || samples.len() > MOST_SAMPLES {
-            bail!("sound of {:.1} s: give up to ten minutes", samples.len() as f64 / 16_000.0);
+        let Some((features, most)) = &self.audio else { bail!("this model takes no sound") };
+        let seconds = |samples: usize| samples as f64 / f64::from(SAMPLE_RATE);
+        if samples.is_empty() || samples.len() > *most {
+            bail!("{:.1} s of sound: this model hears up to {} s at once", seconds(samples.len()), seconds(*most));
         }
         // The shortest that the spectrogram takes.
         let mut samples = samples.to_vec();

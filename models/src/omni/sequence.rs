@@ -1,9 +1,9 @@
-//! Rows of text, pictures, sound and series as one sequence of tokens.
+//! Conversations about text, pictures, sound and series as one sequence of tokens.
 
 use candle_core::{DType, Result, Tensor, bail};
 use moesaic_kernels::Modality;
 
-use super::Omni;
+use super::{Config, Omni};
 
 /// A piece of a prompt.
 #[derive(Clone, Copy, Debug)]
@@ -18,24 +18,68 @@ pub enum Part<'a> {
     Series(&'a [f32]),
 }
 
-/// What is to come after a prompt.
+/// What comes after a prompt.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer<'a> {
     /// Nothing that is known.
     Open,
     /// Token ids, without the last token.
     Text(&'a [u32]),
-    /// Values that follow the prompt's last series; missing ones are NaN.
+    /// Values that follow the last series; missing ones are NaN.
     Series(&'a [f32]),
 }
 
 /// A prompt and what comes after it.
 #[derive(Clone, Debug)]
-pub struct Row<'a> {
-    /// The prompt, without the first token.
+pub struct Turn<'a> {
+    /// The prompt.
     pub prompt: Vec<Part<'a>>,
     /// What comes after it.
     pub answer: Answer<'a>,
+}
+
+/// A conversation: turns that follow each other. Only the last answer may be open.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// At least one.
+    pub turns: Vec<Turn<'a>>,
+}
+
+impl<'a> Row<'a> {
+    /// A conversation of one turn.
+    pub fn one(prompt: Vec<Part<'a>>, answer: Answer<'a>) -> Self {
+        Self { turns: vec![Turn { prompt, answer }] }
+    }
+}
+
+impl Part<'_> {
+    /// Tokens that a model reads for it.
+    pub fn tokens(&self, config: &Config) -> usize {
+        match self {
+            Self::Text(ids) => ids.len(),
+            Self::Image(_) => config.image.map_or(0, |image| image.tokens()),
+            Self::Audio(sound) => {
+                let frames = sound.dims().last().copied().unwrap_or(0);
+                config.audio.map_or(0, |audio| frames.div_ceil(audio.frames))
+            }
+            Self::Series(values) => {
+                config.series.as_ref().map_or(0, |series| series.newest(values).len().div_ceil(series.patch))
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Tokens that a model reads for it, with the last one of the answer.
+    pub fn tokens(&self, config: &Config) -> usize {
+        let prompt: usize = self.prompt.iter().map(|part| part.tokens(config)).sum();
+        prompt
+            + match self.answer {
+                Answer::Open => 0,
+                Answer::Text(ids) => ids.len() + 1,
+                Answer::Series(values) => config.series.as_ref().map_or(0, |s| values.len().div_ceil(s.patch)) + 1,
+            }
+    }
 }
 
 /// By how much a series is moved and stretched before it is read.
@@ -68,6 +112,17 @@ impl Scale {
     }
 }
 
+/// What a token predicts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target<T> {
+    /// Its place in `b * t`.
+    pub place: u32,
+    /// Its turn among those of all rows.
+    pub turn: usize,
+    /// What comes next.
+    pub next: T,
+}
+
 /// Rows ready for the backbone, filled up at the left.
 #[derive(Clone, Debug)]
 pub struct Sequence {
@@ -77,10 +132,10 @@ pub struct Sequence {
     pub modality: Vec<Modality>,
     /// Padding tokens of each row.
     pub padding: Vec<usize>,
-    /// Places in `b * t` that predict a word, and which.
-    pub words: Vec<(u32, i64)>,
-    /// Places in `b * t` that predict a patch, and its scaled values; missing ones are NaN.
-    pub patches: Vec<(u32, Vec<f32>)>,
+    /// Words that are predicted: those of answers, [`Config::forecast_token`] where a patch comes next, the last token of each answer.
+    pub words: Vec<Target<i64>>,
+    /// Patches that are predicted, scaled; missing values are NaN.
+    pub patches: Vec<Target<Vec<f32>>>,
     /// Of each row, how its last series was scaled.
     pub scales: Vec<Option<Scale>>,
 }
@@ -139,92 +194,124 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    /// Patches of scaled values, the first filled up in front.
-    fn read(&mut self, size: usize, values: &[f32], to: &mut Vec<Slot>) {
-        let front = values.len().next_multiple_of(size) - values.len();
-        let filled: Vec<f32> = std::iter::repeat_n(f32::NAN, front).chain(values.iter().copied()).collect();
-        for values in filled.chunks(size) {
-            to.push(Slot(Modality::Series, self.patches.len()));
-            self.patches.push(patch(values));
+    /// Patches of the values of a series, the first filled up in front.
+    fn read(&mut self, model: &Omni, values: &[f32], to: &mut Vec<Slot>) -> Result<Scale> {
+        let Some(config) = &model.config.series else { bail!("this model takes no series") };
+        let values = config.newest(values);
+        if !values.iter().any(|v| v.is_finite()) || values.iter().any(|v| v.is_infinite()) {
+            bail!("a series of {} values, expected at least one number and none that is infinite", values.len());
         }
+        let scale = Scale::of(values);
+        let front = values.len().next_multiple_of(config.patch) - values.len();
+        let scaled = values.iter().map(|&v| scale.apply(v));
+        let filled: Vec<f32> = std::iter::repeat_n(f32::NAN, front).chain(scaled).collect();
+        filled.chunks(config.patch).for_each(|values| self.add(values, to));
+        Ok(scale)
+    }
+
+    /// One patch of scaled values.
+    fn add(&mut self, values: &[f32], to: &mut Vec<Slot>) {
+        to.push(Slot(Modality::Series, self.patches.len()));
+        self.patches.push(patch(values));
+    }
+
+    fn part(&mut self, model: &Omni, part: Part<'a>, slots: &mut Vec<Slot>, scale: &mut Option<Scale>) -> Result<()> {
+        match part {
+            Part::Text(ids) => self.say(ids, slots),
+            Part::Image(image) => self.see(model, image, slots)?,
+            Part::Audio(sound) => self.hear(model, sound, slots)?,
+            Part::Series(values) => *scale = Some(self.read(model, values, slots)?),
+        }
+        Ok(())
     }
 }
 
-pub(super) fn lay_out(model: &Omni, bos: u32, eos: u32, rows: &[Row<'_>]) -> Result<Sequence> {
-    let h = model.config.backbone.hidden_size;
+/// The targets of a row, their places counted from its first token.
+#[derive(Default)]
+struct Targets {
+    words: Vec<Target<i64>>,
+    patches: Vec<Target<Vec<f32>>>,
+}
+
+impl Targets {
+    fn word(&mut self, slots: &[Slot], turn: usize, id: u32) {
+        self.words.push(Target { place: slots.len().saturating_sub(1) as u32, turn, next: i64::from(id) });
+    }
+}
+
+/// Lays out rows, each of which begins with the tokens `head`; `scale` is that of a series before it.
+pub(super) fn lay_out(model: &Omni, head: &[u32], scale: Option<Scale>, rows: &[Row<'_>]) -> Result<Sequence> {
+    let (h, marks) = (model.config.backbone.hidden_size, model.marks);
     let mut tables = Tables::default();
-    let mut all = Vec::with_capacity(rows.len());
-    // Of each row what its last tokens predict: words or patches, from the last of the prompt on.
-    let (mut words, mut patches, mut scales) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut scales, mut turns) = (Vec::with_capacity(rows.len()), Vec::new(), 0);
     for row in rows {
-        let (mut slots, mut scale) = (Vec::new(), None);
-        tables.say(&[bos], &mut slots);
-        for part in &row.prompt {
-            match part {
-                Part::Text(ids) => tables.say(ids, &mut slots),
-                Part::Image(image) => tables.see(model, image, &mut slots)?,
-                Part::Audio(sound) => tables.hear(model, sound, &mut slots)?,
-                Part::Series(values) => {
-                    let Some(config) = &model.config.series else { bail!("this model takes no series") };
-                    if !values.iter().any(|v| v.is_finite()) || values.iter().any(|v| v.is_infinite()) {
-                        bail!(
-                            "a series of {} values, expected at least one number and none that is infinite",
-                            values.len()
-                        );
+        let (mut slots, mut targets, mut scale) = (Vec::new(), Targets::default(), scale);
+        tables.say(head, &mut slots);
+        for (i, turn) in row.turns.iter().enumerate() {
+            for part in &turn.prompt {
+                tables.part(model, *part, &mut slots, &mut scale)?;
+            }
+            if slots.is_empty() {
+                bail!("there is nothing to answer");
+            }
+            match turn.answer {
+                Answer::Open if i + 1 == row.turns.len() => {}
+                Answer::Open => bail!("turn {} of {} has no answer: only the last may be open", i + 1, row.turns.len()),
+                Answer::Text(ids) => {
+                    for &id in ids {
+                        targets.word(&slots, turns, id);
+                        tables.say(&[id], &mut slots);
                     }
-                    let own = Scale::of(values);
-                    let scaled: Vec<f32> = values.iter().map(|&v| own.apply(v)).collect();
-                    tables.read(config.patch, &scaled, &mut slots);
-                    scale = Some(own);
+                }
+                Answer::Series(values) => {
+                    let (Some(config), Some(scale), Some(mark)) = (&model.config.series, scale, marks.forecast) else {
+                        bail!("a forecast follows a series: there is none before it");
+                    };
+                    let mut scaled: Vec<f32> = values.iter().map(|&v| scale.apply(v)).collect();
+                    scaled.resize(values.len().next_multiple_of(config.patch), f32::NAN);
+                    for values in scaled.chunks(config.patch) {
+                        targets.word(&slots, turns, mark);
+                        let place = slots.len().saturating_sub(1) as u32;
+                        targets.patches.push(Target { place, turn: turns, next: values.to_vec() });
+                        tables.add(values, &mut slots);
+                    }
                 }
             }
-        }
-        let (mut own_words, mut own_patches) = (Vec::new(), Vec::new());
-        match row.answer {
-            Answer::Open => {}
-            Answer::Text(ids) => {
-                tables.say(ids, &mut slots);
-                own_words = ids.iter().chain([&eos]).map(|&id| i64::from(id)).collect();
+            if !matches!(turn.answer, Answer::Open) {
+                targets.word(&slots, turns, marks.eos);
             }
-            Answer::Series(values) => {
-                let (Some(config), Some(scale)) = (&model.config.series, scale) else {
-                    bail!("a forecast follows a series: the prompt has none");
-                };
-                let mut scaled: Vec<f32> = values.iter().map(|&v| scale.apply(v)).collect();
-                scaled.resize(values.len().next_multiple_of(config.patch), f32::NAN);
-                own_patches = scaled.chunks(config.patch).map(<[f32]>::to_vec).collect();
-                let fed = scaled.len().saturating_sub(config.patch);
-                tables.read(config.patch, &scaled[..fed], &mut slots);
+            // The last token of an answer is read with the turn behind it.
+            if i + 1 < row.turns.len() {
+                tables.say(&[marks.eos], &mut slots);
             }
+            turns += 1;
         }
-        words.push(own_words);
-        patches.push(own_patches);
         scales.push(scale);
-        all.push(slots);
+        all.push((slots, targets));
     }
-    let Some(t) = all.iter().map(Vec::len).max() else { bail!("there is no row") };
+    let t = all.iter().map(|(slots, _)| slots.len()).max().unwrap_or(0);
+    if all.is_empty() || all.iter().any(|(slots, _)| slots.is_empty()) {
+        bail!("there is no row, or one without a turn");
+    }
     let (table, first) = model.embed_all(&tables.words, &tables.images, &tables.sounds, &tables.patches)?;
     let (mut places, mut modality, mut padding) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut predicted, mut forecast) = (Vec::new(), Vec::new());
-    for (r, ((slots, words), patches)) in all.iter().zip(words).zip(patches).enumerate() {
+    let (mut words, mut patches) = (Vec::new(), Vec::new());
+    for (r, (slots, targets)) in all.into_iter().enumerate() {
         let front = t - slots.len();
         padding.push(front);
-        // Padding looks at the first word of the batch; nothing looks at it.
+        // Padding looks at the first token of the batch; nothing looks at it.
         places.extend(std::iter::repeat_n(0, front));
         modality.extend(std::iter::repeat_n(Modality::Text, front));
         for Slot(kind, at) in slots {
-            places.push((first(*kind) + at) as u32);
-            modality.push(*kind);
+            places.push((first(kind) + at) as u32);
+            modality.push(kind);
         }
-        // What is predicted last is predicted by the last token.
-        let place = |i: usize, n: usize| (r * t + t - n + i) as u32;
-        let n = words.len();
-        predicted.extend(words.into_iter().enumerate().map(|(i, id)| (place(i, n), id)));
-        let n = patches.len();
-        forecast.extend(patches.into_iter().enumerate().map(|(i, values)| (place(i, n), values)));
+        let start = (r * t + front) as u32;
+        words.extend(targets.words.into_iter().map(|target| Target { place: start + target.place, ..target }));
+        patches.extend(targets.patches.into_iter().map(|target| Target { place: start + target.place, ..target }));
     }
     let count = places.len();
     let embeds = table.index_select(&Tensor::from_vec(places, count, table.device())?, 0)?;
     let embeds = embeds.reshape((rows.len(), t, h))?; // (b, t, h)
-    Ok(Sequence { embeds, modality, padding, words: predicted, patches: forecast, scales })
+    Ok(Sequence { embeds, modality, padding, words, patches, scales })
 }

@@ -1,4 +1,4 @@
-//! Training [`Omni`] on questions about pictures, sounds and series: `moesaic train omni CONFIG.toml`.
+//! Training [`Omni`] on conversations about pictures, sounds and series: `moesaic train omni CONFIG.toml`.
 //!
 //! All of it learns from nothing: stems, backbone and both heads. Experts choose their tokens in the whole batch, so a model of this
 //! stage cannot be used yet; a second run with `auxiliary = true` trains the auxiliary routers that make it causal (MoMa, arXiv
@@ -26,7 +26,7 @@ use super::data::text::Tokenise;
 use super::{Ended, Format, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::folder::BESIDE;
 use crate::moma::{AUXILIARY, Routing};
-use crate::omni::{Config, Losses, Omni, Row, Senses};
+use crate::omni::{Config, Losses, Omni, Row, Senses, Turn};
 
 /// What the run's folder says of the run, so that it is resumed with the same.
 const RUN_FILE: &str = "omni.json";
@@ -49,26 +49,70 @@ struct Asking<'a> {
     config: &'a TrainConfig,
 }
 
-/// A row of a batch: its source, its item, one of the questions, and what is shown.
+/// A turn of a row: its source, its item, one of the questions, and what is shown; nothing where it asks about what the turn before showed.
 struct Drawn {
     source: usize,
     item: usize,
     question: usize,
-    shown: Shown,
+    shown: Option<Shown>,
+}
+
+impl Drawn {
+    fn turn<'b>(&'b self, sources: &'b [Named]) -> Result<Turn<'b>> {
+        let Some(source) = sources.get(self.source) else { bail!("there is no source {}", self.source) };
+        let item = source.items.get(self.item)?;
+        match item.questions.get(self.question) {
+            Some(question) => Ok(question.turn(self.shown.as_ref().map_or_else(Vec::new, |shown| shown.parts(item)))),
+            None => bail!("item {} has no question {}", self.item, self.question),
+        }
+    }
 }
 
 impl Asking<'_> {
-    fn row<'b>(sources: &'b [Named], drawn: &'b Drawn) -> Result<Row<'b>> {
-        let Some(source) = sources.get(drawn.source) else { bail!("there is no source {}", drawn.source) };
-        let item = source.items.get(drawn.item)?;
-        match item.questions.get(drawn.question) {
-            Some(question) => Ok(drawn.shown.row(item, question)),
-            None => bail!("item {} has no question {}", drawn.item, drawn.question),
-        }
+    /// A question about something new.
+    fn draw(&self, rng: &mut Rng) -> Result<Drawn> {
+        let all: f64 = self.train.iter().map(|source| source.weight).sum();
+        let mut at = rng.range(0.0, all);
+        let source = self.train.iter().position(|source| {
+            at -= source.weight;
+            at < 0.0
+        });
+        let source = source.unwrap_or(self.train.len().saturating_sub(1));
+        let items = &self.train[source].items;
+        let item = rng.below(items.len());
+        let question = rng.below(items.get(item)?.questions.len());
+        let gain = self.config.data.gain;
+        let shown = Shown::read(items.get(item)?, &self.senses, rng.range(-gain, gain))?;
+        Ok(Drawn { source, item, question, shown: Some(shown) })
     }
 
-    fn rows<'b>(sources: &'b [Named], batch: &'b [Drawn]) -> Result<Vec<Row<'b>>> {
-        batch.iter().map(|drawn| Self::row(sources, drawn)).collect()
+    /// Turns of a row, as many as the model's context holds.
+    fn fill(&self, rng: &mut Rng) -> Result<Vec<Drawn>> {
+        let context = self.model.config().context;
+        let (mut row, mut tokens) = (Vec::<Drawn>::new(), 1);
+        while row.len() < self.config.data.turns {
+            let next = match row.last() {
+                Some(last) if rng.below(2) == 0 => {
+                    // Questions about the same thing may repeat: a model that is asked again answers the same.
+                    let count = self.train[last.source].items.get(last.item)?.questions.len();
+                    Drawn { question: rng.below(count), shown: None, ..*last }
+                }
+                _ => self.draw(rng)?,
+            };
+            tokens += next.turn(&self.train)?.tokens(self.model.config());
+            if tokens > context && !row.is_empty() {
+                break;
+            }
+            row.push(next);
+        }
+        Ok(row)
+    }
+
+    fn rows<'b>(sources: &'b [Named], batch: &'b [Vec<Drawn>]) -> Result<Vec<Row<'b>>> {
+        let row = |turns: &'b Vec<Drawn>| {
+            Ok(Row { turns: turns.iter().map(|drawn| drawn.turn(sources)).collect::<Result<_>>()? })
+        };
+        batch.iter().map(row).collect()
     }
 }
 
@@ -83,31 +127,15 @@ fn parts(name: &str, losses: &Losses, to: &mut Vec<(String, f64)>) -> Result<()>
 }
 
 impl Trainable for Asking<'_> {
-    type Batch = Vec<Drawn>;
+    type Batch = Vec<Vec<Drawn>>;
 
-    fn batch(&self, step: u64, part: usize) -> Result<Vec<Drawn>> {
+    fn batch(&self, step: u64, part: usize) -> Result<Vec<Vec<Drawn>>> {
         let index = step * self.config.plan.accumulation as u64 + part as u64;
-        let (seed, data) = (self.config.seed, &self.config.data);
-        let all: f64 = self.train.iter().map(|source| source.weight).sum();
-        let draw = |row: usize| {
-            let mut rng = Rng::keyed(&[seed, index, row as u64]);
-            let mut at = rng.range(0.0, all);
-            let last = self.train.len().saturating_sub(1);
-            let source = self.train.iter().position(|source| {
-                at -= source.weight;
-                at < 0.0
-            });
-            let source = source.unwrap_or(last);
-            let items = &self.train[source].items;
-            let item = rng.below(items.len());
-            let question = rng.below(items.get(item)?.questions.len());
-            let shown = Shown::read(items.get(item)?, &self.senses, rng.range(-data.gain, data.gain))?;
-            Ok(Drawn { source, item, question, shown })
-        };
-        (0..data.rows).map(draw).collect()
+        let rows = 0..self.config.data.rows;
+        rows.map(|row| self.fill(&mut Rng::keyed(&[self.config.seed, index, row as u64]))).collect()
     }
 
-    fn loss(&self, batch: &Vec<Drawn>) -> Result<StepLoss> {
+    fn loss(&self, batch: &Vec<Vec<Drawn>>) -> Result<StepLoss> {
         let sequence = self.model.sequence(&Self::rows(&self.train, batch)?)?;
         let tokens = sequence.modality.len();
         let mut named = Vec::new();
@@ -118,7 +146,8 @@ impl Trainable for Asking<'_> {
         } else {
             let output = self.model.forward(&sequence, None)?;
             for (s, source) in self.train.iter().enumerate() {
-                let own: Vec<usize> = (0..batch.len()).filter(|&row| batch[row].source == s).collect();
+                let turns = batch.iter().flatten().enumerate();
+                let own: Vec<usize> = turns.filter(|(_, drawn)| drawn.source == s).map(|(turn, _)| turn).collect();
                 if !own.is_empty() {
                     parts(&source.name, &self.model.loss_of(&sequence, &output, Some(&own))?, &mut named)?;
                 }
@@ -156,8 +185,9 @@ impl Trainable for Asking<'_> {
             let places: Vec<usize> = (0..count).map(|i| i * source.items.len() / count).collect();
             for some in places.chunks(data.rows) {
                 let read = |&item: &usize| {
-                    let shown = Shown::read(source.items.get(item)?, &self.senses, 0.0)?;
-                    Ok(Drawn { source: s, item, question: 0, shown })
+                    let of = source.items.get(item)?;
+                    let shown = Some(Shown::read(of, &self.senses, 0.0)?);
+                    Ok(vec![Drawn { source: s, item, question: item % of.questions.len().max(1), shown }])
                 };
                 let batch = some.iter().map(read).collect::<Result<Vec<_>>>()?;
                 let sequence = self.model.sequence(&Self::rows(&self.valid, &batch)?)?;

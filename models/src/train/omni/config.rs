@@ -43,7 +43,7 @@ pub struct Source {
     pub name: String,
     /// The questions ([`Items`](super::Items)).
     pub file: PathBuf,
-    /// How often rows are of this source, beside the others' weights.
+    /// How often turns are of this source, beside the others' weights.
     #[serde(default = "one")]
     pub weight: f64,
 }
@@ -63,9 +63,13 @@ pub struct DataConfig {
     /// Steps between measurements.
     #[serde(default = "often")]
     pub valid_every: u64,
-    /// Rows in a batch.
+    /// Rows in a batch: conversations.
     #[serde(default = "rows")]
     pub rows: usize,
+    /// Turns of a row at most; it has as many as the model's context holds. About half of the turns ask another question about what the one
+    /// before was about.
+    #[serde(default = "turns")]
+    pub turns: usize,
     /// Sound is made louder or softer by up to so many decibels.
     #[serde(default = "gain")]
     pub gain: f64,
@@ -83,6 +87,9 @@ fn often() -> u64 {
 fn rows() -> usize {
     32
 }
+fn turns() -> usize {
+    1
+}
 fn gain() -> f64 {
     6.0
 }
@@ -94,12 +101,12 @@ impl TrainConfig {
     /// A setting that is out of range: the message names it.
     pub fn validate(&self) -> Result<()> {
         self.optimiser.validate()?;
-        let DataConfig { train, valid, valid_rows, valid_every, rows, gain } = &self.data;
+        let DataConfig { train, valid, valid_rows, valid_every, rows, turns, gain } = &self.data;
         if train.is_empty() {
             bail!("data.train names no source");
         }
-        if *rows == 0 || *valid_rows == 0 || *valid_every == 0 {
-            bail!("data: rows, valid_rows and valid_every must be at least 1");
+        if [*rows, *turns, *valid_rows, *valid_every as usize].contains(&0) {
+            bail!("data: rows, turns, valid_rows and valid_every must be at least 1");
         }
         if !(0.0..=60.0).contains(gain) {
             bail!("data.gain is {gain}, expected decibels from 0 to 60");

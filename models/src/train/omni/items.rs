@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::super::at;
 use super::super::data::text::Tokenise;
-use crate::omni::{Answer, Config, Part, Row, Senses};
+use crate::omni::{Answer, Config, Part, Senses, Turn};
 
 /// Bytes of a line at most.
 const LONGEST_LINE: u64 = 1 << 20;
@@ -54,7 +54,7 @@ pub struct Item {
 }
 
 #[derive(Deserialize)]
-struct Turn {
+struct Asked {
     question: String,
     answer: Option<String>,
     forecast: Option<Vec<Option<f32>>>,
@@ -71,7 +71,7 @@ struct Line {
     #[serde(default, alias = "source")]
     group: String,
     #[serde(default)]
-    turns: Vec<Turn>,
+    turns: Vec<Asked>,
     question: Option<String>,
     answer: Option<String>,
     forecast: Option<Vec<Option<f32>>>,
@@ -87,8 +87,9 @@ struct Line {
 /// {"series": [1.0, 2.5, null, 2.0], "question": "Forecast it.", "forecast": [2.5, 3.0]}
 /// ```
 ///
-/// An answer is text, or a `forecast` of the values that follow. Missing values are null. Paths are relative to the file. What stands
-/// in `tools/vqa_corpus.py`'s and `tools/sound_corpus.py`'s files is of this form.
+/// An answer is text, or a `forecast` of the values that follow. Missing values are null. Paths are relative to the file. Lines that
+/// follow each other and are about the same are one item. The files of `tools/vqa_corpus.py`, `tools/sound_corpus.py` and
+/// `tools/series_corpus.py` are of this form.
 #[derive(Debug)]
 pub struct Items {
     all: Vec<Item>,
@@ -99,6 +100,16 @@ fn numbers(values: Vec<Option<f32>>) -> Vec<f32> {
     values.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect()
 }
 
+impl Item {
+    /// Whether it is about the same as another. Series may have missing values, which are not equal to each other.
+    fn shows_the_same(&self, other: &Self) -> bool {
+        let bits = |series: &[f32]| series.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        (&self.image, &self.audio) == (&other.image, &other.audio)
+            && (self.image.is_some() || self.audio.is_some() || !self.series.is_empty())
+            && bits(&self.series) == bits(&other.series)
+    }
+}
+
 impl Items {
     /// Reads the file; pictures and sounds are read when they are asked for.
     ///
@@ -107,7 +118,7 @@ impl Items {
     pub fn load(path: &Path, config: &Config, tokenise: &Tokenise<'_>) -> Result<Self> {
         let mut reader = BufReader::new(File::open(path).map_err(|e| at(path, e))?);
         let folder = path.parent().unwrap_or(Path::new(""));
-        let (mut all, mut fingerprint) = (Vec::new(), 0xcbf2_9ce4_8422_2325_u64);
+        let (mut all, mut fingerprint) = (Vec::<Item>::new(), 0xcbf2_9ce4_8422_2325_u64);
         let (mut text, mut number) = (Vec::new(), 0usize);
         loop {
             text.clear();
@@ -126,7 +137,11 @@ impl Items {
                 continue;
             }
             let line: Line = serde_json::from_slice(&text).map_err(|e| wrong(&e))?;
-            all.push(item(line, folder, config, tokenise).map_err(|e| wrong(&e))?);
+            let item = item(line, folder, config, tokenise).map_err(|e| wrong(&e))?;
+            match all.last_mut() {
+                Some(last) if item.shows_the_same(last) => last.questions.extend(item.questions),
+                _ => all.push(item),
+            }
         }
         if all.is_empty() {
             return Err(at(path, "there is no question in it"));
@@ -134,12 +149,12 @@ impl Items {
         Ok(Self { all, fingerprint })
     }
 
-    /// Lines.
+    /// Items.
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Whether there is no line; there is always one.
+    /// Whether there is no item; there is always one.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -149,10 +164,10 @@ impl Items {
         self.fingerprint
     }
 
-    /// A line.
+    /// An item.
     ///
     /// # Errors
-    /// There is no such line.
+    /// There is no such item.
     pub fn get(&self, index: usize) -> Result<&Item> {
         match self.all.get(index) {
             Some(item) => Ok(item),
@@ -164,7 +179,7 @@ impl Items {
 fn item(line: Line, folder: &Path, config: &Config, tokenise: &Tokenise<'_>) -> Result<Item> {
     let mut turns = line.turns;
     if let Some(question) = line.question {
-        turns.push(Turn { question, answer: line.answer, forecast: line.forecast, task: line.task });
+        turns.push(Asked { question, answer: line.answer, forecast: line.forecast, task: line.task });
     }
     for (what, shown, takes) in [
         ("picture", line.image.is_some(), config.image.is_some()),
@@ -184,7 +199,7 @@ fn item(line: Line, folder: &Path, config: &Config, tokenise: &Tokenise<'_>) -> 
         }
     };
     let group: Arc<str> = line.group.into();
-    let question = |turn: Turn| {
+    let question = |turn: Asked| {
         let answer = match (turn.answer, turn.forecast) {
             (Some(text), None) => Said::Words(ids(&text)?),
             (None, Some(values)) if series.is_empty() => {
@@ -238,25 +253,27 @@ impl Shown {
         Ok(Self { image, audio })
     }
 
-    /// The prompt of a question about it: what is shown, then the question.
-    pub fn prompt<'a>(&'a self, item: &'a Item, question: &'a Question) -> Vec<Part<'a>> {
+    /// What the model is shown of an item.
+    pub fn parts<'a>(&'a self, item: &'a Item) -> Vec<Part<'a>> {
         let mut parts = Vec::with_capacity(4);
         parts.extend(self.image.as_ref().map(Part::Image));
         parts.extend(self.audio.as_ref().map(Part::Audio));
         if !item.series.is_empty() {
             parts.push(Part::Series(&item.series));
         }
-        parts.push(Part::Text(&question.text));
         parts
     }
+}
 
-    /// The same with the answer.
-    pub fn row<'a>(&'a self, item: &'a Item, question: &'a Question) -> Row<'a> {
-        let answer = match &question.answer {
+impl Question {
+    /// The turn that asks it behind other parts.
+    pub fn turn<'a>(&'a self, mut prompt: Vec<Part<'a>>) -> Turn<'a> {
+        prompt.push(Part::Text(&self.text));
+        let answer = match &self.answer {
             Said::Words(ids) => Answer::Text(ids),
             Said::Values(values) => Answer::Series(values),
         };
-        Row { prompt: self.prompt(item, question), answer }
+        Turn { prompt, answer }
     }
 }
 
