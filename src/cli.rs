@@ -10,7 +10,6 @@ mod forecast;
 mod generate;
 mod info;
 mod interrupt;
-mod kind;
 mod language;
 #[cfg(feature = "audio")]
 mod listen;
@@ -22,6 +21,7 @@ mod parquet;
 mod progress;
 mod quantise;
 mod routes;
+mod run;
 mod share;
 mod sound;
 #[cfg(feature = "audio")]
@@ -55,6 +55,7 @@ enum Command {
     Chat(chat::Args),
     #[cfg(feature = "image")]
     Ask(ask::Args),
+    Run(run::Args),
     Routes(routes::Args),
     #[cfg(feature = "audio")]
     Listen(listen::Args),
@@ -123,6 +124,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         #[cfg(feature = "image")]
         Command::Ask(args) => ask::run(args),
+        Command::Run(args) => run::run(args),
         Command::Routes(args) => routes::run(args),
         #[cfg(feature = "audio")]
         Command::Listen(args) => listen::run(args),

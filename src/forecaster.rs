@@ -414,7 +414,7 @@ fn go_on(model: &TimeMoe, histories: &[&[f32]], horizon: usize, batch: usize) ->
 }
 
 /// The names of `horizon` rows from row `from` on.
-fn future(series: &Series, from: usize, horizon: usize) -> Result<Vec<Stamp>> {
+pub(crate) fn future(series: &Series, from: usize, horizon: usize) -> Result<Vec<Stamp>> {
     let rows = (from..from.saturating_add(horizon)).map(|row| series.stamp(i64::try_from(row).ok()?));
     rows.collect::<Option<Vec<_>>>().ok_or_else(|| {
         let problem = "the forecast would leave the calendar (after the year 9999): ask for fewer steps";

@@ -29,6 +29,9 @@
 //!
 //! `AudioChat` (feature `audio`) answers questions about speech, sounds and music with U-SAM ([`moesaic_models::usam`]).
 //!
+//! [`Omni`] reads text, pictures, sound and series in one conversation, and answers in words and in forecasts
+//! ([`moesaic_models::omni`]); [`Media`] opens any of them by its content.
+//!
 //! `Transcriber` (feature `audio`) writes down what is said, by ear, by eye (feature `video`) or by both, with Llama-AVSR,
 //! Llama-SMoP and Llama-MTSK ([`moesaic_models::avsr`]).
 //!
@@ -57,6 +60,8 @@ pub mod eval;
 mod forecaster;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod media;
+mod omni;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub mod prompts;
@@ -82,6 +87,8 @@ pub use forecaster::{
     DEFAULT_CONTEXT, Forecast, ForecastOptions, ForecastSession, Forecaster, Group, Interval, MAX_HORIZON, Missing,
     ModelFile, ModelInfo, Parameters, Quantile,
 };
+pub use media::{FileKind, Media};
+pub use omni::{Conversation, Omni, OmniAnswer, OmniModelInfo, OmniOptions};
 pub use series::{Index, Series, Stamp};
 #[cfg(feature = "table")]
 #[doc(hidden)] // for the program's panic hook

@@ -7,41 +7,25 @@ mod support;
 mod tiny;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{Run, example, names, program, run};
+use support::{Run, example, names, program, run, tone};
 
 fn config() -> Value {
     json!({
         "model_type": "omni", "context": 64, "bos_token": "<s>", "eos_token": "<|im_end|>",
         "backbone": {
-            "model_type": "moma", "vocab_size": 211, "image_token_ids": [0, 0], "hidden_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16, "text_experts": 2,
+            "model_type": "moma", "vocab_size": 211, "image_token_ids": [0, 0], "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32, "text_experts": 2,
             "image_experts": 2, "audio_experts": 2, "series_experts": 2, "initializer_range": 0.1
         },
         "image": {"size": 32, "patch": 16},
         "audio": {"bands": 16, "frames": 20, "mean": -40.0, "std": 20.0, "longest": 2.0},
         "series": {"patch": 4, "levels": [0.1, 0.5, 0.9], "longest": 32, "forecast_token": "<|im_start|>"},
     })
-}
-
-/// A second of a tone, 16 bit at 16 kHz.
-fn tone(path: &Path, hertz: f32) {
-    let samples: Vec<i16> =
-        (0..16_000).map(|i| ((i as f32 / 16_000.0 * hertz * std::f32::consts::TAU).sin() * 9000.0) as i16).collect();
-    let bytes = (samples.len() * 2) as u32;
-    let mut file = b"RIFF".to_vec();
-    file.extend((36 + bytes).to_le_bytes());
-    file.extend(b"WAVEfmt ");
-    file.extend(16u32.to_le_bytes());
-    file.extend([1u16, 1].map(u16::to_le_bytes).concat());
-    file.extend([16_000u32, 32_000].map(u32::to_le_bytes).concat());
-    file.extend([2u16, 16].map(u16::to_le_bytes).concat());
-    file.extend(b"data");
-    file.extend(bytes.to_le_bytes());
-    file.extend(samples.iter().flat_map(|s| s.to_le_bytes()));
-    fs::write(path, file).unwrap();
 }
 
 /// A folder with the model's config and tokenizer, and questions of three kinds.
@@ -69,8 +53,8 @@ fn prepare(folder: &Path) {
             json!({"image": "1.png", "turns": turns("hat"), "source": "seen"}),
         ],
     );
-    tone(&folder.join("low.wav"), 200.0);
-    tone(&folder.join("high.wav"), 3000.0);
+    tone(&folder.join("low.wav"), 200.0, 1.0);
+    tone(&folder.join("high.wav"), 3000.0, 1.0);
     let sound =
         |file: &str, answer: &str| json!({"audio": file, "task": "pitch", "question": "how high?", "answer": answer});
     write("sounds.jsonl", vec![sound("low.wav", "low"), sound("high.wav", "high")]);
@@ -82,7 +66,7 @@ fn prepare(folder: &Path) {
         series.push(
             json!({"series": line(slope, 0, 12), "task": "rising", "question": "is it rising?", "answer": answer}),
         );
-        let next = line(slope, 12, 6);
+        let next = line(slope, 12, 8);
         series.push(
             json!({"series": line(slope, 0, 12), "task": "forecast", "question": "forecast it", "forecast": next}),
         );
@@ -94,7 +78,7 @@ fn recipe(steps: u64) -> String {
     let source = |name: &str| format!("{{ name = \"{name}\", file = \"{name}.jsonl\" }}");
     let all = ["pictures", "sounds", "series"].map(source).join(", ");
     format!(
-        "seed = 1\nbase = \"base\"\n\n[data]\ntrain = [{all}]\nvalid = [{all}]\nvalid_every = 1000\nrows = 12\ngain = 3.0\n\n\
+        "seed = 1\nbase = \"base\"\n\n[data]\ntrain = [{all}]\nvalid = [{all}]\nvalid_every = 1000\nrows = 12\nturns = 4\ngain = 3.0\n\n\
          [optimiser]\nlearning_rate = 5e-3\nwarmup = 5\n\n\
          [plan]\nsteps = {steps}\nlog_every = 10\ncheckpoint_every = 1000\nout = \"out\"\n"
     )
@@ -111,9 +95,9 @@ fn a_model_from_nothing_answers_and_forecasts() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     prepare(folder);
-    let trained = train(folder, &recipe(400), &[]);
+    let trained = train(folder, &recipe(800), &[]);
     assert_eq!(trained.code, Some(0), "{}", trained.stderr);
-    let last = trained.stdout.lines().rfind(|line| line.contains("400/400")).unwrap();
+    let last = trained.stdout.lines().rfind(|line| line.contains("800/800")).unwrap();
     for name in ["pictures", "sounds", "series", "series.forecast"] {
         let value = |name: &str| -> f64 {
             let rest = last.split(&format!("{name} ")).nth(1).unwrap_or_else(|| panic!("{name}: {last}"));
@@ -131,7 +115,7 @@ fn a_model_from_nothing_answers_and_forecasts() {
     assert!(early.code == Some(1) && early.stderr.contains("auxiliary"), "{}", early.stderr);
 
     // The second run makes it causal.
-    let second = recipe(300)
+    let second = recipe(600)
         .replace("base = \"base\"", "base = \"base\"\ninit = \"out/model\"\nauxiliary = true")
         .replace("\"out\"\n", "\"whole\"\n");
     let second = train(folder, &second, &[]);
@@ -152,10 +136,73 @@ fn a_model_from_nothing_answers_and_forecasts() {
     assert_eq!(forecast["errors"]["forecasts"], 4);
     // A straight line is nearer than its last value.
     assert!(forecast["errors"]["ratio"].as_f64().unwrap() < 0.5, "{json}");
+    // The same in conversations: the second question about a series comes without it.
+    let together = eval("whole/model", &["--json", "--together"]);
+    let together: Value = serde_json::from_str(&together.stdout).unwrap_or_else(|_| panic!("{}", together.stderr));
+    assert!(together["all"]["right"].as_u64().unwrap() >= 7, "{together}");
+    converse(folder);
     let few = eval("whole/model", &["--most", "2"]);
     assert!(few.stdout.lines().last().unwrap().contains(" 6 "), "{}", few.stdout);
     let text = eval("whole/model", &[]);
     assert!(text.stdout.contains("rising") && text.stdout.contains("of the last value's error"), "{}", text.stdout);
+}
+
+/// A conversation with the trained model about a picture, a sound and a table, as a user has it.
+fn converse(folder: &Path) {
+    let rows: Vec<String> = (0..12).map(|i| format!("2024-01-{:02},{}", i + 1, 3 + 2 * i)).collect();
+    fs::write(folder.join("sales.csv"), format!("day,sales\n{}\n", rows.join("\n"))).unwrap();
+    let ask = |more: &[&str]| run(folder, &[&["run", "--model", "whole/model"], more].concat());
+    let all = ["1.png", "which?", "low.wav", "how high?", "sales.csv", "is it rising?", "forecast it"];
+    let talk = ask(&all);
+    assert_eq!(talk.code, Some(0), "{}", talk.stderr);
+    let lines: Vec<&str> = talk.stdout.lines().collect();
+    assert_eq!(lines[..3], ["hat", "low", "yes"], "{}", talk.stdout);
+    // As many values as it has learnt to forecast, two patches of four.
+    assert!(lines[3].starts_with("time") && lines[3].contains("sales") && lines[3].contains("q-0.9"), "{}", lines[3]);
+    assert_eq!(lines.len(), 4 + 8, "{}", talk.stdout);
+    assert!(lines[4].starts_with("2024-01-13"), "{}", lines[4]);
+    let json = ask(&[&all[..], &["--json", "--steps", "3"]].concat());
+    let answers: Vec<Value> = json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((answers.len(), &answers[1]["text"]), (4, &"low".into()), "{}", json.stdout);
+    assert!(answers[2]["forecast"].is_null() && answers[3]["finished"] == true, "{}", json.stdout);
+    let values: Vec<f64> = serde_json::from_value(answers[3]["forecast"]["values"].clone()).unwrap();
+    assert!(values.len() == 3 && values.iter().zip([27.0, 29.0, 31.0]).all(|(a, b)| (a - b).abs() < 4.0), "{values:?}");
+    // From a pipe, with files in front of the question or on lines of their own.
+    let mut child = program(folder)
+        .args(["run", "--model", "whole/model"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"high.wav how high?\n0.png\nwhich?\n/reset\n\n1.png which?\n").unwrap();
+    let piped: Run = child.wait_with_output().unwrap().into();
+    assert_eq!((piped.code, piped.stdout.as_str()), (Some(0), "high\ncat\nhat\n"));
+    let info = run(folder, &["info", "whole/model"]);
+    assert!(
+        info.stdout.contains("2 for audio") && info.stdout.contains("64 tokens of a conversation"),
+        "{}",
+        info.stdout
+    );
+    let routes = run(folder, &["routes", "--model", "whole/model", "0.png", "sales.csv", "which?"]);
+    assert!(routes.stdout.contains("4 image, 3 series") && routes.stdout.contains("layer 1"), "{}", routes.stdout);
+    for (given, words) in [
+        (&["none.wav", "how high?"][..], "none.wav: there is no such file"),
+        (&["0.png"], "what is asked about 0.png"),
+        (&["base", "which?"], "is a folder"),
+        (&["which?", "--steps", "4"], "follows a series"),
+        (&["sales.csv", "forecast it", "--steps", "1000"], "ask for up to"),
+        (&["sales.csv", "is it rising?", "--column", "cost"], "cost"),
+        (&["which?", "--max-tokens", "0"], "at least 1"),
+        (&[&["a"; 90].join(" ")], "context of 64"),
+    ] {
+        let refused = ask(given);
+        assert_eq!((refused.code, refused.stderr.lines().count()), (Some(1), 1), "{}", refused.stderr);
+        assert!(refused.stderr.contains(words), "expected {words:?}: {}", refused.stderr);
+    }
+    for (model, words) in [("base", "no model.safetensors"), ("out/model", "auxiliary"), ("nowhere", "no such folder")] {
+        let refused = run(folder, &["run", "--model", model, "which?"]);
+        assert!(refused.code == Some(1) && refused.stderr.contains(words), "{}", refused.stderr);
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use moesaic_models::train::sound::{TrainConfig, run as train_in_process, setting
 use moesaic_models::train::{Ended, Report};
 use moesaic_models::usam::Vocabulary;
 use serde_json::{Value, json};
-use support::{Run, names, program, run};
+use support::{Run, names, program, run, tone};
 
 const PROMPT: &str = "How high is it?";
 
@@ -36,26 +36,6 @@ fn config() -> Value {
                 "moe_intermediate_size": 12, "norm_topk_prob": true, "router_aux_loss_coef": 0.01,
                 "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": true},
     })
-}
-
-/// A second of a tone, 16 bit at 16 kHz.
-fn tone(path: &Path, hertz: f32, seconds: f32) {
-    let samples: Vec<i16> = (0..(seconds * 16_000.0) as usize)
-        .map(|i| ((i as f32 / 16_000.0 * hertz * std::f32::consts::TAU).sin() * 9000.0) as i16)
-        .collect();
-    let bytes = (samples.len() * 2) as u32;
-    let mut file = Vec::new();
-    file.extend(b"RIFF");
-    file.extend((36 + bytes).to_le_bytes());
-    file.extend(b"WAVEfmt ");
-    file.extend(16u32.to_le_bytes());
-    file.extend([1u16, 1].map(u16::to_le_bytes).concat());
-    file.extend([16_000u32, 32_000].map(u32::to_le_bytes).concat());
-    file.extend([2u16, 16].map(u16::to_le_bytes).concat());
-    file.extend(b"data");
-    file.extend(bytes.to_le_bytes());
-    file.extend(samples.iter().flat_map(|s| s.to_le_bytes()));
-    fs::write(path, file).unwrap();
 }
 
 fn line(audio: &str, task: &str, question: &str, answer: &str) -> String {

@@ -27,7 +27,7 @@ use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::losses::cross_entropy;
 use moesaic_kernels::{Init, Linear, Modality, Params};
 
-use crate::folder::{at, config_text, no_others};
+use crate::folder::no_others;
 use crate::moma::{self, Cache, Moma, Output, Routing};
 
 pub use config::{AudioConfig, Config, ImageConfig, SeriesConfig};
@@ -142,8 +142,9 @@ impl Omni {
             Some(id) if (id as usize) < config.backbone.vocab_size => Ok(id),
             _ => bail!("the tokenizer does not know {token:?}: take the one that was saved with the model"),
         };
+        let (bos, eos) = (end(&config.bos_token)?, end(&config.eos_token)?);
         let forecast = config.series.as_ref().map(|series| end(&series.forecast_token)).transpose()?;
-        let marks = Marks { bos: end(&config.bos_token)?, eos: end(&config.eos_token)?, forecast };
+        let marks = Marks { bos, eos, forecast };
         let h = config.backbone.hidden_size;
         let image = config.image.map(|image| ImageStem::load(&params.pp("image"), image, h));
         let audio = config.audio.map(|audio| Stem::load(&params.pp("audio"), audio.frames * audio.bands, h));
@@ -170,8 +171,7 @@ impl Omni {
     /// # Errors
     /// A file cannot be read, a tensor is missing, has another shape or does not belong to the model.
     pub fn load(dir: &Path, id: impl Fn(&str) -> Option<u32>, dtype: DType, device: &Device) -> Result<Self> {
-        let path = dir.join("config.json");
-        let config = Config::from_json(&config_text(&path)?).map_err(|e| at(&path, e))?;
+        let config = Config::load(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let p = Params::load(&checkpoint, dtype, device);
         let auxiliary = moma::auxiliary(dir, &config.backbone, dtype, device)?;

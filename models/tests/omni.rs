@@ -89,16 +89,19 @@ fn all_kinds_of_tokens_stand_in_one_sequence() -> Result<()> {
     assert!(kinds(11, 15).iter().all(|m| *m == Modality::Series) && kinds(15, t).iter().all(|m| *m == Modality::Text));
     // The last of the prompt predicts the first word, the last word the end.
     let last = t as u32;
-    // A forecast is two patches, each of which is announced, and an end.
+    // A forecast is two patches, each of which is announced; the second is not whole, so that nothing ends with it.
     let words: Vec<_> = sequence.words.iter().map(|target| (target.place, target.turn, target.next)).collect();
     let first = [(last - 3, 0, 10), (last - 2, 0, 11), (last - 1, 0, 1)];
-    assert_eq!(words, [first, [(2 * last - 3, 1, 2), (2 * last - 2, 1, 2), (2 * last - 1, 1, 1)]].concat());
+    assert_eq!(words, [first.to_vec(), [(2 * last - 3, 1, 2), (2 * last - 2, 1, 2)].to_vec()].concat());
     let places: Vec<_> = sequence.patches.iter().map(|target| target.place).collect();
     assert_eq!(places, [2 * last - 3, 2 * last - 2]);
     let (scale, patch) = (Scale::of(&media.2), &sequence.patches[1].next);
     assert!(
         (f64::from(patch[0]) - (105.0 - scale.mean) / scale.std).abs() < 1e-5 && patch[1..].iter().all(|v| v.is_nan())
     );
+    let whole = Row::one(vec![Part::Series(&media.2)], Answer::Series(&[101.0, 102.0, 103.0, f32::NAN]));
+    let ends: Vec<_> = model.sequence(&[whole])?.words.iter().map(|target| (target.place, target.next)).collect();
+    assert_eq!(ends, [(4, 2), (5, 1)]);
     // A row is the same alone, with other numbers in the batch's words.
     let alone = model.sequence(&rows[1..])?;
     let (own, both) = (alone.embeds.squeeze(0)?, sequence.embeds.get(1)?.narrow(0, t - 7, 7)?);
@@ -231,7 +234,8 @@ fn a_conversation_is_the_sequence_of_its_turns() -> Result<()> {
         2 => Some(2),
         word => Some(word),
     };
-    let said = if replies[3].steps() > 0 && replies[3].words.is_empty() { Some(2) } else { replies[3].words.first().copied() };
+    let said =
+        if replies[3].steps() > 0 && replies[3].words.is_empty() { Some(2) } else { replies[3].words.first().copied() };
     assert_eq!(said, first);
     // The same prompt without what was said before it is another one.
     let mut again = Memory::default();
@@ -256,7 +260,7 @@ fn a_loss_is_that_of_some_turns() -> Result<()> {
     let (media, model) = (Media::new()?, model(with(&[])?, &Params::init(1, CPU))?);
     let turns = vec![
         Turn { prompt: vec![Part::Image(&media.0), Part::Text(&[5])], answer: Answer::Text(&[10]) },
-        Turn { prompt: vec![Part::Series(&media.2)], answer: Answer::Series(&[101.0, 99.0]) },
+        Turn { prompt: vec![Part::Series(&media.2)], answer: Answer::Series(&[101.0, 99.0, 98.0, 100.0]) },
         Turn { prompt: vec![Part::Text(&[6])], answer: Answer::Text(&[11, 12, 13]) },
     ];
     let rows = [Row { turns: turns.clone() }, Row { turns: turns[..1].to_vec() }];
@@ -333,8 +337,7 @@ fn what_is_refused() -> Result<()> {
     assert!(error.to_string().contains("<s>"), "{error}");
 
     let (media, model) = (Media::new()?, model(with(&[])?, &Params::init(1, CPU))?);
-    let ask =
-        |part: Part<'_>| model.sequence(&[Row::one(vec![part], Answer::Open)]).map(|_| ()).unwrap_err();
+    let ask = |part: Part<'_>| model.sequence(&[Row::one(vec![part], Answer::Open)]).map(|_| ()).unwrap_err();
     let wide = noise(1, &[3, 8, 9])?;
     assert!(ask(Part::Image(&wide)).to_string().contains("[3, 8, 8]"));
     assert!(ask(Part::Audio(&wide)).to_string().contains("[8, frames]"));
@@ -356,9 +359,6 @@ fn what_is_refused() -> Result<()> {
     assert!(text.answer(&[Part::Text(&[4])], 2).is_ok());
     assert!(text.forecast(&[Part::Text(&[4])], 2).unwrap_err().to_string().contains("follows a series"));
     assert!(text.answer(&media.prompt(), 2).unwrap_err().to_string().contains("takes no pictures"));
-    assert!(
-        text.forward(&text.sequence(&[Row::one(vec![], Answer::Open)])?, Some(&mut Cache::default()))
-            .is_ok()
-    );
+    assert!(text.forward(&text.sequence(&[Row::one(vec![], Answer::Open)])?, Some(&mut Cache::default())).is_ok());
     Ok(())
 }

@@ -179,7 +179,7 @@ enum Failed {
 }
 
 /// The next message, `None` at the end of the input.
-fn read(terminal: bool) -> Result<Option<String>> {
+pub(super) fn read(terminal: bool) -> Result<Option<String>> {
     let mut message = String::new();
     let mut prompt = "> ";
     loop {

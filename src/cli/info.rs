@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use moesaic::{ModelFile, ModelInfo, Parameters, TextModelInfo};
+use moesaic::{ModelFile, ModelInfo, OmniModelInfo, Parameters, TextModelInfo};
 use moesaic_kernels::checkpoint::gguf::is_gguf;
 
 use super::{bytes, count, model, print};
@@ -26,6 +26,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    if let Some(dir) = args.model.as_deref().filter(|dir| reads_all(dir)) {
+        let info = OmniModelInfo::of_dir(dir)?;
+        let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_omni(&info) };
+        return Ok(print(&text)?);
+    }
     #[cfg(feature = "image")]
     if let Some(info) = model::describe_vision(args.model.as_deref(), looks)? {
         let text = if args.json { serde_json::to_string_pretty(&info)? + "\n" } else { describe_vision(&info) };
@@ -62,6 +67,11 @@ fn looks(dir: &Path) -> bool {
 #[cfg(feature = "audio")]
 pub(super) fn listens(dir: &Path) -> bool {
     !is_gguf(dir) && model_type(dir).is_some_and(|name| name == "usam")
+}
+
+/// Whether the folder's `config.json` names a model that reads text, pictures, sound and series.
+pub(super) fn reads_all(dir: &Path) -> bool {
+    !is_gguf(dir) && model_type(dir).is_some_and(|name| name == "omni")
 }
 
 fn model_type(dir: &Path) -> Option<String> {
@@ -157,6 +167,25 @@ fn describe_audio(info: &moesaic::AudioModelInfo) -> String {
         ("  layers", info.layers.to_string()),
         ("weights", bytes(info.bytes)),
     ];
+    rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+}
+
+fn describe_omni(info: &OmniModelInfo) -> String {
+    let experts: Vec<String> = info.experts.iter().map(|(name, count)| format!("{count} for {name}")).collect();
+    let mut rows = vec![
+        ("model", info.source.clone()),
+        ("architecture", info.architecture.to_string()),
+        ("parameters", count(info.parameters)),
+        ("layers", info.layers.to_string()),
+        ("width", info.hidden.to_string()),
+        ("experts", format!("{} a layer", experts.join(", "))),
+        ("vocabulary", format!("{} tokens", info.vocabulary)),
+        ("context", format!("{} tokens of a conversation", info.context)),
+    ];
+    rows.extend(info.image_size.map(|side| ("pictures", format!("{side} x {side} pixels"))));
+    rows.extend(info.seconds.map(|seconds| ("sound", format!("up to {seconds} s"))));
+    rows.extend(info.values.map(|values| ("series", format!("the newest {values} values"))));
+    rows.push(("weights", bytes(info.bytes)));
     rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
 }
 

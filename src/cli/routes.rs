@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use moesaic::plot::{HeatMap, heat_maps};
-use moesaic::{ForecastOptions, Forecaster, LayerRoutes, RouteMap, SEGMENT, Table, TableOptions, TextGenerator};
+use moesaic::{
+    FileKind, ForecastOptions, Forecaster, LayerRoutes, Omni, RouteMap, SEGMENT, Table, TableOptions, TextGenerator,
+};
 use serde::Serialize;
 
-use super::kind::Kind;
 use super::output::Output;
 use super::{info, model, note, print};
 
@@ -21,7 +22,7 @@ use super::{info, model, note, print};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Pictures, a sound or video, a table (CSV, Parquet) or a text; behind pictures, and behind sound for a model that answers, the
-    /// question
+    /// question; any of them together for a model that reads all
     #[arg(value_name = "INPUT", required = true)]
     inputs: Vec<PathBuf>,
     /// Folder of a model; if left out, the small one of the program for pictures, recordings or series
@@ -80,11 +81,14 @@ fn routes(args: &Args) -> Result<(String, RouteMap)> {
         [] => Ok(()),
         _ => bail!("{}: {what} is looked at alone; give nothing behind it", first.display()),
     };
-    match Kind::of(first)? {
-        Kind::Picture => pictures(args),
-        Kind::Sound => sound(args, first, rest),
-        Kind::Parquet => only("a table").and_then(|()| series(args, first)),
-        Kind::Text => {
+    if let Some(dir) = args.model.as_deref().filter(|dir| info::reads_all(dir)) {
+        return everything(args, dir);
+    }
+    match FileKind::of(first)? {
+        FileKind::Picture => pictures(args),
+        FileKind::Sound => sound(args, first, rest),
+        FileKind::Parquet => only("a table").and_then(|()| series(args, first)),
+        FileKind::Text => {
             let writes = args.model.as_deref().map(model::text_folder);
             match writes.transpose()?.filter(|dir| info::writes_text(dir)) {
                 Some(dir) => only("a text").and_then(|()| text(args, &dir, first)),
@@ -95,6 +99,22 @@ fn routes(args: &Args) -> Result<(String, RouteMap)> {
             }
         }
     }
+}
+
+/// Files, and the question behind them.
+fn everything(args: &Args, dir: &Path) -> Result<(String, RouteMap)> {
+    let omni = Omni::from_dir(dir)?;
+    let (mut shown, mut question) = (Vec::new(), Vec::new());
+    for input in &args.inputs {
+        if !input.exists() {
+            question.push(input.to_string_lossy());
+            continue;
+        }
+        let (media, notes) = omni.open(input, &TableOptions::default())?;
+        notes.iter().for_each(|remark| note(remark));
+        shown.push(media);
+    }
+    Ok((omni.info().source.clone(), omni.routes(&shown, &question.join(" "), args.segment)?))
 }
 
 fn text(args: &Args, dir: &Path, file: &Path) -> Result<(String, RouteMap)> {

@@ -67,3 +67,22 @@ pub fn copy_of_model(folder: &Path) -> PathBuf {
     }
     copy
 }
+
+/// Writes a tone, 16 bit at 16 kHz.
+pub fn tone(path: &Path, hertz: f32, seconds: f32) {
+    let samples: Vec<i16> = (0..(seconds * 16_000.0) as usize)
+        .map(|i| ((i as f32 / 16_000.0 * hertz * std::f32::consts::TAU).sin() * 9000.0) as i16)
+        .collect();
+    let bytes = (samples.len() * 2) as u32;
+    let mut file = b"RIFF".to_vec();
+    file.extend((36 + bytes).to_le_bytes());
+    file.extend(b"WAVEfmt ");
+    file.extend(16u32.to_le_bytes());
+    file.extend([1u16, 1].map(u16::to_le_bytes).concat());
+    file.extend([16_000u32, 32_000].map(u32::to_le_bytes).concat());
+    file.extend([2u16, 16].map(u16::to_le_bytes).concat());
+    file.extend(b"data");
+    file.extend(bytes.to_le_bytes());
+    file.extend(samples.iter().flat_map(|s| s.to_le_bytes()));
+    fs::write(path, file).unwrap();
+}

@@ -1,10 +1,13 @@
 //! `config.json` of `model_type: omni`, a layout of this workspace.
 
+use std::path::Path;
+
 use candle_core::{Error, Result, bail};
 use moesaic_encoders::audio::SAMPLE_RATE;
 use moesaic_kernels::{Modality, one_line};
 use serde::{Deserialize, Serialize};
 
+use crate::folder::{at, config_text};
 use crate::moma;
 
 /// The sizes of a model.
@@ -112,6 +115,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads the `config.json` of a folder.
+    ///
+    /// # Errors
+    /// The file cannot be read, and as [`from_json`](Self::from_json): the message names it.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        Self::from_json(&config_text(&path)?).map_err(|e| at(&path, e))
+    }
+
     /// The text of a `config.json`.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map_err(Error::wrap)
@@ -160,7 +172,9 @@ impl Config {
         }
         if let Some(SeriesConfig { patch, levels, longest, forecast_token }) = &self.series {
             if !(1..=1024).contains(patch) || !(*patch..=MOST).contains(longest) {
-                bail!("series of up to {longest} values in patches of {patch}: expected 1 to 1024, and at least one patch");
+                bail!(
+                    "series of up to {longest} values in patches of {patch}: expected 1 to 1024, and at least one patch"
+                );
             }
             if [&self.bos_token, &self.eos_token].contains(&forecast_token) {
                 bail!("series.forecast_token is {forecast_token:?}, which has another meaning");

@@ -25,7 +25,7 @@ pub enum Answer<'a> {
     Open,
     /// Token ids, without the last token.
     Text(&'a [u32]),
-    /// Values that follow the last series; missing ones are NaN.
+    /// Values that follow the last series; missing ones are NaN. Where a forecast ends is learnt from whole patches.
     Series(&'a [f32]),
 }
 
@@ -254,14 +254,15 @@ pub(super) fn lay_out(model: &Omni, head: &[u32], scale: Option<Scale>, rows: &[
             if slots.is_empty() {
                 bail!("there is nothing to answer");
             }
-            match turn.answer {
-                Answer::Open if i + 1 == row.turns.len() => {}
+            let ends = match turn.answer {
+                Answer::Open if i + 1 == row.turns.len() => false,
                 Answer::Open => bail!("turn {} of {} has no answer: only the last may be open", i + 1, row.turns.len()),
                 Answer::Text(ids) => {
                     for &id in ids {
                         targets.word(&slots, turns, id);
                         tables.say(&[id], &mut slots);
                     }
+                    true
                 }
                 Answer::Series(values) => {
                     let (Some(config), Some(scale), Some(mark)) = (&model.config.series, scale, marks.forecast) else {
@@ -275,9 +276,11 @@ pub(super) fn lay_out(model: &Omni, head: &[u32], scale: Option<Scale>, rows: &[
                         targets.patches.push(Target { place, turn: turns, next: values.to_vec() });
                         tables.add(values, &mut slots);
                     }
+                    // The model itself reads whole patches only: what comes behind a part of one would teach it nothing.
+                    values.len().is_multiple_of(config.patch)
                 }
-            }
-            if !matches!(turn.answer, Answer::Open) {
+            };
+            if ends {
                 targets.word(&slots, turns, marks.eos);
             }
             // The last token of an answer is read with the turn behind it.

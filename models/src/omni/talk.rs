@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 use moesaic_kernels::Modality;
 
-use super::sequence::{self, Answer, Part, Row, Scale};
 use super::Omni;
+use super::sequence::{self, Answer, Part, Row, Scale};
 use crate::moma::Cache;
 
 /// A conversation so far.

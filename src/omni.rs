@@ -1,0 +1,325 @@
+//! One model for text, pictures, sound and time series, which answers in words and in numbers.
+
+mod info;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use moesaic_kernels::Modality;
+use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_models::omni::{self, Answer, Config, Memory, Part, Row, Wanted};
+use serde::Serialize;
+
+use crate::atlas::{Atlas, RouteMap};
+use crate::error::{Error, Result, candle_message};
+use crate::forecaster::{Forecast, Quantile, future};
+use crate::media::Media;
+use crate::series::Series;
+use crate::table::TableOptions;
+use crate::text::Tokenizer;
+pub use info::OmniModelInfo;
+
+/// A model that reads text, pictures, sound and time series in one sequence, answers in words and forecasts numbers
+/// ([`moesaic_models::omni`]). It holds no state between calls: one behind an `Arc` serves any number of threads, and a [`Conversation`]
+/// holds what was said.
+///
+/// ```no_run
+/// use moesaic::{Conversation, Omni, OmniOptions, TableOptions};
+///
+/// # fn main() -> moesaic::Result<()> {
+/// let (omni, options) = (Omni::from_dir("assets/omni")?, OmniOptions::default());
+/// let mut talk = Conversation::default();
+/// let (picture, _) = omni.open("scene.png", &TableOptions::default())?;
+/// println!("{}", omni.ask(&mut talk, &[picture], "How many circles are there?", &options)?.text);
+/// let (series, _) = omni.open("sales.csv", &TableOptions::default())?;
+/// println!("{}", omni.ask(&mut talk, &[series], "Is it rising?", &options)?.text);
+/// if let Some(forecast) = omni.ask(&mut talk, &[], "Forecast 24 steps.", &options)?.forecast {
+///     println!("{:?}", forecast.values);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Omni {
+    model: omni::Omni,
+    senses: omni::Senses,
+    tokenizer: Tokenizer,
+    info: OmniModelInfo,
+}
+
+/// What was shown and said so far.
+#[derive(Clone, Debug, Default)]
+pub struct Conversation {
+    memory: Memory,
+    series: Option<Shown>,
+}
+
+/// The series that a forecast goes on with.
+#[derive(Clone, Debug)]
+struct Shown {
+    /// Without its values.
+    series: Series,
+    rows: usize,
+    context: usize,
+    filled: usize,
+}
+
+impl Conversation {
+    /// Tokens so far, of [`OmniModelInfo::context`].
+    pub fn tokens(&self) -> usize {
+        self.memory.tokens()
+    }
+}
+
+/// How to answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OmniOptions {
+    /// Forecast so many values of the last series that was shown. `None`: the model decides whether it answers with words or with
+    /// a forecast, and how long that is.
+    pub steps: Option<usize>,
+    /// Most tokens of an answer; as many as the model's context holds if `None`. A forecast's token is a patch of values.
+    pub max_tokens: Option<usize>,
+}
+
+impl OmniOptions {
+    /// A forecast of so many values.
+    pub fn steps(mut self, steps: usize) -> Self {
+        self.steps = Some(steps);
+        self
+    }
+
+    /// At most so many tokens of an answer.
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct OmniAnswer {
+    /// Its words; may be empty beside a forecast.
+    pub text: String,
+    /// The values that follow the last series that was shown, with the quantiles that the model predicts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
+    /// It ended of itself, rather than at the most tokens or at the end of the context.
+    pub finished: bool,
+    /// Tokens of the conversation with it.
+    pub tokens: usize,
+}
+
+/// What a prompt holds until its parts borrow from it.
+enum Held {
+    Ids(Vec<u32>),
+    Image(Tensor),
+    Audio(Tensor),
+    Series(Vec<f32>),
+}
+
+impl Omni {
+    /// The model in this folder: `config.json` of `model_type: omni`, `model.safetensors`, `auxiliary.safetensors` where experts choose
+    /// their tokens in training, and the files of a [`Tokenizer`], all as `moesaic train omni` writes them. Computes on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Config`] or [`Error::Io`] for missing or unusable configurations and tokenizers, [`Error::Weights`] for missing, damaged or
+    /// ill-fitting weights.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        Error::unless_folder(dir)?;
+        let config = read_config(dir)?;
+        let tokenizer = Tokenizer::load(dir)?;
+        let weights = |error: candle_core::Error| Error::weights(dir, &error);
+        let info = OmniModelInfo::new(dir, &config, &Checkpoint::open(dir).map_err(weights)?);
+        let senses = omni::Senses::new(&config).map_err(|error| Error::config(dir, candle_message(&error)))?;
+        let id = |token: &str| tokenizer.id(token);
+        let model = omni::Omni::load(dir, id, DType::F32, &Device::Cpu).map_err(weights)?;
+        Ok(Self { model, senses, tokenizer, info })
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &OmniModelInfo {
+        &self.info
+    }
+
+    /// The model itself.
+    pub fn model(&self) -> &omni::Omni {
+        &self.model
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Reads a file by its content, as much of it as the model takes ([`Media::open`]). The second value are remarks, one line each.
+    ///
+    /// # Errors
+    /// As [`Media::open`].
+    pub fn open(&self, path: impl AsRef<Path>, options: &TableOptions) -> Result<(Media, Vec<String>)> {
+        let path = path.as_ref();
+        let config = self.model.config();
+        let (media, mut notes) = Media::open(path, config.audio.map_or(1.0, |audio| audio.longest), options)?;
+        if let (Media::Series(series), Some(own)) = (&media, &config.series)
+            && series.values.len() > own.longest
+        {
+            let (count, longest) = (series.values.len(), own.longest);
+            notes.push(format!("{}: the newest {longest} of {count} values are read", path.display()));
+        }
+        Ok((media, notes))
+    }
+
+    /// Words of a text that the model has never seen, where its tokenizer says so.
+    pub fn unknown_words(&self, text: &str) -> Vec<String> {
+        let Some(unknown) = self.tokenizer.id("<unk>") else { return Vec::new() };
+        let strange = |word: &&str| self.tokenizer.encode_rendered(word).is_ok_and(|ids| ids.contains(&unknown));
+        text.split_whitespace().filter(strange).map(ToString::to_string).collect()
+    }
+
+    /// The answer to a question, which goes on with a conversation; what is `shown` comes first. A forecast continues the last series that
+    /// was shown in the conversation. On an error the conversation stays as it was.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty question with nothing shown, for what the model does not take, for steps where no series was shown,
+    /// and where the conversation or the forecast is longer than the model's context; [`Error::Media`] for a picture or a sound that cannot be
+    /// prepared; [`Error::Compute`] when the model fails.
+    pub fn ask(
+        &self,
+        conversation: &mut Conversation,
+        shown: &[Media],
+        question: &str,
+        options: &OmniOptions,
+    ) -> Result<OmniAnswer> {
+        let held = self.hold(shown, question)?;
+        let wanted = options.steps.map_or(Wanted::Any, Wanted::Values);
+        if options.steps == Some(0) || options.max_tokens == Some(0) {
+            return Err(Error::option("an answer of nothing: ask for at least 1 step and 1 token"));
+        }
+        let series = shown.iter().rev().find_map(|media| match media {
+            Media::Series(series) => Some(self.series(series)),
+            _ => None,
+        });
+        let series = series.or_else(|| conversation.series.clone());
+        let mut memory = conversation.memory.clone();
+        let prompt: Vec<Part<'_>> = held.iter().map(Held::part).collect();
+        let reply = self.model.reply(&prompt, wanted, options.max_tokens.unwrap_or(usize::MAX), &mut memory);
+        let reply = reply.map_err(|error| Error::option(candle_message(&error)))?;
+        if let Some(steps) = options.steps.filter(|&steps| reply.steps() < steps && options.max_tokens.is_none()) {
+            let (room, context) = (reply.steps(), self.info.context);
+            return Err(Error::option(format!(
+                "{steps} steps are more than this model's context of {context} tokens holds: ask for up to {room}"
+            )));
+        }
+        let forecast = match (&series, reply.steps()) {
+            (Some(series), 1..) => Some(self.forecast(series, reply.quantiles)?),
+            _ => None,
+        };
+        let text = self.tokenizer.decode(&reply.words)?.trim().to_string();
+        *conversation = Conversation { memory, series };
+        Ok(OmniAnswer { text, forecast, finished: reply.finished, tokens: conversation.tokens() })
+    }
+
+    /// Where the tokens of what is shown and a question go. The answer is not among them. Segments have `segment` tokens
+    /// ([`RouteMap::segment`]).
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), and [`Error::Input`] where the model has no sparse layer.
+    pub fn routes(&self, shown: &[Media], question: &str, segment: usize) -> Result<RouteMap> {
+        let held = self.hold(shown, question)?;
+        let prompt = held.iter().map(Held::part).collect();
+        let mut atlas = Atlas::default();
+        let pass = || -> candle_core::Result<()> {
+            let sequence = self.model.sequence(&[Row::one(prompt, Answer::Open)])?;
+            let routes = self.model.forward(&sequence, None)?.routes;
+            let modality = |token: usize| sequence.modality.get(token).copied().unwrap_or(Modality::Text);
+            for (layer, routes) in routes.iter().enumerate() {
+                atlas.add(&format!("layer {layer}"), routes, 1, &modality)?;
+            }
+            sequence.modality.iter().for_each(|modality| atlas.count(*modality, 1));
+            Ok(())
+        };
+        pass().map_err(|error| Error::option(candle_message(&error)))?;
+        atlas.finish(segment)
+    }
+
+    /// What a question holds, ready for the model.
+    fn hold(&self, shown: &[Media], question: &str) -> Result<Vec<Held>> {
+        let sense = |error: candle_core::Error| Error::Media(candle_message(&error));
+        let ids = |text: &str| Ok(Held::Ids(self.tokenizer.encode_rendered(text)?));
+        let hold = |media: &Media| match media {
+            Media::Text(text) => ids(text),
+            #[cfg(feature = "image")]
+            Media::Picture(picture) => Ok(Held::Image(self.senses.picture(picture).map_err(sense)?)),
+            Media::Sound(samples) => match samples.iter().position(|v| !v.is_finite()) {
+                Some(at) => Err(Error::Media(format!("sample {at} of the sound is no number"))),
+                None => Ok(Held::Audio(self.senses.sound(samples).map_err(sense)?)),
+            },
+            Media::Series(series) => Ok(Held::Series(series.values.clone())),
+        };
+        let mut held = shown.iter().map(hold).collect::<Result<Vec<_>>>()?;
+        if !question.trim().is_empty() {
+            held.push(ids(question)?);
+        }
+        if held.is_empty() {
+            return Err(Error::option("there is no question: ask one"));
+        }
+        Ok(held)
+    }
+
+    /// What a forecast needs to know of a series.
+    fn series(&self, series: &Series) -> Shown {
+        let newest = self.model.config().series.as_ref().map_or(&[][..], |config| config.newest(&series.values));
+        Shown {
+            series: Series::new(&*series.name, []).with_index(series.index.clone()),
+            rows: series.values.len(),
+            context: newest.len(),
+            filled: newest.iter().filter(|v| v.is_nan()).count(),
+        }
+    }
+
+    fn forecast(&self, shown: &Shown, quantiles: Vec<Vec<f32>>) -> Result<Forecast> {
+        let config = self.model.config().series.as_ref();
+        let median = config.map_or(0, |series| series.median());
+        let levels = config.map_or(&[][..], |series| &series.levels);
+        let values = quantiles.get(median).cloned().unwrap_or_default();
+        Ok(Forecast {
+            name: shown.series.name.clone(),
+            timestamps: future(&shown.series, shown.rows, values.len())?,
+            values,
+            intervals: Vec::new(),
+            mean: Vec::new(),
+            quantiles: levels.iter().zip(quantiles).map(|(level, values)| Quantile::new(*level, values)).collect(),
+            samples: Vec::new(),
+            context: shown.context,
+            filled: shown.filled,
+            start: shown.rows,
+        })
+    }
+}
+
+impl Held {
+    fn part(&self) -> Part<'_> {
+        match self {
+            Self::Ids(ids) => Part::Text(ids),
+            Self::Image(image) => Part::Image(image),
+            Self::Audio(sound) => Part::Audio(sound),
+            Self::Series(values) => Part::Series(values),
+        }
+    }
+}
+
+/// Without the weights, which nobody wants to read.
+impl std::fmt::Debug for Omni {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Omni").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+fn read_config(dir: &Path) -> Result<Config> {
+    Config::load(dir).map_err(|error| {
+        let (path, message) = (dir.join("config.json"), candle_message(&error));
+        let bare = message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message).to_string();
+        Error::config(&path, bare)
+    })
+}
