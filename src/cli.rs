@@ -39,7 +39,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// Runs sparse mixture-of-experts models offline: forecasts time series, writes text, answers questions about pictures
-/// and sound.
+/// and sound, or about all of them together.
 #[derive(Debug, Parser)]
 #[command(name = "moesaic", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {

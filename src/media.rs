@@ -88,25 +88,29 @@ impl Media {
     /// Reads a file by its content: a picture, the first channel of a sound, one series of a table, or text. Of a sound at most `seconds` are
     /// read, of a table the column that `options` name. The second value are remarks, one line each.
     ///
-    /// A text file is a table where it is named so (`.csv`, `.tsv`) or can be read as one with a column of numbers; else it is text.
+    /// A text file is text where it is named so (`.txt`, `.md`), a table where that is named so (`.csv`, `.tsv`) or `options` name
+    /// columns, and else a table if it can be read as one.
     ///
     /// # Errors
     /// As [`FileKind::of`]; [`Error::Media`] for a damaged picture or sound, or one that this build does not read; [`Error::Input`] for a table
-    /// with several series none of which is chosen.
+    /// with several series none of which is chosen by its column, or in a long table by its id.
     pub fn open(path: impl AsRef<Path>, seconds: f64, options: &TableOptions) -> Result<(Self, Vec<String>)> {
         let path = path.as_ref();
         match FileKind::of(path)? {
             FileKind::Picture => picture(path).map(|picture| (picture, Vec::new())),
             FileKind::Sound => sound(path, seconds),
-            FileKind::Parquet => series(path, Table::read(path, options)?),
+            FileKind::Parquet => series(path, table(path, options)?),
             FileKind::Text => {
                 let named = |end: &str| path.extension().is_some_and(|own| own.eq_ignore_ascii_case(end));
-                if named("csv") || named("tsv") {
-                    return series(path, Table::read_csv(path, options)?);
+                let prose = || text(path).map(|text| (text, Vec::new()));
+                if named("txt") || named("md") {
+                    return prose();
                 }
-                match Table::read_csv(path, options) {
-                    Ok(table) if !named("txt") && !named("md") => series(path, table),
-                    _ => text(path).map(|text| (text, Vec::new())),
+                // Who names columns means a table.
+                let sure = named("csv") || named("tsv") || *options != TableOptions::default();
+                match table(path, options) {
+                    Err(Error::Input { .. }) if !sure => prose(),
+                    read => series(path, read?),
                 }
             }
         }
@@ -126,6 +130,19 @@ fn text(path: &Path) -> Result<Media> {
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Media::Text(text.trim_start_matches('\u{feff}').to_string())),
         Err(_) => Err(problem("is not UTF-8: save the text as UTF-8".to_string())),
+    }
+}
+
+/// A table; `options` may name a series of a long one, which no column has as its name.
+fn table(path: &Path, options: &TableOptions) -> Result<Table> {
+    match Table::read(path, options) {
+        Err(error @ Error::Input { .. }) if !options.columns.is_empty() => {
+            let any = TableOptions { columns: Vec::new(), ..options.clone() };
+            let Ok(mut table) = Table::read(path, &any) else { return Err(error) };
+            table.series.retain(|series| options.columns.contains(&series.name));
+            if table.series.is_empty() { Err(error) } else { Ok(table) }
+        }
+        read => read,
     }
 }
 
@@ -215,6 +232,13 @@ mod tests {
         assert!(error.contains("two.csv: there are 2 series: choose one of 'north', 'south'"), "{error}");
         let chosen = open("two.csv", two, &TableOptions::default().columns(["south"])).unwrap();
         assert!(matches!(&chosen.0, Media::Series(series) if series.values == [5.0, 6.0, 7.0]), "{chosen:?}");
+        let long = "day,shop,sold\n2024-01-01,a,1\n2024-01-02,a,2\n2024-01-01,b,5\n2024-01-02,b,6\n";
+        let error = open("long", long, &any).unwrap_err().to_string();
+        assert!(error.contains("choose one of 'a', 'b'"), "{error}");
+        let chosen = open("long", long, &TableOptions::default().columns(["b"])).unwrap().0;
+        assert!(matches!(&chosen, Media::Series(series) if series.values == [5.0, 6.0]), "{chosen:?}");
+        let error = open("long", long, &TableOptions::default().columns(["c"])).unwrap_err().to_string();
+        assert!(error.contains("'c'"), "{error}");
         let plain = open("plain", "1.5\n2.5\n4\n", &any).unwrap().0;
         assert!(matches!(&plain, Media::Series(series) if series.values == [1.5, 2.5, 4.0]), "{plain:?}");
         let prose = open("prose", "Shall I compare thee\nto a summer's day?\n", &any).unwrap().0;

@@ -11,7 +11,7 @@ use moesaic_models::omni::{self, Answer, Config, Memory, Part, Row, Wanted};
 use serde::Serialize;
 
 use crate::atlas::{Atlas, RouteMap};
-use crate::error::{Error, Result, candle_message};
+use crate::error::{Error, Place, Result, candle_message};
 use crate::forecaster::{Forecast, Quantile, future};
 use crate::media::Media;
 use crate::series::Series;
@@ -74,17 +74,17 @@ impl Conversation {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OmniOptions {
-    /// Forecast so many values of the last series that was shown. `None`: the model decides whether it answers with words or with
+    /// Forecast so many rows of the last series that was shown. `None`: the model decides whether it answers with words or with
     /// a forecast, and how long that is.
-    pub steps: Option<usize>,
+    pub horizon: Option<usize>,
     /// Most tokens of an answer; as many as the model's context holds if `None`. A forecast's token is a patch of values.
     pub max_tokens: Option<usize>,
 }
 
 impl OmniOptions {
-    /// A forecast of so many values.
-    pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = Some(steps);
+    /// A forecast of so many rows.
+    pub fn horizon(mut self, rows: usize) -> Self {
+        self.horizon = Some(rows);
         self
     }
 
@@ -178,11 +178,11 @@ impl Omni {
     }
 
     /// The answer to a question, which goes on with a conversation; what is `shown` comes first. A forecast continues the last series that
-    /// was shown in the conversation. On an error the conversation stays as it was.
+    /// was shown in the conversation, from the first row after its last observed value. On an error the conversation stays as it was.
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty question with nothing shown, for what the model does not take, for steps where no series was shown,
-    /// and where the conversation or the forecast is longer than the model's context; [`Error::Media`] for a picture or a sound that cannot be
+    /// [`Error::Input`] for an empty question with nothing shown, for what the model does not take, for a horizon where no series was shown,
+    /// for a series without a number or with an infinite one, and where the conversation or the forecast is longer than the model's context; [`Error::Media`] for a picture or a sound that cannot be
     /// prepared; [`Error::Compute`] when the model fails.
     pub fn ask(
         &self,
@@ -192,23 +192,27 @@ impl Omni {
         options: &OmniOptions,
     ) -> Result<OmniAnswer> {
         let held = self.hold(shown, question)?;
-        let wanted = options.steps.map_or(Wanted::Any, Wanted::Values);
-        if options.steps == Some(0) || options.max_tokens == Some(0) {
-            return Err(Error::option("an answer of nothing: ask for at least 1 step and 1 token"));
+        let wanted = options.horizon.map_or(Wanted::Any, Wanted::Values);
+        if options.horizon == Some(0) || options.max_tokens == Some(0) {
+            return Err(Error::option("an answer of nothing: ask for at least 1 row and 1 token"));
         }
         let series = shown.iter().rev().find_map(|media| match media {
             Media::Series(series) => Some(self.series(series)),
             _ => None,
         });
         let series = series.or_else(|| conversation.series.clone());
+        if options.horizon.is_some() && series.is_none() {
+            return Err(Error::option("a forecast follows a series: show one before it"));
+        }
         let mut memory = conversation.memory.clone();
         let prompt: Vec<Part<'_>> = held.iter().map(Held::part).collect();
+        self.check_context(&prompt, memory.tokens())?;
         let reply = self.model.reply(&prompt, wanted, options.max_tokens.unwrap_or(usize::MAX), &mut memory);
-        let reply = reply.map_err(|error| Error::option(candle_message(&error)))?;
-        if let Some(steps) = options.steps.filter(|&steps| reply.steps() < steps && options.max_tokens.is_none()) {
+        let reply = reply.map_err(|error| Error::compute(&error))?;
+        if let Some(rows) = options.horizon.filter(|&rows| reply.steps() < rows && options.max_tokens.is_none()) {
             let (room, context) = (reply.steps(), self.info.context);
             return Err(Error::option(format!(
-                "{steps} steps are more than this model's context of {context} tokens holds: ask for up to {room}"
+                "{rows} rows are more than this model's context of {context} tokens holds: ask for up to {room}"
             )));
         }
         let forecast = match (&series, reply.steps()) {
@@ -227,35 +231,87 @@ impl Omni {
     /// As [`ask`](Self::ask), and [`Error::Input`] where the model has no sparse layer.
     pub fn routes(&self, shown: &[Media], question: &str, segment: usize) -> Result<RouteMap> {
         let held = self.hold(shown, question)?;
-        let prompt = held.iter().map(Held::part).collect();
+        let prompt: Vec<Part<'_>> = held.iter().map(Held::part).collect();
+        self.check_context(&prompt, 0)?;
         let mut atlas = Atlas::default();
         let pass = || -> candle_core::Result<()> {
             let sequence = self.model.sequence(&[Row::one(prompt, Answer::Open)])?;
-            let routes = self.model.forward(&sequence, None)?.routes;
-            let modality = |token: usize| sequence.modality.get(token).copied().unwrap_or(Modality::Text);
-            for (layer, routes) in routes.iter().enumerate() {
-                atlas.add(&format!("layer {layer}"), routes, 1, &modality)?;
+            let output = self.model.forward(&sequence, None)?;
+            let backbone = &self.model.config().backbone;
+            let (mut routes, mut depth) = (output.routes.iter(), output.depth_routes.iter());
+            for layer in 0..backbone.num_hidden_layers {
+                // Of layers that tokens pass by, those that go through are the ones with routes.
+                let through: Option<Vec<usize>> = match backbone.is_deep(layer) {
+                    true => depth.next().map(|depth| {
+                        let choices = depth.choices();
+                        (0..choices.len()).filter(|&token| !choices[token].is_empty()).collect()
+                    }),
+                    false => None,
+                };
+                if through.as_ref().is_some_and(Vec::is_empty) {
+                    continue;
+                }
+                let token = |i: usize| through.as_ref().map_or(Some(i), |through| through.get(i).copied());
+                let modality = |i: usize| token(i).and_then(|token| sequence.modality.get(token)).copied();
+                if let Some(routes) = routes.next() {
+                    let modality = |i: usize| modality(i).unwrap_or(Modality::Text);
+                    atlas.add(&format!("layer {layer}"), routes, 1, &modality)?;
+                }
             }
             sequence.modality.iter().for_each(|modality| atlas.count(*modality, 1));
             Ok(())
         };
-        pass().map_err(|error| Error::option(candle_message(&error)))?;
+        pass().map_err(|error| Error::compute(&error))?;
         atlas.finish(segment)
+    }
+
+    /// Whether a prompt and at least one token of an answer have room behind what was said.
+    fn check_context(&self, prompt: &[Part<'_>], seen: usize) -> Result<()> {
+        let config = self.model.config();
+        // The first token of a conversation, or the last one of the answer before.
+        let tokens = 1 + prompt.iter().map(|part| part.tokens(config)).sum::<usize>();
+        if seen + tokens < config.context {
+            return Ok(());
+        }
+        let advice = if seen == 0 { "show less, or ask more briefly" } else { "begin a new conversation" };
+        let context = config.context;
+        Err(Error::option(format!(
+            "{tokens} tokens behind {seen} leave no room for an answer in this model's context of {context}: {advice}"
+        )))
     }
 
     /// What a question holds, ready for the model.
     fn hold(&self, shown: &[Media], question: &str) -> Result<Vec<Held>> {
         let sense = |error: candle_core::Error| Error::Media(candle_message(&error));
         let ids = |text: &str| Ok(Held::Ids(self.tokenizer.encode_rendered(text)?));
+        let config = self.model.config();
+        let takes = |takes: bool, what: &str| match takes {
+            true => Ok(()),
+            false => Err(Error::option(format!("this model takes no {what}"))),
+        };
         let hold = |media: &Media| match media {
             Media::Text(text) => ids(text),
             #[cfg(feature = "image")]
-            Media::Picture(picture) => Ok(Held::Image(self.senses.picture(picture).map_err(sense)?)),
-            Media::Sound(samples) => match samples.iter().position(|v| !v.is_finite()) {
-                Some(at) => Err(Error::Media(format!("sample {at} of the sound is no number"))),
-                None => Ok(Held::Audio(self.senses.sound(samples).map_err(sense)?)),
-            },
-            Media::Series(series) => Ok(Held::Series(series.values.clone())),
+            Media::Picture(picture) => {
+                takes(config.image.is_some(), "pictures")?;
+                Ok(Held::Image(self.senses.picture(picture).map_err(sense)?))
+            }
+            Media::Sound(samples) => {
+                takes(config.audio.is_some(), "sound")?;
+                match samples.iter().position(|v| !v.is_finite()) {
+                    Some(at) => Err(Error::Media(format!("sample {at} of the sound is no number"))),
+                    None => Ok(Held::Audio(self.senses.sound(samples).map_err(sense)?)),
+                }
+            }
+            Media::Series(series) => {
+                takes(config.series.is_some(), "series")?;
+                let problem = |text: &str| Err(Error::input(Place::series(&series.name), text));
+                match self.observed(series) {
+                    [] => problem("there is no number in what the model reads of it"),
+                    values if values.iter().any(|v| v.is_infinite()) => problem("a value is infinite: leave it out"),
+                    values => Ok(Held::Series(values.to_vec())),
+                }
+            }
         };
         let mut held = shown.iter().map(hold).collect::<Result<Vec<_>>>()?;
         if !question.trim().is_empty() {
@@ -267,14 +323,21 @@ impl Omni {
         Ok(held)
     }
 
+    /// What is read of a series: the newest values up to the last observed one. Empty where none is.
+    fn observed<'a>(&self, series: &'a Series) -> &'a [f32] {
+        let end = series.values.iter().rposition(|v| !v.is_nan()).map_or(0, |last| last + 1);
+        let values = series.values.get(..end).unwrap_or_default();
+        self.model.config().series.as_ref().map_or(&[], |config| config.newest(values))
+    }
+
     /// What a forecast needs to know of a series.
     fn series(&self, series: &Series) -> Shown {
-        let newest = self.model.config().series.as_ref().map_or(&[][..], |config| config.newest(&series.values));
+        let observed = self.observed(series);
         Shown {
             series: Series::new(&*series.name, []).with_index(series.index.clone()),
-            rows: series.values.len(),
-            context: newest.len(),
-            filled: newest.iter().filter(|v| v.is_nan()).count(),
+            rows: series.values.iter().rposition(|v| !v.is_nan()).map_or(0, |last| last + 1),
+            context: observed.len(),
+            filled: observed.iter().filter(|v| v.is_nan()).count(),
         }
     }
 

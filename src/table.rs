@@ -43,7 +43,7 @@ use crate::error::{Error, Place, Result, quoted};
 use crate::series::Series;
 
 /// Which columns to read. The default finds them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TableOptions {
     /// The value columns; empty for every column of numbers.

@@ -161,7 +161,7 @@ fn converse(folder: &Path) {
     assert!(lines[3].starts_with("time") && lines[3].contains("sales") && lines[3].contains("q-0.9"), "{}", lines[3]);
     assert_eq!(lines.len(), 4 + 8, "{}", talk.stdout);
     assert!(lines[4].starts_with("2024-01-13"), "{}", lines[4]);
-    let json = ask(&[&all[..], &["--json", "--steps", "3"]].concat());
+    let json = ask(&[&all[..], &["--json", "--horizon", "3"]].concat());
     let answers: Vec<Value> = json.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((answers.len(), &answers[1]["text"]), (4, &"low".into()), "{}", json.stdout);
     assert!(answers[2]["forecast"].is_null() && answers[3]["finished"] == true, "{}", json.stdout);
@@ -189,17 +189,19 @@ fn converse(folder: &Path) {
         (&["none.wav", "how high?"][..], "none.wav: there is no such file"),
         (&["0.png"], "what is asked about 0.png"),
         (&["base", "which?"], "is a folder"),
-        (&["which?", "--steps", "4"], "follows a series"),
-        (&["sales.csv", "forecast it", "--steps", "1000"], "ask for up to"),
+        (&["which?", "--horizon", "4"], "follows a series"),
+        (&["sales.csv", "forecast it", "--horizon", "1000"], "ask for up to"),
         (&["sales.csv", "is it rising?", "--column", "cost"], "cost"),
         (&["which?", "--max-tokens", "0"], "at least 1"),
+        (&["scen.png", "which?"], "no such file"),
         (&[&["a"; 90].join(" ")], "context of 64"),
     ] {
         let refused = ask(given);
         assert_eq!((refused.code, refused.stderr.lines().count()), (Some(1), 1), "{}", refused.stderr);
         assert!(refused.stderr.contains(words), "expected {words:?}: {}", refused.stderr);
     }
-    for (model, words) in [("base", "no model.safetensors"), ("out/model", "auxiliary"), ("nowhere", "no such folder")] {
+    for (model, words) in [("base", "no model.safetensors"), ("out/model", "auxiliary"), ("nowhere", "no such folder")]
+    {
         let refused = run(folder, &["run", "--model", model, "which?"]);
         assert!(refused.code == Some(1) && refused.stderr.contains(words), "{}", refused.stderr);
     }

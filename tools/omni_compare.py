@@ -98,19 +98,37 @@ def cell(values, scale=1.0, digits=1):
     return f"{scale * statistics.mean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
+def kind(part):
+    """What a part of the test questions is about."""
+    return {"test": "series", "seen": "sounds", "unseen": "sounds"}.get(part["group"], "pictures")
+
+
 def tables(results):
-    first = next(iter(results.values()))[0]["measured"]["parts"]
     row(["% right, or forecast's error beside the last value's", "questions", *results])
     row(["---", *["---:"] * (1 + len(results))])
-    for i, part in enumerate(first):
-        parts = {name: [run["measured"]["parts"][i] for run in runs] for name, runs in results.items()}
-        label = f"{part['task']}, {part['group']}" if part["group"] else part["task"]
+
+    def line(label, take):
+        """A row of what `take` finds in a run: a count and a value."""
+        found = {name: [take(run["measured"]) for run in runs] for name, runs in results.items()}
+        scale, digits = (1, 3) if "error" in label else (100, 1)
+        row([label, str(next(iter(found.values()))[0][0]), *(cell([value for _, value in of], scale, digits) for of in found.values())])
+
+    def of_kind(name):
+        def take(measured):
+            shares = [part["share"] for part in measured["parts"] if "share" in part and kind(part) == name]
+            count = sum(share["questions"] for share in shares)
+            return count, sum(share["right"] for share in shares) / count
+        return take
+
+    for name in ("pictures", "sounds", "series"):
+        line(f"**{name}**", of_kind(name))
+    line("**all in words**", lambda measured: (measured["all"]["questions"], measured["all"]["accuracy"]))
+    for i, part in enumerate(next(iter(results.values()))[0]["measured"]["parts"]):
+        label = f"{kind(part)}: {part['task']}" + (f", {part['group']}" if kind(part) != "series" else "")
         if "share" in part:
-            values = [cell([p["share"]["accuracy"] for p in of], 100) for of in parts.values()]
-            row([label, str(part["share"]["questions"]), *values])
+            line(label, lambda measured: (measured["parts"][i]["share"]["questions"], measured["parts"][i]["share"]["accuracy"]))
         if "errors" in part:
-            row([f"{label} (error)", str(part["errors"]["forecasts"]), *(cell([p["errors"]["ratio"] for p in of], 1, 3) for of in parts.values())])
-    row(["**all in words**", "", *(cell([run["measured"]["all"]["accuracy"] for run in runs], 100) for runs in results.values())])
+            line(f"{label}: error", lambda measured: (measured["parts"][i]["errors"]["forecasts"], measured["parts"][i]["errors"]["ratio"]))
     if "dense" not in results:
         return
     print("\nSteps to the dense model's last held-out loss, as a share of its steps:\n")

@@ -59,11 +59,13 @@ def train(kind, out, recipe, **changes):
     plan = {**config["plan"], **changes.pop("plan", {})}
     config = {key: value for key, value in {**config, **changes, "plan": plan}.items() if value is not None}
     config["plan"]["out"] = str(out)
+    path, text = out.with_suffix(".toml"), "\n".join(toml(config)) + "\n"
+    if out.exists() and path.exists() and path.read_text() != text:
+        sys.exit(f"{out} was begun by another recipe, {path}: remove it, or name another folder with --out")
     if (out / "model/model.safetensors").exists():
         return out / "model"
-    path = out.with_suffix(".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(toml(config)) + "\n")
+    path.write_text(text)
     command = [PROGRAM, "train", kind, path] + (["--resume"] if any(out.glob("checkpoint-*")) else [])
     with open(out.with_suffix(".log"), "a") as log:
         process = subprocess.Popen(command, env={**os.environ, "CANDLE_NUM_THREADS": "1"}, stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a corpus of time series with questions, for a model that reads them among words.
 
-    python3 tools/series_corpus.py [--out data/series-questions] [--seed 1] [--count 12000 600 1500]
+    python3 tools/series_corpus.py [--out data/series-questions] [--seed 1] [--count 12000 600 600]
 
 Needs Python 3.9 or newer, nothing else. A series has 48 to 96 values: a level and a unit of its own, a trend or none, a season of 4, 6, 8, 12 or
 24 steps or none, and noise. Asked is whether it is rising, falling or flat; whether it has a season, and of which period; which half is

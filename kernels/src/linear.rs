@@ -96,6 +96,17 @@ impl Linear {
         }
     }
 
+    /// The same map as a model in bf16 computes it: where its weights are tiles of bf16 and the processor multiplies pairs of those, what meets
+    /// them is rounded to bf16; sums stay f32. Elsewhere nothing changes.
+    pub fn narrow(self) -> Self {
+        let base = match self.0 {
+            Weight::Packed { weight, bias } => Weight::Packed { weight: weight.narrow(), bias },
+            Weight::Joint(parts) => Weight::Joint(parts.into_iter().map(Self::narrow).collect()),
+            plain @ Weight::Plain { .. } => plain,
+        };
+        Self(base, self.1)
+    }
+
     /// Width of the input.
     pub fn input_width(&self) -> usize {
         match &self.0 {
@@ -217,6 +228,28 @@ mod tests {
         assert_eq!(plain.forward(&x)?.dims(), [2, 3, 33]);
         assert_eq!(values(plain.forward(&x)?)?, values(packed.forward(&x)?)?);
         assert!(Linear::new(weight.clone(), Some(weight)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn narrow_rounds_what_meets_bf16_and_nothing_else() -> Result<()> {
+        let p = Params::init(3, &Device::Cpu);
+        let weight = p.tensor("w", [48, 37], Init::Normal(1.0))?.detach();
+        let x = p.tensor("x", [19, 37], Init::Normal(1.0))?.detach();
+        let rounded = x.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let plain = Linear::new(weight.to_dtype(dtype)?, None)?.pack()?;
+            let narrow = plain.clone().narrow();
+            let pairs = dtype == DType::BF16 && crate::cpu::isa() == crate::cpu::Isa::Avx512Bf16;
+            let expected = plain.forward(if pairs { &rounded } else { &x })?;
+            let most = (narrow.forward(&x)? - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            // Pairs are summed in another order.
+            assert!(most <= if pairs { 2e-5 } else { 0.0 }, "{dtype:?}: {most}");
+            if pairs {
+                let exact = (plain.forward(&x)? - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(exact > 1e-3, "nothing was rounded: {exact}");
+            }
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ fn json_config() -> Value {
             "image_experts": 2, "audio_experts": 2, "series_experts": 1, "initializer_range": 0.3
         },
         "image": {"size": 8, "patch": 4},
-        "audio": {"bands": 8, "frames": 4, "mean": -30.0, "std": 20.0, "longest": 4.0},
+        "audio": {"bands": 8, "frames": 4, "mean": -30.0, "std": 20.0, "longest": 2.0},
         "series": {"patch": 4, "levels": [0.1, 0.5, 0.9], "longest": 64, "forecast_token": "<f>"},
     })
 }

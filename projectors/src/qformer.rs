@@ -109,9 +109,9 @@ impl Attention {
     fn load(cfg: &WindowQFormerConfig, inputs: usize, p: &Params) -> Result<Self> {
         let (h, own, output) = (cfg.hidden, p.pp("self"), p.pp("output"));
         Ok(Self {
-            query: Linear::load(&own, "query", (h, h), true, INIT)?,
-            key_value: Linear::load_joint(&own, &[("key", h), ("value", h)], inputs, true, INIT)?,
-            out: Linear::load(&output, "dense", (h, h), true, INIT)?,
+            query: Linear::load(&own, "query", (h, h), true, INIT)?.narrow(),
+            key_value: Linear::load_joint(&own, &[("key", h), ("value", h)], inputs, true, INIT)?.narrow(),
+            out: Linear::load(&output, "dense", (h, h), true, INIT)?.narrow(),
             norm: Norm::load(&output, h, cfg.eps)?,
             heads: cfg.heads,
         })
@@ -159,7 +159,7 @@ impl Layer {
         Ok(Self {
             attention: Attention::load(cfg, h, &p.pp("attention"))?,
             cross,
-            ffn: if p.trains() || !p.device().is_cpu() { ffn } else { ffn.pack()? },
+            ffn: if p.trains() || !p.device().is_cpu() { ffn } else { ffn.pack()?.narrow() },
             norm: Norm::load(&p.pp("output_query"), h, cfg.eps)?,
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{DType, Device};
 use moesaic::Tokenizer;
 use moesaic_models::omni::{Omni, Senses};
@@ -44,7 +44,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
 /// Measure how many questions about pictures, sounds and series a model answers right, and how far its forecasts are off.
 ///
 /// An answer counts as right where it is the one of the file, word by word. A forecast's error is its mean absolute error, beside that of
-/// the series' last value; their ratio is the geometric mean over questions. Prints both by task and part of the data.
+/// the series' last value; their ratio is the geometric mean over questions, but for those that the last value answers exactly. Prints both by task and part of the data.
 #[derive(Debug, clap::Args)]
 pub(super) struct EvalArgs {
     /// Folder of a model
@@ -73,13 +73,15 @@ struct Errors {
     logs: f64,
 }
 
-/// Keeps a ratio of two errors finite where a series stands still.
-const TINY: f64 = 1e-9;
-
 impl Errors {
     fn add(&mut self, (own, naive): (f64, f64)) {
+        // No ratio says how much worse than exact a forecast is.
+        if naive <= 0.0 {
+            return;
+        }
         self.forecasts += 1;
-        self.logs += ((own + TINY) / (naive + TINY)).ln();
+        // An exact forecast counts as a millionth of the error.
+        self.logs += (own / naive).max(1e-6).ln();
         self.ratio = (self.logs / self.forecasts as f64).exp();
     }
 }
@@ -106,10 +108,12 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let load = |file: &PathBuf| Items::load(file, model.config(), &encode).map_err(said);
     let all = args.files.iter().map(load).collect::<Result<Vec<_>>>()?;
     let (mut parts, mut total) = (BTreeMap::<(String, String), Part>::new(), Share::default());
-    for items in &all {
+    for (items, file) in all.iter().zip(&args.files) {
         let count = args.most.unwrap_or(usize::MAX).min(items.len());
         for i in 0..count {
-            for one in score(&model, &senses, items, i * items.len() / count, args.together).map_err(said)? {
+            let item = i * items.len() / count;
+            let scored = score(&model, &senses, items, item, args.together).map_err(said);
+            for one in scored.with_context(|| format!("{}: item {}", file.display(), item + 1))? {
                 let key = (one.task.to_string(), one.group.to_string());
                 let part = parts.entry(key.clone()).or_insert(Part { task: key.0, group: key.1, ..Part::default() });
                 if let Some(right) = one.right {

@@ -106,7 +106,7 @@ fn everything(args: &Args, dir: &Path) -> Result<(String, RouteMap)> {
     let omni = Omni::from_dir(dir)?;
     let (mut shown, mut question) = (Vec::new(), Vec::new());
     for input in &args.inputs {
-        if !input.exists() {
+        if !super::run::is_file(input)? {
             question.push(input.to_string_lossy());
             continue;
         }

@@ -24,12 +24,15 @@ pub(super) struct Args {
     /// Folder of a model that reads all of these, such as assets/omni of this project
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Answer the last question with a forecast of so many values
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-    /// The column of a table with several
+    /// Answer the last question with a forecast of so many rows
+    #[arg(long, value_name = "N", requires = "inputs")]
+    horizon: Option<usize>,
+    /// The column of tables with several, or the series of long ones
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
+    /// Ignore times of tables and number the rows 1, 2, 3, ...
+    #[arg(long)]
+    steps: bool,
     /// Most tokens of an answer [default: what the model's context holds]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -68,26 +71,55 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     for (i, (input, file)) in args.inputs.iter().zip(files).enumerate() {
         match file {
-            true => talk.show(input)?,
+            true => talk.show(&[input])?,
             false => talk.ask(&input.to_string_lossy(), i + 1 == args.inputs.len())?,
         }
     }
     Ok(())
 }
 
-/// Whether an input is a file; what only looks like one is refused, so that a wrong path is not read as a question.
-fn is_file(input: &Path) -> Result<bool> {
-    if input.exists() {
-        return Ok(true);
-    }
+/// Whether an input is a file. What only looks like one is refused, so that a wrong path is not read as a question.
+pub(super) fn is_file(input: &Path) -> Result<bool> {
     let text = input.to_string_lossy();
-    let ends = input.extension().is_some_and(|end| {
-        (1..=5).contains(&end.len()) && end.to_string_lossy().bytes().all(|b| b.is_ascii_alphanumeric())
-    });
-    if !text.contains(char::is_whitespace) && (text.contains(std::path::MAIN_SEPARATOR) || ends) {
-        bail!("cannot read {text}: there is no such file");
+    match input.exists() {
+        true => Ok(true),
+        false if looks_like_a_path(&text) => bail!("cannot read {text}: there is no such file"),
+        false => Ok(false),
     }
-    Ok(false)
+}
+
+/// Whether text without spaces can only be meant as a path: it begins like one, or ends in a name such as `.csv`.
+fn looks_like_a_path(text: &str) -> bool {
+    let begins = ["/", "./", "../", "~/", ".\\", "..\\"].iter().any(|start| text.starts_with(start));
+    let end = Path::new(text).extension().map(|end| end.to_string_lossy());
+    let ends = end.is_some_and(|end| {
+        (2..=5).contains(&end.len())
+            && end.bytes().all(|b| b.is_ascii_alphanumeric())
+            && end.bytes().any(|b| b.is_ascii_alphabetic())
+    });
+    !text.contains(char::is_whitespace) && (begins || ends)
+}
+
+/// The files at the start of a line, and the question behind them; paths with spaces stand in quotes.
+fn parse(line: &str) -> Result<(Vec<PathBuf>, &str)> {
+    let (mut files, mut rest) = (Vec::new(), line.trim());
+    while !rest.is_empty() {
+        let quote = rest.chars().next().filter(|first| ['"', '\''].contains(first));
+        let (word, behind) = match quote.and_then(|quote| rest[1..].split_once(quote)) {
+            Some(quoted) => quoted,
+            None => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
+        };
+        // The name of a folder may well be a word.
+        if !Path::new(word).is_file() {
+            if looks_like_a_path(word) {
+                bail!("cannot read {word}: there is no such file");
+            }
+            break;
+        }
+        files.push(PathBuf::from(word));
+        rest = behind.trim_start();
+    }
+    Ok((files, rest))
 }
 
 /// A conversation.
@@ -102,15 +134,19 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    fn show(&mut self, file: &Path) -> Result<()> {
+    /// Opens files for the next question, all of them or none.
+    fn show(&mut self, files: &[impl AsRef<Path>]) -> Result<()> {
         let mut options = TableOptions::default();
         options.columns = self.args.column.iter().cloned().collect();
-        let (media, notes) = self.omni.open(file, &options)?;
-        notes.iter().for_each(|remark| note(remark));
-        if let Media::Series(series) = &media {
-            self.series = Some(series.clone());
+        options.number_rows = self.args.steps;
+        let opened = files.iter().map(|file| self.omni.open(file, &options)).collect::<moesaic::Result<Vec<_>>>()?;
+        for (media, notes) in opened {
+            notes.iter().for_each(|remark| note(remark));
+            if let Media::Series(series) = &media {
+                self.series = Some(series.clone());
+            }
+            self.shown.push(media);
         }
-        self.shown.push(media);
         Ok(())
     }
 
@@ -120,7 +156,7 @@ impl Talk<'_> {
             note(&format!("words that the model does not know: {}", unknown.join(", ")));
         }
         let mut options = OmniOptions::default();
-        (options.steps, options.max_tokens) = (self.args.steps.filter(|_| last), self.args.max_tokens);
+        (options.horizon, options.max_tokens) = (self.args.horizon.filter(|_| last), self.args.max_tokens);
         let answer = self.omni.ask(&mut self.conversation, &self.shown, question, &options)?;
         self.shown.clear();
         if self.args.json {
@@ -169,33 +205,28 @@ impl Talk<'_> {
             };
             // At a terminal one can do better next time.
             match done {
-                Err(error) if terminal => note(&format!("{error:#}")),
+                Err(error) if terminal => {
+                    note(&format!("{error:#}"));
+                    if !self.shown.is_empty() {
+                        note("what was shown for this question is dropped");
+                        self.shown.clear();
+                    }
+                }
                 done => done?,
             }
         }
         if terminal {
             print("\n")?;
+        } else if !self.shown.is_empty() {
+            bail!("what is asked about the last file? Give a question behind it");
         }
         Ok(())
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
-        let bare = line.trim_matches(['"', '\'']);
-        if is_file(Path::new(bare))? {
-            return self.show(Path::new(bare));
-        }
-        let mut rest = line;
-        while let Some((word, behind)) = rest.split_once(char::is_whitespace) {
-            if !is_file(Path::new(word))? {
-                break;
-            }
-            self.show(Path::new(word))?;
-            rest = behind.trim_start();
-        }
-        match is_file(Path::new(rest))? {
-            true => self.show(Path::new(rest)),
-            false => self.ask(rest, true),
-        }
+        let (files, question) = parse(line)?;
+        self.show(&files)?;
+        if question.is_empty() { Ok(()) } else { self.ask(question, true) }
     }
 }
 
@@ -207,11 +238,37 @@ mod tests {
     fn a_wrong_path_is_no_question() {
         let is = |text: &str| is_file(Path::new(text));
         assert!(is("Cargo.toml").unwrap());
-        for question in ["Is it rising?", "transcribe", "What is 3.5 about?", "Why.", "...", "and/or what?"] {
+        for question in
+            ["Is it rising?", "transcribe", "What is 3.5 about?", "Why.", "...", "and/or", "3.5", "e.g.", "none.csv it"]
+        {
             assert!(!is(question).unwrap(), "{question}");
         }
-        for path in ["scene.png", "data/none", "../none.csv", "a.h5"] {
+        for path in ["scene.png", "data/none.csv", "../none", "/none", "./none", "a.h5"] {
             assert!(is(path).unwrap_err().to_string().contains("no such file"), "{path}");
         }
+    }
+
+    #[test]
+    fn files_stand_in_front_of_a_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let spaced = folder.path().join("my scene.txt");
+        std::fs::write(&spaced, "a").unwrap();
+        let spaced = spaced.display().to_string();
+        for (line, files, question) in [
+            ("Is it rising?", &[][..], "Is it rising?"),
+            ("Cargo.toml what is it?", &["Cargo.toml"], "what is it?"),
+            ("Cargo.toml README.md", &["Cargo.toml", "README.md"], ""),
+            (&format!("\"{spaced}\" 'Cargo.toml'  what?"), &[&spaced, "Cargo.toml"], "what?"),
+            (&format!("'{spaced}'"), &[&spaced], ""),
+            // A folder, a number and a quotation are words.
+            ("src or tests?", &[], "src or tests?"),
+            ("3.5 or 4?", &[], "3.5 or 4?"),
+            ("\"yes\" or no?", &[], "\"yes\" or no?"),
+            ("Yes/no: is it?", &[], "Yes/no: is it?"),
+        ] {
+            let expected: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+            assert_eq!(parse(line).unwrap(), (expected, question), "{line}");
+        }
+        assert!(parse("Cargo.toml typo.csv is it?").unwrap_err().to_string().contains("typo.csv"));
     }
 }

@@ -97,7 +97,7 @@ impl Convolution {
     pub(super) fn new(trains: bool, weight: Tensor, bias: Option<Tensor>, kernel: Kernel) -> Result<Self> {
         let map = match trains || !weight.device().is_cpu() {
             true => Map::Plain { weight, bias },
-            false => Map::Packed(Linear::new(rows(&weight)?, bias)?.pack()?),
+            false => Map::Packed(Linear::new(rows(&weight)?, bias)?.pack()?.narrow()),
         };
         Ok(Self { kernel, map })
     }
@@ -147,7 +147,7 @@ pub(super) fn mlp(
         Some(one(up, "bias", &[i], &[1, i], Init::Zeros)?),
         Some(one(down, "bias", &[h], &[1, h], Init::Zeros)?),
     )?;
-    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
+    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { Ok(bank.pack()?.narrow()) }
 }
 
 /// `x [b, t, h]` through a dense network.

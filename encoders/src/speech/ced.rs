@@ -79,8 +79,8 @@ impl Layer {
         };
         Ok(Self {
             norm1: Norm::load(p, "norm1", d, EPS)?,
-            qkv,
-            out: Linear::load(&attention, "proj", (d, d), true, INIT)?,
+            qkv: qkv.narrow(),
+            out: Linear::load(&attention, "proj", (d, d), true, INIT)?.narrow(),
             norm2: Norm::load(p, "norm2", d, EPS)?,
             ffn: mlp(p, ["mlp.fc1", "mlp.fc2"], (d, cfg.inner()), Activation::Gelu, INIT)?,
         })
@@ -98,7 +98,8 @@ impl Layer {
     }
 }
 
-/// The encoder of CED. Weights are of the dtype that they are loaded in, activations are f32 on the CPU.
+/// The encoder of CED. Weights are of the dtype that they are loaded in, activations are f32 on the CPU, but for those that meet
+/// bf16 in products of the processor's own ([`Linear::narrow`]).
 #[derive(Debug)]
 pub struct Ced {
     config: CedConfig,

@@ -45,7 +45,9 @@ pub(crate) struct Layer {
 impl Layer {
     pub fn load(names: &LayerNames, of: LayerConfig, gate: Option<Gate>, p: &Params) -> Result<Self> {
         let LayerConfig { hidden: h, inner, heads, eps, before, activation, init } = of;
-        let map = |name: &str| Linear::load(p, &format!("{}.{name}", names.attention), (h, h), true, init);
+        let map = |name: &str| {
+            Linear::load(p, &format!("{}.{name}", names.attention), (h, h), true, init).map(Linear::narrow)
+        };
         Ok(Self {
             q: map("q_proj")?,
             k: map("k_proj")?,

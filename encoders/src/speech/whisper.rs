@@ -86,7 +86,8 @@ struct Layer {
 impl Layer {
     fn load(cfg: &WhisperConfig, activation: Activation, p: &Params) -> Result<Self> {
         let (h, init) = (cfg.d_model, Init::Normal(cfg.init_std));
-        let map = |name: &str, bias| Linear::load(p, &format!("self_attn.{name}"), (h, h), bias, init);
+        let map =
+            |name: &str, bias| Linear::load(p, &format!("self_attn.{name}"), (h, h), bias, init).map(Linear::narrow);
         Ok(Self {
             attention_norm: Norm::load(p, "self_attn_layer_norm", h, EPS)?,
             q: map("q_proj", true)?,
@@ -107,7 +108,8 @@ impl Layer {
     }
 }
 
-/// The encoder of Whisper. Weights are of the dtype that they are loaded in, activations are f32 on the CPU.
+/// The encoder of Whisper. Weights are of the dtype that they are loaded in, activations are f32 on the CPU, but for those that meet
+/// bf16 in products of the processor's own ([`Linear::narrow`]).
 #[derive(Debug)]
 pub struct WhisperEncoder {
     config: WhisperConfig,

@@ -253,6 +253,17 @@ impl ExpertBank {
         Ok(self)
     }
 
+    /// The same bank as a model in bf16 computes it: where its weights are tiles of bf16 and the processor multiplies pairs of those, tokens, and
+    /// what is between the projections, are rounded to bf16; sums stay f32. Elsewhere nothing changes.
+    pub fn narrow(mut self) -> Self {
+        let narrow = |storage: Storage| match storage {
+            Storage::Packed(weight) => Storage::Packed(weight.narrow()),
+            dense @ Storage::Dense(_) => dense,
+        };
+        (self.up, self.down) = (narrow(self.up), self.down.map(narrow));
+        self
+    }
+
     /// Number of experts: networks, and those without one behind them.
     pub fn experts(&self) -> usize {
         self.networks() + self.extras.free.len()

@@ -198,7 +198,7 @@ impl Config {
     }
 
     /// True where layer `i` is passed by some tokens.
-    pub(super) fn is_deep(&self, i: usize) -> bool {
+    pub fn is_deep(&self, i: usize) -> bool {
         self.depth_share.is_some() && i.is_multiple_of(2)
     }
 }

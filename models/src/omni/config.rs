@@ -185,6 +185,19 @@ impl Config {
                 bail!("series.levels are {levels:?}: expected rising quantiles between 0 and 1, 0.5 among them");
             }
         }
+        // What cannot be asked about is no use to read.
+        for (what, tokens) in [
+            ("a picture", self.image.map(|image| image.tokens())),
+            ("the longest sound", self.audio.map(|audio| (audio.samples() / 160 + 1).div_ceil(audio.frames))),
+            ("the longest series", self.series.as_ref().map(|series| series.longest.div_ceil(series.patch))),
+        ] {
+            if let Some(tokens) = tokens.filter(|&tokens| tokens + 2 > self.context) {
+                bail!(
+                    "{what} has {tokens} tokens, which a context of {} has no room for beside a question",
+                    self.context
+                );
+            }
+        }
         Ok(())
     }
 }

@@ -132,7 +132,8 @@ pub struct Sequence {
     pub modality: Vec<Modality>,
     /// Padding tokens of each row.
     pub padding: Vec<usize>,
-    /// Words that are predicted: those of answers, [`Config::forecast_token`] where a patch comes next, the last token of each answer.
+    /// Words that are predicted: those of answers, [`SeriesConfig::forecast_token`](super::SeriesConfig::forecast_token)
+    /// where a patch comes next, the last token of each answer.
     pub words: Vec<Target<i64>>,
     /// Patches that are predicted, scaled; missing values are NaN.
     pub patches: Vec<Target<Vec<f32>>>,

@@ -76,7 +76,8 @@ impl Omni {
         let sequence = sequence::lay_out(self, head, after.scale, &[row])?;
         let (seen, new, context) = (after.tokens(), sequence.embeds.dim(1)?, self.config.context);
         if seen + new >= context {
-            bail!("{seen} tokens and {new} new ones leave no room in this model's context of {context}: start anew");
+            let advice = if seen == 0 { "show less, or ask more briefly" } else { "start anew" };
+            bail!("{seen} tokens and {new} new ones leave no room in this model's context of {context}: {advice}");
         }
         after.scale = sequence.scales.into_iter().next().flatten();
         let levels = self.config.series.as_ref().map_or(0, |series| series.levels.len());
@@ -110,6 +111,8 @@ impl Omni {
             }
             last = forward(&next.unsqueeze(0)?, &[modality], &mut after.cache)?;
         }
+        // The last of the values may have come with the last token.
+        reply.finished |= matches!(wanted, Wanted::Values(steps) if reply.steps() >= steps);
         after.answered = true;
         *memory = after;
         Ok(reply)
@@ -147,8 +150,14 @@ impl Omni {
         values.iter_mut().for_each(|levels| levels.sort_by(f32::total_cmp));
         let most = if let Wanted::Values(steps) = wanted { steps } else { usize::MAX };
         for levels in &values {
+            let values = levels.iter().map(|&value| scale.invert(value));
+            if !values.clone().all(f32::is_finite) {
+                bail!(
+                    "the forecast is not finite: are the weights damaged, or the values of the series close to the largest?"
+                );
+            }
             let open = all.iter_mut().filter(|all| all.len() < most);
-            open.zip(levels).for_each(|(all, &value)| all.push(scale.invert(value)));
+            open.zip(values).for_each(|(all, value)| all.push(value));
         }
         let medians: Vec<f32> = values.iter().filter_map(|levels| levels.get(median).copied()).collect();
         self.embed_all(&[], &[], &[], &[sequence::patch(&medians)]).map(|(token, _)| token)

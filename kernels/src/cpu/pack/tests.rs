@@ -1,7 +1,9 @@
 //! Tests of panels.
 
+use candle_core::{DType, Device, Result, Tensor};
+
 use super::*;
-use candle_core::{Device, Tensor};
+use crate::cpu::tile::{NR, Panel};
 
 #[test]
 fn gate_and_up_start_panels_of_their_own() -> Result<()> {

@@ -114,7 +114,8 @@ impl Items {
     /// Reads the file; pictures and sounds are read when they are asked for.
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is broken or asks for what the model does not take: the message names file and line.
+    /// The file cannot be read, or a line of it is broken or asks for what the model does not take: the message names file and line. What is
+    /// wrong with a picture or a sound shows when it is read.
     pub fn load(path: &Path, config: &Config, tokenise: &Tokenise<'_>) -> Result<Self> {
         let mut reader = BufReader::new(File::open(path).map_err(|e| at(path, e))?);
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -190,7 +191,12 @@ fn item(line: Line, folder: &Path, config: &Config, tokenise: &Tokenise<'_>) -> 
             bail!("there is a {what}, which the model does not take");
         }
     }
+    let shown = line.series.is_some();
     let series = numbers(line.series.unwrap_or_default());
+    let read = config.series.as_ref().map_or(&series[..], |config| config.newest(&series));
+    if shown && (!read.iter().any(|v| v.is_finite()) || read.iter().any(|v| v.is_infinite())) {
+        bail!("a series of {} values, expected at least one number and none that is infinite", series.len());
+    }
     let ids = |text: &str| -> Result<Vec<u32>> {
         let ids = tokenise(text)?;
         match ids.iter().find(|id| **id as usize >= config.backbone.vocab_size) {
@@ -210,10 +216,10 @@ fn item(line: Line, folder: &Path, config: &Config, tokenise: &Tokenise<'_>) -> 
         };
         let empty = match &answer {
             Said::Words(ids) => ids.is_empty(),
-            Said::Values(values) => !values.iter().any(|v| v.is_finite()),
+            Said::Values(values) => !values.iter().any(|v| v.is_finite()) || values.iter().any(|v| v.is_infinite()),
         };
         if empty {
-            bail!("the answer to {:?} is empty", turn.question);
+            bail!("the answer to {:?} is empty, or not finite", turn.question);
         }
         let (task, text) = (turn.task.into(), ids(&turn.question)?);
         Ok(Question { task, group: group.clone(), text, answer })
