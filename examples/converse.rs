@@ -26,14 +26,14 @@ fn main() -> Result<()> {
     if given.is_empty() {
         let data = |name: &str| root.join("examples/data").join(name);
         given = vec![
-            data("pictures/scene-1.png"),
-            "How many shapes are there?".into(),
+            data("pictures/circle.png"),
+            "What color is the shape?".into(),
+            "What shape is in the image?".into(),
             data("sound/mixture.flac"),
             "What can be heard beside a voice?".into(),
             data("co2.csv"),
-            "Is it rising?".into(),
-            "Forecast 24 steps.".into(),
-            "How many shapes are there?".into(),
+            "Does it have a season?".into(),
+            "Forecast 16 steps.".into(),
         ];
     }
     let omni = Omni::from_dir(model)?;

@@ -113,6 +113,7 @@ pub struct OmniAnswer {
 /// What a prompt holds until its parts borrow from it.
 enum Held {
     Ids(Vec<u32>),
+    #[cfg(feature = "image")]
     Image(Tensor),
     Audio(Tensor),
     Series(Vec<f32>),
@@ -365,6 +366,7 @@ impl Held {
     fn part(&self) -> Part<'_> {
         match self {
             Self::Ids(ids) => Part::Text(ids),
+            #[cfg(feature = "image")]
             Self::Image(image) => Part::Image(image),
             Self::Audio(sound) => Part::Audio(sound),
             Self::Series(values) => Part::Series(values),

@@ -49,6 +49,9 @@ pub struct Config {
     /// paper); absent for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth_share: Option<f64>,
+    /// Inner width of auxiliary routers; absent for half of a token's, as in the paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auxiliary_size: Option<usize>,
     /// Seed of Gumbel-sigmoid noise on the routers of experts in training, for upcycled models; absent for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gumbel_noise: Option<u64>,
@@ -111,6 +114,7 @@ impl Config {
             ("intermediate_size", self.intermediate_size, WIDEST),
             ("text_experts", self.text_experts, MOST),
             ("mixed_experts", self.mixed_experts.unwrap_or(1), MOST),
+            ("auxiliary_size", self.auxiliary_size.unwrap_or(1), WIDEST),
         ] {
             if value == 0 || value > most {
                 bail!("{name} is {value}, expected 1 to {most}");

@@ -171,12 +171,13 @@ impl Chooser {
         let causal = match sources.auxiliary() {
             None => None,
             Some(p) => {
+                let inner = cfg.auxiliary_size.unwrap_or(h / 2);
                 let auxiliary = affinity.groups.iter().map(|group| {
                     let part = group.modality.map_or(String::new(), |modality| format!(".{}", modality.name()));
                     let p = p.pp(format!("{name}.auxiliary{part}"));
                     Ok(AuxiliaryRouter {
-                        down: p.tensor_f32("down.weight", [h / 2, h], init)?,
-                        up: p.tensor_f32("up.weight", [group.experts, h / 2], init)?,
+                        down: p.tensor_f32("down.weight", [inner, h], init)?,
+                        up: p.tensor_f32("up.weight", [group.experts, inner], init)?,
                     })
                 });
                 Some(CausalChoice { auxiliary: auxiliary.collect::<Result<_>>()?, affinity: affinity.clone() })

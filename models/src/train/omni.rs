@@ -265,7 +265,8 @@ pub fn run(
     let newest = super::newest(out, resume)?;
     let (omni, device) = (settings(config)?, Device::Cpu);
     let load = |source: &Source| -> Result<Named> {
-        let items = Items::load(&source.file, &omni, tokenise)?;
+        let mut items = Items::load(&source.file, &omni, tokenise)?;
+        items.repeat(&source.repeat).map_err(|e| super::at(&source.file, e))?;
         Ok(Named { name: source.name.clone(), weight: source.weight, items })
     };
     let train = config.data.train.iter().map(load).collect::<Result<Vec<_>>>()?;

@@ -1,5 +1,6 @@
 //! The TOML file of a training run.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{Result, bail};
@@ -46,6 +47,9 @@ pub struct Source {
     /// How often turns are of this source, beside the others' weights.
     #[serde(default = "one")]
     pub weight: f64,
+    /// By task, as how many questions one of it counts when a question about an item is drawn; 1 where nothing is said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repeat: BTreeMap<String, usize>,
 }
 
 /// What a run is trained on.
@@ -113,6 +117,10 @@ impl TrainConfig {
         }
         if let Some(source) = train.iter().chain(valid).find(|s| !(s.weight > 0.0 && s.weight.is_finite())) {
             bail!("the weight of {:?} is {}, expected a number above 0", source.name, source.weight);
+        }
+        let repeats = train.iter().chain(valid).flat_map(|source| &source.repeat);
+        if let Some((task, times)) = repeats.into_iter().find(|(_, times)| !(1..=100).contains(*times)) {
+            bail!("a question of {task:?} counts as {times}, expected 1 to 100");
         }
         if self.auxiliary && self.init.is_none() {
             bail!("auxiliary routers belong to a trained model: name its folder in init");

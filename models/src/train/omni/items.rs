@@ -1,5 +1,6 @@
 //! Questions about pictures, sounds and series.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -148,6 +149,27 @@ impl Items {
             return Err(at(path, "there is no question in it"));
         }
         Ok(Self { all, fingerprint })
+    }
+
+    /// Lets a question of a task count as several when one is drawn.
+    ///
+    /// # Errors
+    /// There is no question of one of the tasks.
+    pub fn repeat(&mut self, times: &BTreeMap<String, usize>) -> Result<()> {
+        let known =
+            |task: &str| self.all.iter().flat_map(|item| &item.questions).any(|question| *question.task == *task);
+        if let Some(task) = times.keys().find(|task| !known(task)) {
+            bail!("there is no question of the task {task:?}");
+        }
+        if times.is_empty() {
+            return Ok(());
+        }
+        for item in &mut self.all {
+            let questions = std::mem::take(&mut item.questions).into_iter();
+            let count = |question: &Question| times.get(&*question.task).copied().unwrap_or(1);
+            item.questions = questions.flat_map(|q| std::iter::repeat_n(q.clone(), count(&q))).collect();
+        }
+        Ok(())
     }
 
     /// Items.
