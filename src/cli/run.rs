@@ -171,6 +171,9 @@ impl Talk<'_> {
         if !answer.text.is_empty() || answer.forecast.is_none() {
             print(&format!("{}\n", answer.text))?;
         }
+        if answer.text.is_empty() && answer.forecast.is_none() {
+            note("the model has no answer: was something shown that the question is about?");
+        }
         if let (Some(mut forecast), Some(series)) = (answer.forecast, &self.series) {
             // The median is the forecast itself.
             forecast.quantiles.retain(|quantile| quantile.level != 0.5);

@@ -15,9 +15,9 @@ use crate::routes::{RouteInput, Routes};
 /// for mixture-of-depths too).
 #[derive(Clone, Debug)]
 pub struct AuxiliaryRouter {
-    /// `[H / 2, H]`, `A1` transposed.
+    /// `[inner, H]`, `A1` transposed; the paper's inner width is `H / 2`.
     pub down: Tensor,
-    /// `[E_M, H / 2]`, `A2` transposed.
+    /// `[E_M, inner]`, `A2` transposed.
     pub up: Tensor,
 }
 
