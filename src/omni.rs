@@ -183,8 +183,8 @@ impl Omni {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty question with nothing shown, for what the model does not take, for a horizon where no series was shown,
-    /// for a series without a number or with an infinite one, and where the conversation or the forecast is longer than the model's context; [`Error::Media`] for a picture or a sound that cannot be
-    /// prepared; [`Error::Compute`] when the model fails.
+    /// for a series without a number or with an infinite one, and where the conversation or the forecast is longer than the model's
+    /// context; [`Error::Media`] for a picture or a sound that cannot be prepared; [`Error::Compute`] when the model fails.
     pub fn ask(
         &self,
         conversation: &mut Conversation,
