@@ -19,6 +19,8 @@ pub mod checkpoint;
 pub mod consistency;
 pub mod conv;
 pub mod cpu;
+#[cfg(test)]
+mod cuda;
 pub mod experts;
 mod host;
 mod layer;

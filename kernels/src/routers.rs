@@ -138,7 +138,7 @@ fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<u32> {
 ///
 /// # Errors
 /// A token's scores are not all finite: what comes after would be noise.
-fn choose(
+pub(crate) fn choose(
     scores: &Tensor,
     k: usize,
     groups: Option<GroupLimit>,
@@ -241,11 +241,11 @@ fn logits(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     linear(&x.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, None)
 }
 
-fn max(values: &[f32]) -> f32 {
+pub(crate) fn max(values: &[f32]) -> f32 {
     values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-fn two_best(values: &[f32]) -> f32 {
+pub(crate) fn two_best(values: &[f32]) -> f32 {
     top_k(values, 2, |_| true).iter().map(|&i| values[i as usize]).sum()
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Sorts `(expert, slot)` lists per token. The order of sums over a token's routes is that of its slots, so results do
     /// not depend on how experts are numbered.
-    fn new(experts: usize, choices: &[Vec<u32>]) -> Result<Self> {
+    pub fn new(experts: usize, choices: &[Vec<u32>]) -> Result<Self> {
         let total: usize = choices.iter().map(Vec::len).sum();
         if u32::try_from(total).is_err() || u32::try_from(choices.len()).is_err() {
             bail!("{total} routes of {} tokens are more than one call takes; split the batch", choices.len());

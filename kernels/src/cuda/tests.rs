@@ -1,0 +1,7 @@
+//! The kernels on the emulator, beside the CPU's.
+//!
+//! Where there is no C++ compiler the tests say so and pass.
+
+mod emulator;
+mod experts;
+mod plan;

@@ -1,0 +1,138 @@
+// All kernels, and what runs them: `emulator_launch` is called as cuLaunchKernel would be.
+#include "../../src/cuda/float.cu"
+#include "../../src/cuda/grouped.cu"
+#include "../../src/cuda/plan.cu"
+#include "../../src/cuda/rows.cu"
+#include <dlfcn.h>
+
+namespace emulator {
+std::vector<Lane> lanes;
+Lane *now;
+std::vector<Slot> slots;
+Triple block, block_size, grid_size;
+u8 *shared;
+
+static ucontext_t home;
+static std::vector<char> stacks;
+static const size_t STACK = 1 << 16, MOST = 12;
+static u64 arguments[MOST];
+static void *kernel;
+static const char *name;
+
+void fail(const char *what) {
+    fprintf(stderr, "%s, block (%u, %u, %u): %s\n", name, block.x, block.y, block.z, what);
+    abort();
+}
+
+void pause(State state) {
+    now->state = state;
+    swapcontext(&now->context, &home);
+}
+
+static void body() {
+    // Kernels take addresses and 32-bit numbers, each in a place of 64 bits.
+    u64 *a = arguments;
+    auto f = (void (*)(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64))kernel;
+    f(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]);
+    pause(DONE);
+}
+
+static void run_block(u32 threads, u32 &seed) {
+    for (u32 i = 0; i < threads; i++) {
+        Lane &lane = lanes[i];
+        lane.thread = {i, 0, 0}, lane.index = i, lane.state = READY;
+        lane.copies.clear(), lane.groups.clear();
+        getcontext(&lane.context);
+        lane.context.uc_stack.ss_sp = &stacks[i * STACK];
+        lane.context.uc_stack.ss_size = STACK;
+        makecontext(&lane.context, body, 0);
+    }
+    std::vector<u32> order(threads);
+    for (u32 i = 0; i < threads; i++) {
+        order[i] = i;
+    }
+    for (;;) {
+        bool moved = false;
+        for (u32 i = threads; i > 1; i--) {
+            seed = seed * 1664525 + 1013904223;
+            std::swap(order[i - 1], order[(u64)seed * i >> 32]);
+        }
+        for (u32 i : order) {
+            if (lanes[i].state == READY) {
+                now = &lanes[i];
+                swapcontext(&home, &now->context);
+                moved = true;
+            }
+        }
+        u32 done = 0, at_block = 0;
+        for (u32 w = 0; w < threads; w += 32) {
+            u32 at_warp = 0;
+            for (u32 i = w; i < w + 32; i++) {
+                at_warp += lanes[i].state == AT_WARP;
+                at_block += lanes[i].state == AT_BLOCK;
+                done += lanes[i].state == DONE;
+            }
+            for (u32 i = w; i < w + 32 && at_warp == 32; i++) {
+                lanes[i].state = READY, moved = true;
+            }
+        }
+        if (done == threads) {
+            return;
+        }
+        if (at_block > 0 && at_block + done == threads) {
+            for (u32 i = 0; i < threads; i++) {
+                lanes[i].state = lanes[i].state == DONE ? DONE : READY;
+            }
+        } else if (!moved) {
+            fail("some threads wait at a barrier that others never reach");
+        }
+    }
+}
+} // namespace emulator
+
+// Memory that ends where a page begins that cannot be touched, filled with NaN.
+extern "C" void *emulator_alloc(size_t bytes) {
+    size_t page = sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
+    char *at = (char *)mmap(0, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED || mprotect(at + whole, page, PROT_NONE)) {
+        abort();
+    }
+    memset(at, 0xff, whole);
+    return at + whole - (bytes + 15) / 16 * 16;
+}
+
+// Runs a kernel by its name; the first thread that calls it runs it all. False where there is no such kernel.
+extern "C" bool emulator_launch(const char *name, const u32 *grid, u32 threads, u32 shared, const u64 *arguments, u32 count, u32 seed) {
+    using namespace emulator;
+    static void *own = 0;
+    Dl_info info;
+    if (!own && dladdr((void *)emulator_launch, &info)) {
+        own = dlopen(info.dli_fname, RTLD_NOW);
+    }
+    kernel = own ? dlsym(own, name) : 0;
+    if (!kernel || count > MOST || threads % 32 || threads > 1024) {
+        return false;
+    }
+    emulator::name = name;
+    memcpy(emulator::arguments, arguments, count * sizeof(u64));
+    lanes.resize(threads), slots.resize(threads), stacks.resize(threads * STACK);
+    block_size = {threads, 1, 1}, grid_size = {grid[0], grid[1], grid[2]};
+    // A multiple of 128, where it begins as well as where it ends.
+    static const size_t most = 256 << 10;
+    static u8 *memory = (u8 *)emulator_alloc(most);
+    size_t size = (shared + 127) / 128 * 128;
+    if (size > most) {
+        return false;
+    }
+    emulator::shared = memory + most - size;
+    for (u32 z = 0; z < grid[2]; z++) {
+        for (u32 y = 0; y < grid[1]; y++) {
+            for (u32 x = 0; x < grid[0]; x++) {
+                block = {x, y, z};
+                memset(emulator::shared, 0xff, size);
+                run_block(threads, seed);
+            }
+        }
+    }
+    return true;
+}
