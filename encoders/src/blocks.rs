@@ -36,7 +36,7 @@ impl Norm {
 /// A linear map of tensors that were loaded by hand: packed unless it is to be trained.
 pub(crate) fn linear(p: &Params, weight: Tensor, bias: Option<Tensor>) -> Result<Linear> {
     let plain = Linear::new(weight, bias)?;
-    if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+    if p.packs() { plain.pack() } else { Ok(plain) }
 }
 
 /// Cuts pictures into patches and maps each to a token: a convolution whose stride is its width.
@@ -147,7 +147,7 @@ impl Mlp {
         let bias = |name: &str, out: usize| p.tensor(&format!("{name}.bias"), [out], Init::Zeros)?.unsqueeze(0);
         let bank = ExpertBank::mlp(weight(names[0], i, h)?, weight(names[1], h, i)?, act)?
             .with_biases(Some(bias(names[0], i)?), Some(bias(names[1], h)?))?;
-        Ok(Self(if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? }))
+        Ok(Self(if p.packs() { bank.pack()? } else { bank }))
     }
 
     /// `x [.., h]` to the same

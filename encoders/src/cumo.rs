@@ -33,7 +33,7 @@ impl SparseMlp {
         let up_bias = p.stack(&[experts, i], &parts("fc1.bias", &[i]), Init::Zeros)?;
         let down_bias = p.stack(&[experts, h], &parts("fc2.bias", &[h]), Init::Zeros)?;
         let bank = ExpertBank::mlp(up, down, cfg.activation)?.with_biases(Some(up_bias), Some(down_bias))?;
-        let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };
+        let bank = if p.packs() { bank.pack()? } else { bank };
         let weight = p.tensor("gate.weight", [experts, h], init)?.to_dtype(DType::F32)?;
         let router = Box::new(SoftmaxTopK { weight, k, renormalise: true, scale: 1.0, groups: None });
         Ok(Self(MoeLayer { router, experts: bank, shared: None }))

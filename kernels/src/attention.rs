@@ -5,6 +5,7 @@ mod biased;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
+use crate::composed;
 use crate::cpu::decode::{Stored, decode};
 use crate::cpu::{SendPtr, attention as kernel};
 use crate::host::{Values, as_f32, slice, storage_of, tensor, tracked};
@@ -53,6 +54,9 @@ impl CausalAttention {
     /// `q [b, t, heads, d]`, `k [b, s, kv_heads, d]`, `v [b, s, kv_heads, dv]` with `s >= t` (unless
     /// [`everywhere`](Self::everywhere)) to `[b, t, heads, dv]`
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        if composed::wanted(q) {
+            return composed::attention(&self.shape(q.dims(), k.dims(), v.dims())?, q, k, v);
+        }
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, self.clone())
     }
 
@@ -62,7 +66,11 @@ impl CausalAttention {
     /// # Shapes
     /// `qkv [b * t, (heads + 2 kv_heads) * d]` to `[b * t, heads * d]`
     pub fn forward_joint(&self, qkv: &Tensor, batch: usize, heads: usize, kv_heads: usize) -> Result<Tensor> {
-        qkv.contiguous()?.apply_op1(Joint { attention: self.clone(), batch, heads, kv_heads })
+        let joint = Joint { attention: self.clone(), batch, heads, kv_heads };
+        if composed::wanted(qkv) {
+            return composed::joint(&joint.shape(qkv.dims())?.0, qkv);
+        }
+        qkv.contiguous()?.apply_op1(joint)
     }
 
     /// Attention over the first `keys` tokens of a cache's buffers, which are read in place and may be f32, bf16 or f16
@@ -71,7 +79,12 @@ impl CausalAttention {
     /// # Shapes
     /// `q [b, t, heads, d]`, `k [b, capacity, kv_heads, d]`, `v [b, capacity, kv_heads, dv]` to `[b, t, heads, dv]`
     pub fn forward_cached(&self, q: &Tensor, k: &Tensor, v: &Tensor, keys: usize) -> Result<Tensor> {
-        q.contiguous()?.apply_op3_no_bwd(k, v, &Cached { attention: self.clone(), keys, dv: v.dim(3)? })
+        let cached = Cached { attention: self.clone(), keys, dv: v.dim(3)? };
+        if composed::wanted(q) {
+            let (shape, _) = cached.places(q.dims(), k.dims4()?.into(), v.dims4()?.into())?;
+            return composed::cached(&shape, q, k, v);
+        }
+        q.contiguous()?.apply_op3_no_bwd(k, v, &cached)
     }
 
     /// [`forward_cached`](Self::forward_cached) for one key-value head whose values are the first `dv` numbers of its keys,
@@ -80,10 +93,17 @@ impl CausalAttention {
     /// # Shapes
     /// `q [b, t, heads, d]`, `kv [b, capacity, d]` to `[b, t, heads, dv]`
     pub fn forward_latent(&self, q: &Tensor, kv: &Tensor, keys: usize, dv: usize) -> Result<Tensor> {
-        q.contiguous()?.apply_op2_no_bwd(kv, &Cached { attention: self.clone(), keys, dv })
+        let cached = Cached { attention: self.clone(), keys, dv };
+        if composed::wanted(q) {
+            let kv = kv.unsqueeze(2)?; // (b, capacity, 1, d)
+            let dims = kv.dims4()?.into();
+            let (shape, _) = cached.places(q.dims(), dims, dims)?;
+            return composed::cached(&shape, q, &kv, &kv);
+        }
+        q.contiguous()?.apply_op2_no_bwd(kv, &cached)
     }
 
-    fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<kernel::Shape> {
+    pub(crate) fn shape(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<kernel::Shape> {
         let (&[batch, queries, heads, d], &[kb, keys, kv_heads, kd], &[vb, vt, vh, dv]) = (q, k, v) else {
             bail!("attention: expected four dimensions each, got {q:?}, {k:?}, {v:?}");
         };

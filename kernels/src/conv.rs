@@ -3,6 +3,7 @@
 mod clips;
 #[cfg(test)]
 mod clips_tests;
+pub(crate) mod composed;
 mod depthwise;
 
 pub use clips::{ClipConv, Windows, max_pool, unfold_clips};
@@ -80,6 +81,9 @@ impl CustomOp1 for Unfold {
 /// # Shapes
 /// `x [b, t, c]` to `[b, (t - kernel) / stride + 1, kernel * c]`
 pub fn unfold(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return crate::composed::unfold(x, kernel, stride);
+    }
     x.contiguous()?.apply_op1(Unfold { kernel, stride })
 }
 
@@ -191,6 +195,9 @@ impl CustomOp3 for ChannelNorm {
 /// # Shapes
 /// `x [b, t, c]`, `weight [c]`, `bias [c]` to `[b, t, c]`
 pub fn channel_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return crate::composed::channel_norm(x, weight, bias, eps);
+    }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, ChannelNorm { eps })
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::{Deref, Range};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 use crate::cpu::pack::Elem;
@@ -80,11 +80,12 @@ impl<'a> Values<'a> {
             return Ok(Self::Borrowed { storage: Box::new(storage), range: start..end });
         }
         drop(storage);
-        let tensor = tensor.contiguous()?;
+        // What the host decides by, such as a router's scores, comes over from another device.
+        let tensor = tensor.to_device(&Device::Cpu)?.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
         match &*storage {
             Storage::Cpu(storage) => Ok(Self::Owned(as_f32(storage, layout, op)?.into_owned())),
-            _ => bail!("{op}: no kernel for device {:?}; move the tensors to the CPU", tensor.device()),
+            _ => bail!("{op}: the values did not come to the CPU from {:?}", tensor.device()),
         }
     }
 }
@@ -103,14 +104,14 @@ impl Deref for Values<'_> {
     }
 }
 
-/// Calls `f` with the elements of a CPU tensor as f32.
+/// Calls `f` with the elements of a tensor as f32.
 pub(crate) fn with_f32<R>(tensor: &Tensor, op: &str, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     f(&Values::of(tensor, op)?)
 }
 
 /// A tensor on the CPU from f32 values, in `dtype`.
 pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>, dtype: DType) -> Result<Tensor> {
-    Tensor::from_vec(values, shape, &candle_core::Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }
 
 /// True if autodiff will ask for this tensor's gradient.

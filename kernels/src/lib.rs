@@ -16,10 +16,11 @@
 mod attention;
 mod blocks;
 pub mod checkpoint;
+mod composed;
 pub mod consistency;
 pub mod conv;
 pub mod cpu;
-#[cfg(test)]
+#[cfg(any(test, feature = "cuda"))]
 mod cuda;
 pub mod experts;
 mod host;

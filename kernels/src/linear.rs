@@ -48,7 +48,7 @@ impl Linear {
             return Self::from_blocks(&blocks, bias()?);
         }
         let plain = Self::new(weight()?, bias()?)?;
-        if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+        if p.packs() { plain.pack() } else { Ok(plain) }
     }
 
     /// Several maps of one input side by side, such as queries, keys and values: `{name}.weight [out, in]` and `{name}.bias`
@@ -68,7 +68,7 @@ impl Linear {
         let weight = p.stack(&[total, inputs], &weights, init)?;
         let bias = if bias { Some(p.stack(&[total], &biases, Init::Zeros)?) } else { None };
         let plain = Self::new(weight, bias)?;
-        if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+        if p.packs() { plain.pack() } else { Ok(plain) }
     }
 
     /// A linear map with a weight in blocks, `[out, in]`, for the CPU; forward only.

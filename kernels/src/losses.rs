@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 
+use crate::composed;
 use crate::cpu::{SendPtr, parallel};
 use crate::host::{as_f32, tensor, with_f32};
 
@@ -237,6 +238,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &[i64]) -> Result<Tensor> {
     }
     if let Some(i) = targets.iter().position(|&t| t >= classes as i64) {
         bail!("cross entropy: target {} of row {i} is not one of {classes} classes", targets[i]);
+    }
+    if composed::wanted(logits) {
+        return composed::cross_entropy(logits, targets);
     }
     let count = targets.iter().filter(|&&t| t >= 0).count().max(1) as f64;
     logits.contiguous()?.apply_op1(CrossEntropy { targets: Arc::new(targets.to_vec()), count })

@@ -8,6 +8,7 @@ pub use gelu::gelu;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 
+use crate::composed;
 use crate::cpu::{SendPtr, isa, math, parallel};
 use crate::host::{as_f32, storage_of, tensor, tracked, with_f32};
 
@@ -60,6 +61,9 @@ impl CustomOp1 for Softmax {
 /// # Shapes
 /// any `[.., n]` to the same.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    if composed::wanted(x) {
+        return composed::softmax(x);
+    }
     x.contiguous()?.apply_op1(Softmax)
 }
 
@@ -130,6 +134,9 @@ impl CustomOp2 for RmsNorm {
 /// # Shapes
 /// `x [.., h]`, `weight [h]` to `[.., h]`
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if composed::wanted(x) {
+        return composed::rms_norm(x, weight, eps);
+    }
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
 }
 
@@ -224,6 +231,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
         Some(bias) => bias.contiguous()?,
         None => Tensor::zeros(weight.elem_count(), DType::F32, x.device())?,
     };
+    if composed::wanted(x) {
+        return composed::layer_norm(x, weight, &bias, eps);
+    }
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, LayerNorm { eps: eps as f32 })
 }
 
@@ -286,5 +296,8 @@ impl CustomOp1 for SiluGlu {
 /// # Shapes
 /// `[.., 2 i]` to `[.., i]`
 pub fn silu_glu(gate_up: &Tensor) -> Result<Tensor> {
+    if composed::wanted(gate_up) {
+        return composed::silu_glu(gate_up);
+    }
     gate_up.contiguous()?.apply_op1(SiluGlu)
 }

@@ -204,6 +204,11 @@ impl Params {
         self.inner.mode != Mode::Infer
     }
 
+    /// True if weights are put in tiles for the CPU: they are there, nobody trains them, and fused operations are to take them.
+    pub fn packs(&self) -> bool {
+        !self.trains() && self.device().is_cpu() && !crate::composed::everywhere()
+    }
+
     fn joined(&self, name: &str) -> String {
         match (self.prefix.as_str(), name) {
             ("", name) => name.to_string(),
@@ -320,8 +325,7 @@ impl Params {
     /// # Errors
     /// A part is missing or has another shape.
     pub fn blocks(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<Blocks>> {
-        let Some(checkpoint) = self.inner.checkpoint.as_ref().filter(|_| !self.trains() && self.device().is_cpu())
-        else {
+        let Some(checkpoint) = self.inner.checkpoint.as_ref().filter(|_| self.packs()) else {
             return Ok(None);
         };
         let names: Vec<String> = parts.iter().map(|(name, _)| self.full(name)).collect();
@@ -346,7 +350,7 @@ impl Params {
         let name = self.full(name);
         let stored =
             self.inner.checkpoint.as_ref().and_then(|c| c.info(&name)).is_some_and(|info| info.blocks.is_some());
-        stored && !self.trains() && self.device().is_cpu() && !self.inner.merging.contains_key(&name)
+        stored && self.packs() && !self.inner.merging.contains_key(&name)
     }
 
     /// A stack of experts `[E, N, K]` for an [`ExpertBank`](crate::ExpertBank): in tiles at once where its parts are stored in

@@ -3,6 +3,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use crate::composed;
 use crate::cpu::{SendPtr, parallel};
 use crate::host::{as_f32, storage_of};
 
@@ -135,6 +136,9 @@ impl RotaryTables {
         if self.cos.dims()[..2] != [b, t] {
             bail!("rotary: tables for {:?} tokens, input {:?}", &self.cos.dims()[..2], x.dims());
         }
+        if composed::wanted(x) {
+            return composed::rotary(x, &self.cos, &self.sin, self.style, heads);
+        }
         x.contiguous()?.apply_op3(&self.cos, &self.sin, rotate)
     }
 
@@ -146,6 +150,11 @@ impl RotaryTables {
         let (_, width) = x.dims2()?;
         if heads == 0 || turned > heads || !width.is_multiple_of(heads) {
             bail!("rotary: {:?} does not hold {heads} heads of which {turned} turn", x.dims());
+        }
+        if composed::wanted(x) {
+            let (b, t, _) = self.cos.dims3()?;
+            let apart = x.reshape((b, t, heads, width / heads))?;
+            return composed::rotary(&apart, &self.cos, &self.sin, self.style, turned)?.reshape(x.shape());
         }
         let rotate = Rotate { style: self.style, sign: 1.0, heads, turned, d: width / heads };
         x.contiguous()?.apply_op3(&self.cos, &self.sin, rotate)

@@ -50,6 +50,9 @@ pub(crate) struct Plan {
     pub by_token: Vec<u32>,
     /// `[T + 1]`: the part of `by_token` that belongs to each token.
     pub token_offsets: Vec<usize>,
+    /// The same on a GPU, once it was wanted there.
+    #[cfg(feature = "cuda")]
+    pub device: std::sync::OnceLock<Arc<crate::cuda::device::DevicePlan>>,
 }
 
 impl Plan {
@@ -83,7 +86,16 @@ impl Plan {
             }
             token_offsets.push(by_token.len());
         }
-        Ok(Self { tokens: choices.len(), token, offsets, slot, by_token, token_offsets })
+        Ok(Self {
+            tokens: choices.len(),
+            token,
+            offsets,
+            slot,
+            by_token,
+            token_offsets,
+            #[cfg(feature = "cuda")]
+            device: Default::default(),
+        })
     }
 
     /// The routes to the first `experts` experts alone. Ranks stay those among all routes of a token.
@@ -97,7 +109,16 @@ impl Plan {
             token_offsets.push(by_token.len());
         }
         let (token, slot) = (self.token[..routes].to_vec(), self.slot[..routes].to_vec());
-        Self { tokens: self.tokens, token, offsets, slot, by_token, token_offsets }
+        Self {
+            tokens: self.tokens,
+            token,
+            offsets,
+            slot,
+            by_token,
+            token_offsets,
+            #[cfg(feature = "cuda")]
+            device: Default::default(),
+        }
     }
 
     pub fn routes(&self) -> usize {

@@ -155,7 +155,7 @@ impl Decoder {
         config.validate()?;
         let (cfg, init) = (&config, Init::Normal(config.initializer_range));
         let (v, h) = (cfg.vocab_size, cfg.hidden_size);
-        let packs = !params.trains() && params.device().is_cpu();
+        let packs = params.packs();
         let name = format!("{}.weight", cfg.names.embed);
         let blocks = params.blocks(&[v, h], &[(name.clone(), vec![v, h])])?;
         let bias = || match cfg.head_bias {

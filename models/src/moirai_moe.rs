@@ -162,7 +162,7 @@ impl Layer {
             Activation::Silu,
         )?;
         // In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
-        let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };
+        let bank = if p.packs() { bank.pack()? } else { bank };
         let router = CentroidTopK { centroids, k: cfg.num_experts_per_token };
         Ok(Self {
             norm1: norm("norm1")?,

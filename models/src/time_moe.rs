@@ -196,7 +196,7 @@ fn gated_bank(p: &Params, prefixes: &[String], h: usize, i: usize, act: Activati
         act,
     )?;
     // In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
-    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
+    if p.packs() { bank.pack() } else { Ok(bank) }
 }
 
 /// The feed-forward part of a layer: sparse, or one dense expert with `use_dense`.

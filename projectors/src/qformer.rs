@@ -159,7 +159,7 @@ impl Layer {
         Ok(Self {
             attention: Attention::load(cfg, h, &p.pp("attention"))?,
             cross,
-            ffn: if p.trains() || !p.device().is_cpu() { ffn } else { ffn.pack()?.narrow() },
+            ffn: if p.packs() { ffn.pack()?.narrow() } else { ffn },
             norm: Norm::load(&p.pp("output_query"), h, cfg.eps)?,
         })
     }

@@ -72,7 +72,7 @@ impl Queries {
         let bias = inner.tensor("in_proj_bias", [3 * h], Init::Zeros)?;
         let part = |i: usize| -> Result<Linear> {
             let plain = Linear::new(weight.narrow(0, i * h, h)?, Some(bias.narrow(0, i * h, h)?))?;
-            if p.trains() || !p.device().is_cpu() { Ok(plain) } else { plain.pack() }
+            if p.packs() { plain.pack() } else { Ok(plain) }
         };
         let outer = |name: &str| Linear::load(&cross, name, (h, h), false, init);
         let feed = p.pp("feed_forward");

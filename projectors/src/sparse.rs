@@ -43,7 +43,7 @@ impl SparseMlp {
         let down = stack("2.weight", &[outputs, outputs], Init::Normal((outputs.max(1) as f64).powf(-0.5)))?;
         let biases = (stack("0.bias", &[outputs], Init::Zeros)?, stack("2.bias", &[outputs], Init::Zeros)?);
         let bank = ExpertBank::mlp(up, down, Activation::Gelu)?.with_biases(Some(biases.0), Some(biases.1))?;
-        let bank = if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? };
+        let bank = if p.packs() { bank.pack()? } else { bank };
         let weight = p.tensor("gate.weight", [experts, inputs], init)?.to_dtype(DType::F32)?;
         let router = Box::new(SoftmaxTopK { weight, k, renormalise: true, scale: 1.0, groups: None });
         Ok(Self { config, moe: MoeLayer { router, experts: bank, shared: None } })

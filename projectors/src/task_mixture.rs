@@ -87,7 +87,7 @@ impl TaskMixture {
         Ok(Self {
             fc: Linear::load(p, "fc", (inputs, outputs), true, uniform(outputs))?,
             router: SoftmaxMixing { weight: router },
-            experts: if p.trains() || !p.device().is_cpu() { bank } else { bank.pack()? },
+            experts: if p.packs() { bank.pack()? } else { bank },
             config,
         })
     }

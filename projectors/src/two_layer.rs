@@ -52,7 +52,7 @@ pub(crate) fn bank(
         let (weight, bias) = (stack("3.weight", &[outputs], Init::Ones)?, stack("3.bias", &[outputs], Init::Zeros)?);
         bank = bank.with_output_norm(OutputNorm { weight, bias, eps: 1e-5 })?;
     }
-    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
+    if p.packs() { bank.pack() } else { Ok(bank) }
 }
 
 /// Compression and a two-layer network for one modality.

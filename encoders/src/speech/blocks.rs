@@ -147,7 +147,7 @@ pub(super) fn mlp(
         Some(one(up, "bias", &[i], &[1, i], Init::Zeros)?),
         Some(one(down, "bias", &[h], &[1, h], Init::Zeros)?),
     )?;
-    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { Ok(bank.pack()?.narrow()) }
+    if p.packs() { Ok(bank.pack()?.narrow()) } else { Ok(bank) }
 }
 
 /// `x [b, t, h]` through a dense network.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::composed;
 use crate::cpu::{Isa, Scratch, SendPtr, isa, math, parallel};
 use crate::host::{Values, as_f32, storage_of, tensor, tracked};
 
@@ -59,6 +60,11 @@ impl Sight {
         &self.runs[self.offsets[query]..self.offsets[query + 1]]
     }
 
+    /// The `(key, kind)` that a query sees.
+    pub(crate) fn pairs(&self, query: usize) -> impl Iterator<Item = (usize, usize)> {
+        self.runs(query).iter().flat_map(|run| (run.start..run.start + run.len).map(|key| (key, run.kind)))
+    }
+
     fn seen(&self, query: usize) -> usize {
         self.runs(query).iter().map(|run| run.len).sum()
     }
@@ -102,6 +108,10 @@ impl BiasedAttention {
     /// # Errors
     /// The shapes do not fit each other, or the lists name a key or a kind that is not there.
     pub fn forward(&self, q: &Tensor, kv: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        if composed::wanted(q) {
+            self.sizes(q.dims(), kv.dims(), bias.dims())?;
+            return composed::biased(self.scale, &self.sight, q, kv, bias);
+        }
         q.contiguous()?.apply_op3(&kv.contiguous()?, &bias.contiguous()?, self.clone())
     }
 

@@ -381,6 +381,9 @@ impl CustomOp1 for UnfoldClips {
 /// # Shapes
 /// `x [n, t, h, w, c]` to `[n, t' h' w', window]`
 pub fn unfold_clips(x: &Tensor, windows: &Windows) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return super::composed::unfold_clips(x, windows);
+    }
     x.contiguous()?.apply_op1(UnfoldClips(*windows))
 }
 
@@ -461,5 +464,8 @@ impl CustomOp1 for MaxPool {
 /// # Shapes
 /// `x [n, t, h, w, c]` to `[n, t', h', w', c]`
 pub fn max_pool(x: &Tensor, windows: &Windows) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return super::composed::max_pool(x, windows);
+    }
     x.contiguous()?.apply_op1(MaxPool(*windows))
 }

@@ -84,5 +84,8 @@ impl CustomOp2 for Depthwise {
 /// # Errors
 /// Other shapes.
 pub fn depthwise(x: &Tensor, filters: &Tensor, windows: &Windows) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return super::composed::depthwise(x, filters, windows);
+    }
     x.contiguous()?.apply_op2_no_bwd(&filters.contiguous()?, &Depthwise(*windows))
 }

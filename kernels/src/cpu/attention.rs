@@ -44,7 +44,7 @@ impl Shape {
     }
 
     /// Keys that query `i` of batch row `b` sees; empty for padding.
-    pub(super) fn seen(&self, b: usize, i: usize) -> Range<usize> {
+    pub(crate) fn seen(&self, b: usize, i: usize) -> Range<usize> {
         if self.everywhere {
             return self.start[b].min(self.keys)..self.keys;
         }

@@ -1,9 +1,12 @@
 //! Which kernel runs on what: launches with their conditions checked.
 
+// Routers decide on the host, so only tests launch what would decide on the device: NOTES.md.
+#[cfg(test)]
+pub(crate) mod routing;
+
 use candle_core::{DType, Result, bail};
 
 use crate::Activation;
-use crate::routers::GroupLimit;
 
 /// Contiguous values in the device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +40,6 @@ pub(crate) struct Launch {
     pub args: Vec<Arg>,
 }
 
-/// Shared memory of a block that needs no permission.
-const SHARED: usize = 48 << 10;
 /// Blocks along the second and third axes of a grid.
 const BLOCKS: usize = 65_535;
 /// Threads of a block that works on a tile.
@@ -135,25 +136,33 @@ pub(crate) fn combine(
     Ok(Launch { kernel: format!("moesaic_combine_{name}"), grid, threads: 128, shared: 0, args })
 }
 
-/// `dy[r] = weight[r] dout[token[r]]` and `dweight[r] = y[r] . dout[token[r]]`.
-pub(crate) fn combine_back(
-    [y, dout, dy]: [Values; 3],
-    [weight, token, dweight]: [Values; 3],
-    [tokens, routes, width]: [usize; 3],
-) -> Result<Launch> {
+/// `dy[r] = weight[r] dout[token[r]]`: `dout [tokens, width]`, `weight [routes]` f32, `token [routes]`, `dy [routes, width]`.
+pub(crate) fn spread([dout, weight, token, dy]: [Values; 4], [tokens, routes, width]: [usize; 3]) -> Result<Launch> {
+    let name = suffix(dout.dtype, "combine")?;
+    let args = vec![
+        dout.holds(tokens * width, dout.dtype, "combine")?,
+        weight.holds(routes, DType::F32, "weights of routes")?,
+        token.holds(routes, DType::U32, "combine")?,
+        dy.holds(routes * width, dout.dtype, "combine")?,
+        word(width, "values of a row")?,
+    ];
+    let grid = [count(routes, "routes")?, blocks(width.div_ceil(128), "combine")?, 1];
+    Ok(Launch { kernel: format!("moesaic_spread_{name}"), grid, threads: 128, shared: 0, args })
+}
+
+/// `dweight[r] = y[r] . dout[token[r]]`: `y [routes, width]`, `dout [tokens, width]`, `token [routes]`, `dweight [routes]` f32.
+pub(crate) fn dots([y, dout, token, dweight]: [Values; 4], [tokens, routes, width]: [usize; 3]) -> Result<Launch> {
     let name = suffix(y.dtype, "combine")?;
     let args = vec![
         y.holds(routes * width, y.dtype, "combine")?,
-        weight.holds(routes, DType::F32, "weights of routes")?,
         dout.holds(tokens * width, y.dtype, "combine")?,
         token.holds(routes, DType::U32, "combine")?,
-        dy.holds(routes * width, y.dtype, "combine")?,
         dweight.holds(routes, DType::F32, "weights of routes")?,
         word(routes, "routes")?,
         word(width, "values of a row")?,
     ];
     let grid = [count(routes.div_ceil(8), "routes")?, 1, 1];
-    Ok(Launch { kernel: format!("moesaic_combine_back_{name}"), grid, threads: THREADS, shared: 0, args })
+    Ok(Launch { kernel: format!("moesaic_dots_{name}"), grid, threads: THREADS, shared: 0, args })
 }
 
 /// The sizes of one linear map per expert.
@@ -367,149 +376,4 @@ pub(crate) fn bias_back([dy, offsets, dbias]: [Values; 3], sizes: Sizes) -> Resu
     ];
     let grid = [count(width.div_ceil(128), "columns")?, blocks(experts, "grouped linear, experts")?, 1];
     Ok(Launch { kernel: format!("moesaic_bias_back_{}", suffix(dy.dtype, what)?), grid, threads: 128, shared: 0, args })
-}
-
-/// The `k` best experts of each token, best first, the lower index at ties: `scores [T, E]` f32, `mask [T]` f32 (0 for padding, which gets none),
-/// `choices [T, k]` u32, `broken [1]` u32: 1 afterwards where a real token's score is not finite. Groups are rated by the sum of their two best
-/// if `two`, else by their best.
-pub(crate) fn top_k(
-    scores: Values,
-    mask: Option<Values>,
-    choices: Values,
-    broken: Values,
-    [tokens, experts, k]: [usize; 3],
-    groups: Option<GroupLimit>,
-    two: bool,
-) -> Result<Launch> {
-    let what = "router";
-    if k == 0 || k > experts {
-        bail!("routing to {k} of {experts} experts; the number of experts per token must be in 1..={experts}");
-    }
-    let (of, keep) = groups.map_or((0, 0), |g| (g.groups, g.keep));
-    if groups.is_some()
-        && (of == 0 || !experts.is_multiple_of(of) || keep == 0 || keep > of || keep * (experts / of) < k)
-    {
-        bail!("{experts} experts cannot be routed as {k} of {keep} out of {of} groups");
-    }
-    let shared = 4 * (experts + of) * 4;
-    if shared > SHARED {
-        bail!("{what}: {experts} experts in {of} groups are more than one block holds on the GPU");
-    }
-    let args = vec![
-        scores.holds(tokens * experts, DType::F32, what)?,
-        optional(mask, tokens, DType::F32, what)?,
-        choices.holds(tokens * k, DType::U32, what)?,
-        broken.holds(1, DType::U32, what)?,
-        word(tokens, "tokens")?,
-        word(experts, "experts")?,
-        word(k, "experts")?,
-        word(of, "groups")?,
-        word(keep, "groups")?,
-        Arg::Word(u32::from(two)),
-    ];
-    let grid = [count(tokens.div_ceil(4), "tokens")?, 1, 1];
-    Ok(Launch { kernel: "moesaic_top_k".into(), grid, threads: 128, shared: shared as u32, args })
-}
-
-/// The tokens that each expert takes, and the experts of each token by score: `scores [T, E]` f32, `eligible [T, E]` f32 (0 where an expert may not
-/// take a token), `capacity [E]` u32, `taken [T, E]` u8, `choices [T, E]` u32.
-pub(crate) fn expert_choice(
-    [scores, eligible, capacity, taken, choices]: [Values; 5],
-    [tokens, experts]: [usize; 2],
-) -> Result<[Launch; 2]> {
-    let what = "router";
-    let shared = 4 * experts * 4;
-    if shared > SHARED {
-        bail!("{what}: {experts} experts are more than one block holds on the GPU");
-    }
-    let (t, e) = (word(tokens, "tokens")?, word(experts, "experts")?);
-    let scores = scores.holds(tokens * experts, DType::F32, what)?;
-    let taken = taken.holds(tokens * experts, DType::U8, what)?;
-    let args = vec![
-        scores,
-        eligible.holds(tokens * experts, DType::F32, what)?,
-        capacity.holds(experts, DType::U32, what)?,
-        taken,
-        t,
-        e,
-    ];
-    let grid = [count(experts, "experts")?, 1, 1];
-    let choose = Launch { kernel: "moesaic_expert_choice".into(), grid, threads: THREADS, shared: 0, args };
-    let args = vec![scores, taken, choices.holds(tokens * experts, DType::U32, what)?, t, e];
-    let grid = [count(tokens.div_ceil(4), "tokens")?, 1, 1];
-    let order = Launch { kernel: "moesaic_taken_by".into(), grid, threads: 128, shared: shared as u32, args };
-    Ok([choose, order])
-}
-
-/// Entries that [`sort`] counts in one tile.
-const TILE: usize = 256;
-
-/// Values that [`sort`] keeps while it counts, of u32.
-pub(crate) fn sort_scratch(choices: usize, experts: usize) -> usize {
-    choices.div_ceil(TILE).max(1) * experts
-}
-
-/// Routes of choices `[T, k]` u32, sorted by expert, then token: `scratch` of [`sort_scratch`], `offsets [E + 1]`, `token` and `slot`, as many as there
-/// are choices (those past `offsets[E]` stay as they are), and `route [T, k]`, where each choice went. All u32; a choice of `u32::MAX` is none.
-pub(crate) fn sort(
-    choices: Values,
-    [scratch, offsets, token, slot, route]: [Values; 5],
-    [tokens, experts, k]: [usize; 3],
-) -> Result<[Launch; 3]> {
-    let what = "routes";
-    let total = tokens * k;
-    let tiles = total.div_ceil(TILE).max(1);
-    if 8 * experts * 4 > SHARED {
-        bail!("{what}: {experts} experts are more than one block holds on the GPU");
-    }
-    count(tiles.saturating_mul(experts), "choices")?;
-    let (all, e) = (word(total, "choices")?, word(experts, "experts")?);
-    let choices = choices.holds(total, DType::U32, what)?;
-    let counts = scratch.holds(sort_scratch(total, experts), DType::U32, what)?;
-    let launch = |kernel: &str, blocks: usize, threads, shared: usize, args| {
-        let grid = [blocks as u32, 1, 1];
-        Launch { kernel: kernel.into(), grid, threads, shared: shared as u32, args }
-    };
-    let offsets = offsets.holds(experts + 1, DType::U32, what)?;
-    let place = vec![
-        choices,
-        counts,
-        token.holds(total, DType::U32, what)?,
-        slot.holds(total, DType::U32, what)?,
-        route.holds(total, DType::U32, what)?,
-        all,
-        e,
-        word(k, "experts")?,
-    ];
-    Ok([
-        launch("moesaic_count", tiles, TILE as u32, experts * 4, vec![choices, counts, all, e]),
-        launch("moesaic_scan", 1, 1024, 0, vec![counts, offsets, e, word(tiles, "choices")?]),
-        launch("moesaic_place", tiles, TILE as u32, 8 * experts * 4, place),
-    ])
-}
-
-/// Leaves those of `choices [T, k]` for which their expert has room, first choices of all tokens before second ones: launches before and after a
-/// [`sort`] of `across [k, T]` (as choices of one slot), which makes `route` and `offsets`.
-pub(crate) fn limit(
-    choices: Values,
-    [across, route, offsets]: [Values; 3],
-    [tokens, experts, k]: [usize; 3],
-    capacity: usize,
-) -> Result<[Launch; 2]> {
-    let what = "routes";
-    let total = tokens * k;
-    let (t, slots) = (word(tokens, "tokens")?, word(k, "experts")?);
-    let choices = choices.holds(total, DType::U32, what)?;
-    let grid = [count(total.div_ceil(TILE).max(1), "choices")?, 1, 1];
-    let launch = |kernel: &str, args| Launch { kernel: kernel.into(), grid, threads: TILE as u32, shared: 0, args };
-    let before = vec![choices, across.holds(total, DType::U32, what)?, t, slots];
-    let after = vec![
-        choices,
-        route.holds(total, DType::U32, what)?,
-        offsets.holds(experts + 1, DType::U32, what)?,
-        t,
-        slots,
-        Arg::Word(u32::try_from(capacity).unwrap_or(u32::MAX)),
-    ];
-    Ok([launch("moesaic_by_slot", before), launch("moesaic_limit", after)])
 }

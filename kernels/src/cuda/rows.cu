@@ -36,25 +36,31 @@ static __device__ __forceinline__ void combine(const T *y, const float *weight, 
     out[(size_t)blockIdx.x * width + column] = rounded<T>(sum);
 }
 
-// dy[r] = weight[r] dout[token[r]], and dweight[r] = y[r] . dout[token[r]]. One warp a route; blocks of 256 threads.
+// dy[r] = weight[r] dout[token[r]]. grid: (routes, parts of the width).
 template <typename T>
-static __device__ __forceinline__ void combine_back(const T *y, const float *weight, const T *dout, const u32 *token, T *dy, float *dweight,
-                                                    u32 routes, u32 width) {
-    u32 r = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+static __device__ __forceinline__ void spread(const T *dout, const float *weight, const u32 *token, T *dy, u32 width) {
+    u32 column = blockIdx.y * blockDim.x + threadIdx.x, r = blockIdx.x;
+    if (column < width) {
+        dy[(size_t)r * width + column] = rounded<T>(weight[r] * wide(dout[(size_t)token[r] * width + column]));
+    }
+}
+
+// dweight[r] = y[r] . dout[token[r]]. One warp a route; blocks of 256 threads.
+template <typename T>
+static __device__ __forceinline__ void dots(const T *y, const T *dout, const u32 *token, float *dweight, u32 routes, u32 width) {
+    u32 r = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (r >= routes) {
         return;
     }
-    float w = weight[r], sum = 0;
+    float sum = 0;
     const T *of = dout + (size_t)token[r] * width, *own = y + (size_t)r * width;
-    for (u32 i = lane; i < width; i += 32) {
-        float d = wide(of[i]);
-        dy[(size_t)r * width + i] = rounded<T>(w * d);
-        sum = fmaf(wide(own[i]), d, sum);
+    for (u32 i = threadIdx.x % 32; i < width; i += 32) {
+        sum = fmaf(wide(own[i]), wide(of[i]), sum);
     }
     for (u32 step = 16; step > 0; step /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, step);
     }
-    if (lane == 0) {
+    if (threadIdx.x % 32 == 0) {
         dweight[r] = sum;
     }
 }
@@ -64,9 +70,11 @@ static __device__ __forceinline__ void combine_back(const T *y, const float *wei
                                                       u32 width) {                                                                        \
         combine(y, weight, by_token, start, out, width);                                                                                  \
     }                                                                                                                                     \
-    extern "C" __global__ void moesaic_combine_back_##name(const T *y, const float *weight, const T *dout, const u32 *token, T *dy,       \
-                                                           float *dweight, u32 routes, u32 width) {                                       \
-        combine_back(y, weight, dout, token, dy, dweight, routes, width);                                                                 \
+    extern "C" __global__ void moesaic_spread_##name(const T *dout, const float *weight, const u32 *token, T *dy, u32 width) {            \
+        spread(dout, weight, token, dy, width);                                                                                           \
+    }                                                                                                                                     \
+    extern "C" __global__ void moesaic_dots_##name(const T *y, const T *dout, const u32 *token, float *dweight, u32 routes, u32 width) {  \
+        dots(y, dout, token, dweight, routes, width);                                                                                     \
     }
 
 ROWS(float, f32)

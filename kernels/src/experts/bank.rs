@@ -312,10 +312,30 @@ impl ExpertBank {
         let fused = self.is_packed() && !(self.is_tracked() || tracked(x) || tracked(routes.weight()));
         note(BankPass { experts: self.experts(), tokens: routes.tokens(), routes: routes.len(), fused });
         if fused {
-            self.and_free(x, routes, |routes| fused::forward(self, x, routes))
-        } else {
-            self.forward_stages(x, routes)
+            return self.and_free(x, routes, |routes| fused::forward(self, x, routes));
         }
+        #[cfg(feature = "cuda")]
+        if self.is_on_gpu(x) && !(self.is_tracked() || tracked(x) || tracked(routes.weight()) || routes.is_empty()) {
+            return self.and_free(x, routes, |routes| self.forward_on_gpu(x, routes));
+        }
+        self.forward_stages(x, routes)
+    }
+
+    /// True if the GPU's kernels take both layers.
+    #[cfg(feature = "cuda")]
+    fn is_on_gpu(&self, x: &Tensor) -> bool {
+        x.device().is_cuda() && crate::cuda::wanted() && self.down.is_some() && self.output_norm.is_none()
+    }
+
+    /// Tokens through the first layer where they stand, the second, and their sums.
+    #[cfg(feature = "cuda")]
+    fn forward_on_gpu(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        let (Storage::Dense(up), Some(down)) = (&self.up, &self.down) else {
+            bail!("weights in tiles for the CPU met a tensor of the GPU")
+        };
+        let (bias, gated) = (self.up_bias.as_ref(), self.kind == BankKind::Gated);
+        let h = crate::cuda::stages::first_layer(x, up, bias, routes, self.activation, gated)?; // (R, I)
+        combine(&down.grouped(&h, self.down_bias.as_ref(), routes)?, routes)
     }
 
     /// [`forward`](Self::forward) by the differentiable stages.

@@ -6,9 +6,12 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::{bf16, f16};
 
+use crate::composed;
 use crate::cpu::gemm::{Product, Rhs, run};
 use crate::cpu::pack::{Elem, Packed, View};
 use crate::cpu::{Scratch, SendPtr, isa, math, parallel};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::host::{as_f32, rounded, slice, storage_of, tensor, tracked, with_f32};
 use crate::routes::{Plan, Routes};
 
@@ -81,6 +84,13 @@ impl CustomOp1 for Dispatch {
 /// # Shapes
 /// `x [T, H]` to `[R, H]`
 pub fn dispatch(x: &Tensor, routes: &Routes) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && cuda::wanted() {
+        return cuda::stages::dispatch(x, &routes.plan);
+    }
+    if composed::wanted(x) {
+        return composed::dispatch(x, &routes.plan);
+    }
     x.contiguous()?.apply_op1(Dispatch(routes.plan.clone()))
 }
 
@@ -132,6 +142,13 @@ impl CustomOp2 for Combine {
 /// # Shapes
 /// `y [R, O]` and the routes' weights `[R]` to `[T, O]`
 pub fn combine(y: &Tensor, routes: &Routes) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if y.device().is_cuda() && cuda::wanted() {
+        return cuda::stages::combine(y, routes.weight(), &routes.plan);
+    }
+    if composed::wanted(y) {
+        return composed::combine(y, routes.weight(), &routes.plan);
+    }
     y.contiguous()?.apply_op2(routes.weight(), Combine(routes.plan.clone()))
 }
 
@@ -341,6 +358,15 @@ impl CustomOp3 for GroupedLinear {
 }
 
 fn apply(op: GroupedLinear, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if composed::wanted(x) {
+        op.check(x.dims(), weight.dims(), bias.map(Tensor::elem_count))?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() && cuda::wanted() {
+            let dims = weight_dims(weight.dims(), "grouped linear")?;
+            return cuda::stages::grouped_linear(x, weight, bias, &op.0, dims);
+        }
+        return composed::grouped_linear(x, weight, bias, &op.0);
+    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
         Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{SendPtr, parallel};
 use crate::host::{as_f32, tensor, with_f32};
@@ -189,12 +189,14 @@ pub fn ctc(logits: &Tensor, labels: &[Vec<u32>], blank: u32) -> Result<Tensor> {
     }
     let fits = |labels: &&Vec<u32>| labels.len() + labels.windows(2).filter(|pair| pair[0] == pair[1]).count() <= steps;
     let count = labels.iter().filter(fits).map(Vec::len).sum::<usize>().max(1) as f64;
-    logits.contiguous()?.apply_op1(Ctc { labels: Arc::new(labels.to_vec()), blank, count })
+    // A recursion over few values: of tensors elsewhere as well, the CPU does it.
+    let host = logits.to_device(&Device::Cpu)?.contiguous()?;
+    host.apply_op1(Ctc { labels: Arc::new(labels.to_vec()), blank, count })?.to_device(logits.device())
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
 

@@ -82,5 +82,9 @@ impl CustomOp2 for Distances {
 /// # Shapes
 /// `x [t, h]`, `points [e, h]` to `[t, e]`
 pub fn distances(x: &Tensor, points: &Tensor) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        sizes(x.dims(), points.dims())?;
+        return crate::composed::distances(x, points);
+    }
     x.contiguous()?.apply_op2(&points.contiguous()?, Distances)
 }

@@ -56,6 +56,9 @@ impl CustomOp1 for Gelu {
 /// # Shapes
 /// any to the same
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if crate::composed::wanted(x) {
+        return x.gelu_erf();
+    }
     x.contiguous()?.apply_op1(Gelu)
 }
 

@@ -67,7 +67,7 @@ fn bank(p: &Params, networks: &[NetworkNames<'_>], h: usize, config: DenseConfig
 
 /// In training the plain tensors are the variables; elsewhere the CPU kernels want tiles.
 pub(crate) fn packed(bank: ExpertBank, p: &Params) -> Result<ExpertBank> {
-    if p.trains() || !p.device().is_cpu() { Ok(bank) } else { bank.pack() }
+    if p.packs() { bank.pack() } else { Ok(bank) }
 }
 
 impl Ffn {

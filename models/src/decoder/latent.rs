@@ -70,7 +70,7 @@ impl Latent {
             let value = by_head.narrow(1, nope_dim, value_dim)?.contiguous()?;
             let bank = |weight| packed(ExpertBank::linear(weight)?, &p);
             let absorbed = Absorbed { key: bank(key)?, value: bank(value)? };
-            (if p.device().is_cpu() { plain.pack()? } else { plain }, Some(absorbed))
+            (if p.packs() { plain.pack()? } else { plain }, Some(absorbed))
         };
         Ok(Self {
             query,

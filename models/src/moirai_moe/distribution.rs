@@ -172,7 +172,8 @@ impl Distribution {
             ln_scale: self.scale.iter().map(|&s| f64::from(s).ln()).collect(),
             components: self.components.clone(),
         };
-        self.raw.contiguous()?.apply_op1(op)
+        // In f64, which the CPU computes of tensors elsewhere as well.
+        self.raw.to_device(&Device::Cpu)?.contiguous()?.apply_op1(op)?.to_device(self.raw.device())
     }
 }
 

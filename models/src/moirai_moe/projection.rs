@@ -43,7 +43,7 @@ enum Maps {
 
 impl Maps {
     fn new(parts: Vec<Weight>, p: &Params) -> Result<Self> {
-        if p.trains() || !p.device().is_cpu() {
+        if !p.packs() {
             return Ok(Self::Training(parts));
         }
         Ok(Self::Packed(bank(&parts)?.pack()?))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 use moesaic_kernels::losses::load_balance;
 
 use super::{Context, Output, TimeMoe};
@@ -143,7 +143,9 @@ impl TimeMoe {
             .enumerate()
             .map(|(j, &horizon)| {
                 let predictions = self.head(j, &output.hidden)?.to_dtype(candle_core::DType::F32)?; // (b, t, horizon)
-                predictions.apply_op1(Huber { targets: targets.clone(), t, horizon })
+                // Labels are on the host.
+                let host = predictions.to_device(&Device::Cpu)?;
+                host.apply_op1(Huber { targets: targets.clone(), t, horizon })?.to_device(predictions.device())
             })
             .collect::<Result<Vec<_>>>()?;
         let mut total = (Tensor::stack(&heads, 0)?.sum_all()? / heads.len() as f64)?;

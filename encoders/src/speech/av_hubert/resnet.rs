@@ -69,7 +69,7 @@ impl Unit {
             (Some(_), ResNetRelu::Relu) => Some(Tensor::zeros(out, DType::F32, p.device())?),
         };
         let unit = Self(Map::Plain { weight, norm, slope });
-        if p.trains() || !p.device().is_cpu() { Ok(unit) } else { unit.pack() }
+        if p.packs() { unit.pack() } else { Ok(unit) }
     }
 
     fn pack(self) -> Result<Self> {

@@ -9,6 +9,7 @@ use candle_core::DType;
 use half::{bf16, f16};
 use libloading::Library;
 
+use crate::cuda::binaries::file_of;
 use crate::cuda::launch::{Arg, Launch, Values};
 use crate::rng::Rng;
 
@@ -112,6 +113,8 @@ impl Emulator {
 
     pub fn run(&self, launch: &Launch) {
         let _one = self.busy.lock();
+        let entry = format!(".entry {}(", launch.kernel);
+        assert!(file_of(&launch.kernel).ptx().contains(&entry), "no {} in its file", launch.kernel);
         let name = CString::new(launch.kernel.as_str()).expect("a name");
         let args: Vec<u64> = launch
             .args

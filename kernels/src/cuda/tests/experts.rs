@@ -116,7 +116,8 @@ fn rows_of<T: Real>(seed: u64) -> Result<()> {
         let grads = loss.backward()?;
         let (dy, dweight) = (gpu.empty::<T>(routes.len() * width), gpu.empty::<f32>(routes.len()));
         let dout = gpu.put(&dout);
-        gpu.run(&launch::combine_back([y, dout, dy], [weight, token, dweight], shape)?);
+        gpu.run(&launch::spread([dout, weight, token, dy], shape)?);
+        gpu.run(&launch::dots([y, dout, token, dweight], shape)?);
         let of = |t: &Tensor| grads.get(t).cloned().ok_or_else(|| candle_core::Error::msg("no gradient"));
         compare::<T>(gpu, dy, &of(&of_y)?, 1, "dy")?;
         let dweight = gpu.get::<f32>(dweight);

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::emulator::{Emulator, emulator, normal};
 use crate::Modality;
-use crate::cuda::launch::{self, Values};
+use crate::cuda::launch::{Values, routing as launch};
 use crate::rng::Rng;
 use crate::routers::{
     Affinity, Capacity, ExpertChoice, ExpertGroup, GroupLimit, Router, SecondChoice, choose, max, two_best,
