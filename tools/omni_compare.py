@@ -4,8 +4,8 @@
     python3 tools/omni_compare.py [--out runs/omni] [--seeds 1 2] [--steps N] [--jobs N] [--parts dense ...]
 
 Builds the program (the variable MOESAIC names another), and makes the corpora of tools/vqa_corpus.py, sound_corpus.py and series_corpus.py
-where they are not there, in virtual environments of its own. For each seed it trains, from the same recipe (examples/omni/train.toml) but for
-fewer steps:
+where they are not there, in virtual environments of its own. For each seed it trains, from random weights by the recipe of examples/omni/train.toml, but for
+fewer steps and with all sources and questions as often as each other:
 
     dense     one network of the same width for all tokens
     mixed     eight experts that tokens of all modalities share, each of which chooses an eighth of them
@@ -177,11 +177,16 @@ def main():
     build()
     corpora(args.out)
     second = tomllib.loads((RECIPES / "auxiliary.toml").read_text())["plan"]["steps"]
+    # From random weights, and all sources and questions as often as each other.
+    plain = tomllib.loads((RECIPES / "train.toml").read_text())["data"]
+    plain["train"] = [{**source, "weight": 1.0} for source in plain["train"]]
+    for source in plain["train"]:
+        source.pop("repeat", None)
 
     def one(job):
         seed, name = job
         out = args.out / f"{name}-{seed}"
-        model = train("omni", out, RECIPES / "train.toml", seed=seed, settings=VARIANTS[name], plan={"steps": args.steps})
+        model = train("omni", out, RECIPES / "train.toml", seed=seed, init=None, settings=VARIANTS[name], data=plain, plan={"steps": args.steps})
         if name == "dense":  # has no routers
             return {"seed": seed, "measured": measure(model), "curves": curves(out.with_suffix(".log"))}
         causal = args.out / f"{name}-{seed}-causal"

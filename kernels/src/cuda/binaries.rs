@@ -7,6 +7,7 @@ pub(crate) enum File {
     Plan,
     Float,
     Grouped,
+    Quant,
 }
 
 /// Where a kernel is.
@@ -16,6 +17,7 @@ pub(crate) fn file_of(kernel: &str) -> File {
         "gather" | "combine" | "spread" | "dots" => File::Rows,
         "bias" => File::Float,
         "linear" | "gated" | "weight" if name.ends_with("_f32") => File::Float,
+        "linear" | "gated" if name.contains("_q") => File::Quant,
         "linear" | "gated" | "weight" => File::Grouped,
         _ => File::Plan,
     }
@@ -30,6 +32,7 @@ impl File {
             Self::Plan => include_bytes!("bin/plan.sm_90a.cubin"),
             Self::Float => include_bytes!("bin/float.sm_90a.cubin"),
             Self::Grouped => include_bytes!("bin/grouped.sm_90a.cubin"),
+            Self::Quant => include_bytes!("bin/quant.sm_90a.cubin"),
         }
     }
 
@@ -40,6 +43,7 @@ impl File {
             Self::Plan => include_str!("bin/plan.compute_80.ptx"),
             Self::Float => include_str!("bin/float.compute_80.ptx"),
             Self::Grouped => include_str!("bin/grouped.compute_80.ptx"),
+            Self::Quant => include_str!("bin/quant.compute_80.ptx"),
         }
     }
 }

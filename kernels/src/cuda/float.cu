@@ -1,6 +1,7 @@
-// The maps of grouped.cu in f32 without tensor cores, and the gradient of biases: to check against, and to train what is small.
+// The maps of grouped.cu and quant.cu in f32 without tensor cores, and the gradient of biases: to check against, and to train what is small.
 //
 // An output is summed by one thread in the order of k: the same bits whatever runs beside it.
+#include "blocks.cuh"
 #include "tile.cuh"
 
 #define SIDE 64
@@ -48,34 +49,43 @@ struct Sums {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    moesaic_linear_f32(const float *x, const u32 *token, const float *w, const float *bias, const u32 *offsets, float *y, u32 experts,
-                       u32 width, u32 depth, u32 activation) {
+// Weights as they are, and in blocks.
+struct Floats {
+    typedef float Item;
+    static __device__ __forceinline__ float value(const float *w, size_t row, u32 k, u32 depth) { return w[row * depth + k]; }
+};
+template <typename B> struct FloatsOf {
+    typedef u8 Item;
+    static __device__ __forceinline__ float value(const u8 *w, size_t row, u32 k, u32 depth) { return value_of<B>(w, row, k, depth); }
+};
+
+template <typename W>
+static __device__ __forceinline__ void linear(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
+                                              float *y, u32 experts, u32 width, u32 depth, u32 activation) {
     Place at = place_of(blockIdx.x, offsets, experts, SIDE);
     if (at.first == at.end) {
         return;
     }
-    u32 column = blockIdx.y * SIDE;
-    const float *own = w + (size_t)at.expert * width * depth;
+    u32 column = blockIdx.y * SIDE, first = at.expert * width;
     auto a = [&](u32 r, u32 k) {
         r += at.first;
         return r < at.end && k < depth ? x[(size_t)(token ? token[r] : r) * depth + k] : 0.0f;
     };
-    auto b = [&](u32 c, u32 k) { return column + c < width && k < depth ? own[(size_t)(column + c) * depth + k] : 0.0f; };
+    auto b = [&](u32 c, u32 k) { return column + c < width && k < depth ? W::value(w, first + column + c, k, depth) : 0.0f; };
     Sums sums;
     sums.run(a, b, depth, false, false);
     sums.each([&](u32 r, u32 c, float value) {
         if (at.first + r < at.end && column + c < width) {
-            value += bias ? bias[at.expert * width + column + c] : 0.0f;
+            value += bias ? bias[first + column + c] : 0.0f;
             y[(size_t)(at.first + r) * width + column + c] = activate(activation, value);
         }
     });
 }
 
 // grid: (.., inner / 32): the left half of a tile is of the gate, the right of up.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    moesaic_gated_f32(const float *x, const u32 *token, const float *w, const float *bias, const u32 *offsets, float *h, u32 experts, u32 inner,
-                      u32 depth, u32 activation) {
+template <typename W>
+static __device__ __forceinline__ void gated(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
+                                             float *h, u32 experts, u32 inner, u32 depth, u32 activation) {
     Place at = place_of(blockIdx.x, offsets, experts, SIDE);
     if (at.first == at.end) {
         return;
@@ -87,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
     auto b = [&](u32 c, u32 k) {
         u32 of = column + c % (SIDE / 2);
-        return of < inner && k < depth ? w[(size_t)(base + (c < SIDE / 2 ? 0 : inner) + of) * depth + k] : 0.0f;
+        return of < inner && k < depth ? W::value(w, base + (c < SIDE / 2 ? 0 : inner) + of, k, depth) : 0.0f;
     };
     Sums sums;
     sums.run(a, b, depth, false, false);
@@ -101,6 +111,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
     }
 }
+
+#define LINEAR(kind, name, W)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) moesaic_##kind##_##name(                                                     \
+        const float *x, const u32 *token, const W::Item *w, const float *bias, const u32 *offsets, float *y, u32 experts, u32 width,      \
+        u32 depth, u32 activation) {                                                                                                      \
+        kind<W>(x, token, w, bias, offsets, y, experts, width, depth, activation);                                                        \
+    }
+
+LINEAR(linear, f32, Floats)
+LINEAR(linear, q8_0_f32, FloatsOf<Q8_0>)
+LINEAR(linear, q4_k_f32, FloatsOf<Q4_K>)
+LINEAR(gated, f32, Floats)
+LINEAR(gated, q8_0_f32, FloatsOf<Q8_0>)
+LINEAR(gated, q4_k_f32, FloatsOf<Q4_K>)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     moesaic_linear_back_f32(const float *dy, const float *w, const u32 *offsets, float *dx, u32 experts, u32 width, u32 depth) {

@@ -6,7 +6,7 @@ pub(crate) mod routing;
 
 use candle_core::{DType, Result, bail};
 
-use crate::Activation;
+use crate::{Activation, BlockFormat};
 
 /// Contiguous values in the device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -259,8 +259,10 @@ pub(crate) struct Map {
     pub x: Values,
     /// `[R]`, the row of `x` of each route, below the number given with it.
     pub token: Option<(Values, usize)>,
-    /// `[E, N, K]`; of gated experts `[E, 2 I, K]`, gate first.
+    /// `[E, N, K]`; of gated experts `[E, 2 I, K]`, gate first. Bytes where they are in blocks.
     pub w: Values,
+    /// The blocks that the weights are stored in.
+    pub format: Option<BlockFormat>,
     /// `[E, N]` or `[E, 2 I]`
     pub bias: Option<Values>,
     /// `[E + 1]`, rising from 0 to R.
@@ -286,7 +288,16 @@ pub(crate) fn linear(
     let args = vec![
         map.x.holds(of_x * depth, dtype, what)?,
         optional(map.token.map(|(token, _)| token), sizes.rows, DType::U32, what)?,
-        map.w.holds(experts * halves * width * depth, dtype, what)?,
+        match map.format {
+            None => map.w.holds(experts * halves * width * depth, dtype, what)?,
+            Some(format) => {
+                let bytes = format.row_bytes(depth).filter(|_| matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4K));
+                let Some(bytes) = bytes else {
+                    bail!("{what}: rows of {depth} values in {} have no kernel on the GPU", format.name());
+                };
+                map.w.holds(experts * halves * width * bytes, DType::U8, what)?
+            }
+        },
         optional(map.bias, experts * halves * width, dtype, what)?,
         map.offsets.holds(experts + 1, DType::U32, what)?,
         map.y.holds(sizes.rows * width, dtype, what)?,
@@ -296,17 +307,18 @@ pub(crate) fn linear(
         activation_code(activation),
     ];
     let name = suffix(dtype, what)?;
+    let stored = map.format.map_or(String::new(), |format| format!("{}_", format.name()));
     if dtype == DType::F32 {
         let grid = [runs(sizes, SIDE)?, blocks((width * halves).div_ceil(SIDE), what)?, 1];
-        return Ok(Launch { kernel: format!("moesaic_{kind}_f32"), grid, threads: THREADS, shared: 0, args });
+        return Ok(Launch { kernel: format!("moesaic_{kind}_{stored}f32"), grid, threads: THREADS, shared: 0, args });
     }
-    let fast = map.x.in_units(depth) && map.w.in_units(depth);
+    let fast = map.x.in_units(depth) && (map.format.is_some() || map.w.in_units(depth));
     let tile = rows.unwrap_or(TileRows::of(sizes, TileRows::R16, fast));
-    if !fast && tile != TileRows::Any {
+    if !fast && (tile != TileRows::Any || map.format.is_some()) {
         bail!("{what}: rows of {depth} values do not begin at multiples of 16 bytes");
     }
     let grid = [runs(sizes, tile.rows())?, blocks((width * halves).div_ceil(COLUMNS), what)?, 1];
-    let kernel = format!("moesaic_{kind}_{name}_{}", tile.name());
+    let kernel = format!("moesaic_{kind}_{stored}{name}_{}", tile.name());
     Ok(Launch { kernel, grid, threads: THREADS, shared: tile.shared(), args })
 }
 

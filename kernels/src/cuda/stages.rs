@@ -220,7 +220,7 @@ impl Grouped {
             match (self.product, of) {
                 (Product::Forward { activation, gated }, &[x, w, ..]) => {
                     let token = lists.get(1).copied().zip(plan.as_ref().map(|(_, tokens)| *tokens));
-                    let map = Map { x, token, w, bias: of.get(2).copied(), offsets, y: out };
+                    let map = Map { x, token, w, format: None, bias: of.get(2).copied(), offsets, y: out };
                     launch::linear(map, sizes, activation, gated, None)
                 }
                 (Product::Input, &[dy, w]) => launch::linear_back([dy, w, offsets, out], sizes),

@@ -21,7 +21,7 @@
 #define __noinline__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define SHARED u8 *shared_memory = emulator::shared
 
 struct Triple {

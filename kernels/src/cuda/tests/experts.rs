@@ -4,11 +4,11 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use half::{bf16, f16};
 
 use super::emulator::{Emulator, Number, emulator, normal};
-use crate::Activation;
 use crate::cuda::launch::{self, ByToken, Map, Sizes, TileRows, Values};
 use crate::experts::{combine, dispatch, grouped_linear};
 use crate::rng::Rng;
 use crate::routes::Routes;
+use crate::{Activation, BlockFormat, Blocks};
 
 /// A number of a kernel, from and to f32.
 trait Real: Number + candle_core::WithDType + PartialEq {
@@ -163,7 +163,7 @@ fn linear_of<T: Real>(seed: u64, [tokens, experts, k, width, depth]: [usize; 5],
     let token = Some((gpu.put(&routes.plan.token), tokens));
     let bias = bias.map(|b| gpu.put(&b));
     let out = gpu.empty::<T>(rows * width);
-    let map = Map { x, token, w, bias, offsets, y: out };
+    let map = Map { x, token, w, format: None, bias, offsets, y: out };
     gpu.run(&launch::linear(map, sizes, None, false, None)?);
     compare::<T>(gpu, out, &y, depth, &format!("y {what}"))?;
     // The same rows without a list, by the tiles of all sizes: the same bits.
@@ -234,6 +234,7 @@ fn gated_of<T: Real>(seed: u64, [tokens, experts, inner, depth]: [usize; 4], act
         x: gpu.put(&x),
         token: Some((gpu.put(&routes.plan.token), tokens)),
         w: gpu.put(&w),
+        format: None,
         bias: Some(gpu.put(&bias)),
         offsets: gpu.put(&words(routes.offsets())),
         y,
@@ -259,12 +260,61 @@ fn gate_up_and_non_linearity_are_one_pass() -> Result<()> {
     Ok(())
 }
 
+/// Weights in blocks beside the same values as tensors.
+fn blocks_of<T: Real>(format: BlockFormat, [tokens, experts, width, depth]: [usize; 4]) -> Result<()> {
+    let Some(gpu) = emulator() else { return Ok(()) };
+    let mut rng = Rng::new(depth as u64);
+    let (routes, _) = routed(&mut rng, tokens, experts, 2)?;
+    let rows = routes.len();
+    let x = reals::<T>(&mut rng, tokens * depth);
+    let weights =
+        Tensor::from_vec(normal(&mut rng, experts * 2 * width * depth), (experts, 2 * width, depth), &Device::Cpu)?;
+    let blocks = Blocks::quantise(&weights, format)?;
+    let gathered = dispatch(&tensor(&x, &[tokens, depth])?.to_dtype(DType::F32)?, &routes)?;
+    let values = blocks.dequantise()?.to_dtype(T::KIND)?.to_dtype(DType::F32)?;
+    let expected = grouped_linear(&gathered, &values, None, &routes)?;
+    let (sizes, y) = (Sizes { experts, rows, width: 2 * width, depth }, gpu.empty::<T>(rows * 2 * width));
+    let map = Map {
+        x: gpu.put(&x),
+        token: Some((gpu.put(&routes.plan.token), tokens)),
+        w: gpu.put(blocks.data()),
+        format: Some(format),
+        bias: None,
+        offsets: gpu.put(&words(routes.offsets())),
+        y,
+    };
+    let what = format!("{} {:?}", format.name(), T::KIND);
+    gpu.run(&launch::linear(map, sizes, None, false, None)?);
+    compare::<T>(gpu, y, &expected, depth, &what)?;
+    let (gate, up) = (expected.narrow(1, 0, width)?, expected.narrow(1, width, width)?);
+    let expected = (gate.silu()? * up)?;
+    let (sizes, y) = (Sizes { width, ..sizes }, gpu.empty::<T>(rows * width));
+    gpu.run(&launch::linear(Map { y, ..map }, sizes, Some(Activation::Silu), true, None)?);
+    compare::<T>(gpu, y, &expected, depth * depth, &format!("gated {what}"))?;
+    let other = Map { format: Some(BlockFormat::Q6K), ..map };
+    assert!(launch::linear(other, sizes, None, false, None).is_err());
+    Ok(())
+}
+
+#[test]
+fn weights_in_blocks_are_their_values() -> Result<()> {
+    for (format, depth) in [(BlockFormat::Q8_0, 96), (BlockFormat::Q4K, 256), (BlockFormat::Q4K, 512)] {
+        for shape in [[5, 3, 40, depth], [60, 2, 7, depth]] {
+            blocks_of::<f32>(format, shape)?;
+            blocks_of::<bf16>(format, shape)?;
+            blocks_of::<f16>(format, shape)?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn launches_refuse_what_does_not_fit() -> Result<()> {
     let of = |len, dtype| Values { address: 64, len, dtype };
     let f = |len| of(len, DType::F32);
     let sizes = Sizes { experts: 2, rows: 3, width: 4, depth: 5 };
-    let map = Map { x: f(15), token: None, w: f(40), bias: Some(f(8)), offsets: of(3, DType::U32), y: f(12) };
+    let map =
+        Map { x: f(15), token: None, w: f(40), format: None, bias: Some(f(8)), offsets: of(3, DType::U32), y: f(12) };
     assert!(launch::linear(map, sizes, None, false, None).is_ok());
     for bad in [
         Map { x: f(14), ..map },
@@ -282,7 +332,15 @@ fn launches_refuse_what_does_not_fit() -> Result<()> {
     assert!(launch::linear(odd, sizes, None, false, Some(TileRows::R64)).is_err());
     assert_eq!(launch::linear(odd, sizes, None, false, None)?.kernel, "moesaic_linear_bf16_any");
     let huge = Sizes { experts: 1, rows: 1 << 32, width: 1, depth: 1 };
-    let map = Map { x: f(1 << 32), token: None, w: f(1), bias: None, offsets: of(2, DType::U32), y: f(1 << 32) };
+    let map = Map {
+        x: f(1 << 32),
+        token: None,
+        w: f(1),
+        format: None,
+        bias: None,
+        offsets: of(2, DType::U32),
+        y: f(1 << 32),
+    };
     assert!(launch::linear(map, huge, None, false, None).is_err());
     Ok(())
 }
