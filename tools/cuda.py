@@ -39,6 +39,18 @@ def compiler(tools):
 
 def compile_all(nvcc, out, report):
     spilled = []
+
+    def look(text, target, report):
+        kernel = None
+        for line in text.splitlines():
+            if found := re.search(r"Compiling entry function '(\w+)'", line):
+                kernel = found[1]
+            elif found := re.search(r"Used (\d+) registers.*", line):
+                if report:
+                    print(f"{kernel}: {found[0]}")
+            elif (found := re.search(r"(\d+) bytes spill stores", line)) and found[1] != "0":
+                spilled.append(f"{kernel}, {target}: {found[0]}")
+
     for source in sorted(SOURCES.glob("*.cu")):
         for name, options in TARGETS.items():
             # By its bare name, as messages and assembly hold the path.
@@ -46,18 +58,13 @@ def compile_all(nvcc, out, report):
             done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{source.name}, {name}:\n{done.stdout}{done.stderr}")
-            kernel = None
-            for line in (done.stdout + done.stderr).splitlines():
-                if found := re.search(r"Compiling entry function '(\w+)'", line):
-                    kernel = found[1]
-                elif found := re.search(r"Used (\d+) registers.*", line):
-                    if report:
-                        print(f"{kernel}: {found[0]}")
-                elif (found := re.search(r"(\d+) bytes spill stores", line)) and found[1] != "0":
-                    spilled.append(f"{kernel}: {found[0]}")
-        # The second target of what only PTX reaches: ptxas is stricter than the front end.
+            look(done.stdout + done.stderr, name, report)
+        # What the driver does with PTX: ptxas is stricter than the front end.
         ptx = out / f"{source.stem}.compute_80.ptx"
-        subprocess.run([nvcc.parent / "ptxas", "-arch=sm_80", "-o", "/dev/null", ptx], check=True)
+        done = subprocess.run([nvcc.parent / "ptxas", "-v", "-arch=sm_80", "-o", "/dev/null", ptx], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{ptx.name}, sm_80:\n{done.stderr}")
+        look(done.stdout + done.stderr, "sm_80", False)
     if spilled:
         sys.exit("registers are spilled: " + "; ".join(spilled))
 

@@ -1,6 +1,6 @@
 //! The parts that vision transformers share.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use moesaic_kernels::ops::layer_norm;
 use moesaic_kernels::{Activation, CausalAttention, ExpertBank, Init, Linear, Params};
 
@@ -45,6 +45,7 @@ pub(crate) struct Patches {
     map: Linear,
     patch: usize,
     dtype: DType,
+    device: Device,
 }
 
 impl Patches {
@@ -55,7 +56,7 @@ impl Patches {
         let bias = if bias { Some(p.tensor(&format!("{name}.bias"), [h], Init::Zeros)?) } else { None };
         // As in the decoder: on the CPU activations stay in f32 whatever the weights are.
         let dtype = if p.device().is_cpu() { DType::F32 } else { p.dtype() };
-        Ok(Self { map: linear(p, weight, bias)?, patch, dtype })
+        Ok(Self { map: linear(p, weight, bias)?, patch, dtype, device: p.device().clone() })
     }
 
     /// `pixels [b, 3, h, w]` to tokens `[b, rows * columns, width]` and `(rows, columns)`; what is left of a patch at the right
@@ -69,7 +70,9 @@ impl Patches {
         if b == 0 || rows == 0 || columns == 0 {
             bail!("{b} pictures of {w} x {h} pixels have no patch of {p} x {p}");
         }
-        let x = pixels.to_dtype(self.dtype)?.narrow(2, 0, rows * p)?.narrow(3, 0, columns * p)?;
+        // Processors leave pictures on the CPU.
+        let x =
+            pixels.to_device(&self.device)?.to_dtype(self.dtype)?.narrow(2, 0, rows * p)?.narrow(3, 0, columns * p)?;
         let x = x.reshape((b, 3, rows, p, columns, p))?.permute((0, 2, 4, 1, 3, 5))?; // (b, rows, columns, 3, p, p)
         let x = x.reshape((b, rows * columns, 3 * p * p))?;
         Ok((self.map.forward(&x)?, (rows, columns)))

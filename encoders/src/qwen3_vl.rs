@@ -200,7 +200,8 @@ impl Qwen3VlVision {
         let Qwen3VlConfig { hidden_size: h, heads, merge, .. } = self.config;
         let (d, frame) = (h / heads, rows * columns);
         let order = cells(rows, columns, merge);
-        let x = self.patches.forward(&patches.to_dtype(DType::F32)?)?;
+        // The processor leaves patches on the CPU.
+        let x = self.patches.forward(&patches.to_device(self.positions.device())?.to_dtype(DType::F32)?)?;
         let positions = self.interpolated(&order, rows, columns)?; // (rows * columns, h)
         let mut x = x.reshape((t, frame, h))?.broadcast_add(&positions.unsqueeze(0)?)?.reshape((t * frame, h))?;
         // Angles of a head's pairs: rows for the first half of them, columns for the second.

@@ -1,5 +1,7 @@
-//! The fused operations of this crate as compositions of candle's, for tensors that are not on the CPU. With gradients, in f32 within like the fused
-//! ones, whose equations and shapes they share. They run on any device, so tests hold them beside the fused ones.
+//! The fused operations of this crate as compositions of candle's, for tensors that are not on the CPU. With gradients, and but for linear maps in f32
+//! within, like the fused ones, whose equations and shapes they share. They run on any device, so tests hold them beside the fused ones.
+//!
+//! They are slow: scores of attention are a tensor, and candle's gradients of a bank of experts are as large as the bank for each expert.
 
 mod attention;
 mod experts;
@@ -63,6 +65,10 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
 /// `x [b, t, c]`, over time.
 pub(crate) fn channel_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     normed(x, weight, bias, eps, 1)
+}
+
+pub(crate) fn gelu(x: &Tensor) -> Result<Tensor> {
+    in_f32(x, |x| x.gelu_erf())
 }
 
 pub(crate) fn silu_glu(x: &Tensor) -> Result<Tensor> {
@@ -136,7 +142,7 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &[i64]) -> Result<Tensor> 
     if count == 0 {
         return Tensor::zeros((), DType::F32, device);
     }
-    let logits = logits.index_select(&Tensor::from_vec(rows, count, device)?, 0)?.to_dtype(DType::F32)?;
+    let logits = logits.contiguous()?.index_select(&Tensor::from_vec(rows, count, device)?, 0)?.to_dtype(DType::F32)?;
     let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
     let sums = shifted.exp()?.sum_keepdim(1)?.log()?; // (count, 1)
     let chosen = shifted.gather(&Tensor::from_vec(classes, (count, 1), device)?, 1)?;

@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::Activation;
+use crate::composed;
 use crate::cpu::math::{erf, exp, fma, sigmoid};
 use crate::cpu::{Isa, SendPtr, isa, parallel};
 use crate::host::{as_f32, storage_of, tensor, with_f32};
@@ -19,11 +20,12 @@ pub(crate) fn apply(activation: Activation, x: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::Silu => x.silu(),
         Activation::Relu => x.relu(),
-        _ if x.device().is_cpu() => x.contiguous()?.apply_op1(Pointwise(activation)),
+        _ if !composed::wanted(x) => x.contiguous()?.apply_op1(Pointwise(activation)),
         // candle's operations run on any device.
         Activation::GeluTanh => x.gelu(),
         Activation::Gelu => x.gelu_erf(),
-        Activation::QuickGelu => x / ((x * -1.702)?.exp()? + 1.0)?,
+        // By the hyperbolic tangent, which does not overflow: the gradient stays a number.
+        Activation::QuickGelu => x * (((x * 0.851)?.tanh()? + 1.0)? * 0.5)?,
     }
 }
 

@@ -228,6 +228,10 @@ fn real_tokens(input: &RouteInput<'_>, tokens: usize) -> Result<Option<Vec<f32>>
 
 /// Weights `[rows, k]`, optionally divided by their sum, times `scale`, flattened to `[R]`.
 fn finish(mut weights: Tensor, renormalise: bool, epsilon: f64, scale: f64) -> Result<Tensor> {
+    // Where all are padding there is nothing to sum, which candle's reductions on a GPU do not take.
+    if weights.elem_count() == 0 {
+        return weights.flatten_all();
+    }
     if renormalise {
         weights = weights.broadcast_div(&(weights.sum_keepdim(D::Minus1)? + epsilon)?)?;
     }

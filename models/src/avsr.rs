@@ -325,7 +325,9 @@ impl Avsr {
     /// # Errors
     /// Something that the model needs is missing, or has another shape.
     pub fn encode(&self, media: Media<'_>, probe: Option<&Probe>) -> Result<Vec<Tokens>> {
-        self.encoders.encode(media.audio, media.video, probe)
+        // What was heard and seen may be on the CPU still.
+        let there = |x: Option<&Tensor>| x.map(|x| x.to_device(self.llm.decoder().device())).transpose();
+        self.encoders.encode(there(media.audio)?.as_ref(), there(media.video)?.as_ref(), probe)
     }
 
     /// Encoded tokens in the width of the language model, at a scale, and the routes of a mixture of projectors.

@@ -212,11 +212,11 @@ impl Omni {
         }
         let mut counts = [words.len(), 0, 0];
         if let (Some(stem), false) = (&self.image, images.is_empty()) {
-            all.push(stem.forward(&Tensor::stack(images, 0)?)?);
+            all.push(stem.forward(&Tensor::stack(images, 0)?.to_device(&self.device)?)?);
             counts[1] = images.len() * stem.config.tokens();
         }
         if let (Some(stem), false) = (&self.audio, sounds.is_empty()) {
-            let x = Tensor::cat(sounds, 0)?;
+            let x = Tensor::cat(sounds, 0)?.to_device(&self.device)?;
             counts[2] = x.dim(0)?;
             all.push(stem.forward(&x)?);
         }

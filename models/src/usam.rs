@@ -292,7 +292,7 @@ impl Usam {
     /// # Errors
     /// The clips are too short for one window, or too long.
     pub fn encode(&self, samples: &Tensor, probe: Option<&Probe>) -> Result<Tokens> {
-        let tokens = self.streams.encode(samples, probe)?;
+        let tokens = self.streams.encode(&samples.to_device(self.llm.device())?, probe)?;
         let inner = probe.map(|_| Probe::new());
         let (windows, _) = self.qformer.project_one(&tokens, inner.as_ref())?;
         if let (Some(probe), Some(inner)) = (probe, inner) {

@@ -90,14 +90,14 @@ impl Convolution {
         let init = Init::Normal((2.0 / (inputs * size) as f64).sqrt()); // He et al., arXiv 1502.01852
         let weight = p.tensor("weight", [outputs, inputs, size], init)?;
         let bias = if bias { Some(p.tensor("bias", [outputs], Init::Zeros)?) } else { None };
-        Self::new(p.trains(), weight, bias, kernel)
+        Self::new(p.packs(), weight, bias, kernel)
     }
 
-    /// Of tensors that are there.
-    pub(super) fn new(trains: bool, weight: Tensor, bias: Option<Tensor>, kernel: Kernel) -> Result<Self> {
-        let map = match trains || !weight.device().is_cpu() {
-            true => Map::Plain { weight, bias },
-            false => Map::Packed(Linear::new(rows(&weight)?, bias)?.pack()?.narrow()),
+    /// Of tensors that are there, in tiles or as they are.
+    pub(super) fn new(packed: bool, weight: Tensor, bias: Option<Tensor>, kernel: Kernel) -> Result<Self> {
+        let map = match packed {
+            false => Map::Plain { weight, bias },
+            true => Map::Packed(Linear::new(rows(&weight)?, bias)?.pack()?.narrow()),
         };
         Ok(Self { kernel, map })
     }
@@ -214,12 +214,12 @@ fn biased(qkv: [&Tensor; 3], heads: usize, gate: &Tensor, position: &Tensor) -> 
     let (q, k, v) = ((q? * (1.0 / (d as f64).sqrt()))?, k?.transpose(1, 2)?, v?);
     let block = |first: usize| {
         let count = QUERIES.min(n - first);
-        let scores = q.narrow(1, first, count)?.contiguous()?.matmul(&k)?; // (heads, count, n)
+        let scores = q.narrow(1, first, count)?.contiguous()?.matmul(&k)?.to_dtype(DType::F32)?; // (heads, count, n)
         let offsets = (first..first + count).flat_map(|i| (0..n).map(move |j| (t - 1 + j - i) as u32));
         let offsets = Tensor::from_iter(offsets, position.device())?;
         let position = position.index_select(&offsets, 0)?.t()?.reshape((heads, count, n))?;
         let gate = gate.narrow(1, first, count)?.unsqueeze(2)?;
-        softmax(&(scores + position.broadcast_mul(&gate)?)?)?.matmul(&v)
+        softmax(&(scores + position.broadcast_mul(&gate)?)?)?.to_dtype(v.dtype())?.matmul(&v)
     };
     let blocks = (0..n).step_by(QUERIES).map(block).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&blocks, 1)?.transpose(0, 1)?.reshape((1, n, width))

@@ -155,7 +155,7 @@ impl Ced {
         let layers = params.pp("blocks");
         Ok(Self {
             norm_in: BandNorm::load(params, config.n_mels)?,
-            patches: if params.trains() || !params.device().is_cpu() { patches } else { patches.pack()? },
+            patches: if params.packs() { patches.pack()? } else { patches },
             time: positions("time_pos_embed", [1, d, 1, columns])?,
             frequency: positions("freq_pos_embed", [1, d, rows, 1])?,
             layers: (0..config.depth).map(|i| Layer::load(&config, &layers.pp(i))).collect::<Result<_>>()?,

@@ -14,6 +14,8 @@ fn heads(x: &Tensor, times: usize) -> Result<Tensor> {
     x.contiguous()
 }
 
+/// Unlike the fused form it multiplies what a query does not see, by 0: keys and values at padding must be numbers.
+///
 /// `q [b, t, heads, d]`, `k [b, s, kv_heads, d]`, `v [b, s, kv_heads, dv]` to `[b, t, heads, dv]`.
 pub(crate) fn attention(s: &Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     // What a query does not see, and queries that see nothing.
@@ -33,7 +35,10 @@ pub(crate) fn attention(s: &Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result
     }
     let all = sees.iter().all(|&sees| sees == 1.0);
     let sees = Tensor::from_vec(sees, (s.batch, 1, s.queries, 1), q.device())?;
-    let hidden = Tensor::from_vec(hidden, (s.batch, 1, s.queries, s.keys), q.device())?;
+    let hidden = match hidden.iter().all(|&h| h == 0.0) {
+        true => None, // as one query at the end of its keys
+        false => Some(Tensor::from_vec(hidden, (s.batch, 1, s.queries, s.keys), q.device())?),
+    };
     let times = s.heads / s.kv_heads;
     let (k, v) = (heads(k, times)?, heads(v, times)?);
     let mut scores = (heads(q, 1)?.matmul(&k.t()?)? * f64::from(s.scale))?; // (b, heads, t, s)
@@ -46,7 +51,10 @@ pub(crate) fn attention(s: &Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result
             seen
         };
     }
-    let mut out = softmax(&scores.broadcast_add(&hidden)?)?.matmul(&v)?; // (b, heads, t, dv)
+    if let Some(hidden) = hidden {
+        scores = scores.broadcast_add(&hidden)?;
+    }
+    let mut out = softmax(&scores)?.matmul(&v)?; // (b, heads, t, dv)
     if !all && !s.uniform_padding {
         out = out.broadcast_mul(&sees)?;
     }

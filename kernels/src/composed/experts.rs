@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::routes::Plan;
 
 pub(crate) fn dispatch(x: &Tensor, plan: &Plan) -> Result<Tensor> {
-    x.index_select(&Tensor::from_slice(&plan.token, plan.routes(), x.device())?, 0)
+    x.contiguous()?.index_select(&Tensor::from_slice(&plan.token, plan.routes(), x.device())?, 0)
 }
 
 /// Slots of all tokens at once, in their order: `y [R, O]`, `weight [R]` to `[T, O]`.
@@ -29,7 +29,8 @@ pub(crate) fn combine(y: &Tensor, weight: &Tensor, plan: &Plan) -> Result<Tensor
 }
 
 /// `x [R, K]`, `weight [E, N, K]` or `[N, K]`, `bias` of as many values as rows of weights, to `[R, N]`; the rows of expert `e` are
-/// `offsets[e]..offsets[e + 1]`. Shapes are checked.
+/// `offsets[e]..offsets[e + 1]`. Shapes are checked. Products are of the dtype of `x`, to which weights are rounded, and so is each sum before its
+/// bias: in half precision the fused form is closer.
 pub(crate) fn grouped_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, offsets: &[usize]) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let k = shape.last().copied().unwrap_or(0);
@@ -39,11 +40,11 @@ pub(crate) fn grouped_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>,
     if let Some(last) = shape.last_mut() {
         *last = n;
     }
-    let (x, weight) = (x.reshape((rows, k))?, weight.reshape(((), n, k))?.to_dtype(dtype)?);
+    let (x, weight) = (x.reshape((rows, k))?, weight.reshape(((), n, k))?);
     let bias = bias.map(|b| b.reshape(((), n))?.to_dtype(dtype)).transpose()?;
     let mut parts = Vec::new();
     for (e, range) in offsets.windows(2).enumerate().filter(|(_, range)| range[0] < range[1]) {
-        let own = weight.narrow(0, e, 1)?.squeeze(0)?;
+        let own = weight.narrow(0, e, 1)?.squeeze(0)?.to_dtype(dtype)?;
         let y = x.narrow(0, range[0], range[1] - range[0])?.matmul(&own.t()?)?;
         parts.push(match &bias {
             Some(bias) => y.broadcast_add(&bias.narrow(0, e, 1)?)?,

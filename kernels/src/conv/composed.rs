@@ -30,11 +30,13 @@ pub(crate) fn unfold_clips(x: &Tensor, windows: &Windows) -> Result<Tensor> {
     windows_of(x, &Grid::new(*windows, x.dims())?, 0.0)?.flatten_from(2) // (n, windows, window c)
 }
 
-/// Equal values share a gradient here.
 pub(crate) fn max_pool(x: &Tensor, windows: &Windows) -> Result<Tensor> {
     let grid = Grid::new(*windows, x.dims())?;
     let [t, h, w] = grid.out;
-    windows_of(x, &grid, f64::NEG_INFINITY)?.max(2)?.reshape((grid.clips, t, h, w, grid.channels)) // (n, t', h', w', c)
+    let all = windows_of(x, &grid, f64::NEG_INFINITY)?;
+    // The first of equal values gets the gradient: that of candle's `max` goes to all of them whole.
+    let most = all.gather(&all.argmax_keepdim(2)?, 2)?;
+    most.reshape((grid.clips, t, h, w, grid.channels)) // (n, t', h', w', c)
 }
 
 pub(crate) fn depthwise(x: &Tensor, filters: &Tensor, windows: &Windows) -> Result<Tensor> {

@@ -72,7 +72,7 @@ unsafe fn start(device: &CudaDevice, launch: &Launch) -> Result<()> {
     let [x, y, z] = launch.grid;
     let config =
         LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.threads, 1, 1), shared_mem_bytes: launch.shared };
-    // SAFETY: the caller's promise; names, kinds and number of the arguments are the kernel's, which the tests hold them to.
+    // SAFETY: the caller's promise; kinds and number of the arguments are the kernel's: tests compare them with its PTX.
     unsafe { builder.launch(config) }.w()?;
     Ok(())
 }

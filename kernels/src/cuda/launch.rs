@@ -1,6 +1,6 @@
 //! Which kernel runs on what: launches with their conditions checked.
 
-// Routers decide on the host, so only tests launch what would decide on the device: NOTES.md.
+// Routers decide on the host (NOTES.md), so only tests launch what would decide on the device.
 #[cfg(test)]
 pub(crate) mod routing;
 

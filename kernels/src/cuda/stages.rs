@@ -337,6 +337,9 @@ pub(crate) fn dispatch(x: &Tensor, plan: &Arc<Plan>) -> Result<Tensor> {
 
 /// [`crate::combine`] on the GPU.
 pub(crate) fn combine(y: &Tensor, weight: &Tensor, plan: &Arc<Plan>) -> Result<Tensor> {
+    if plan.routes() == 0 {
+        return Tensor::zeros((plan.tokens, y.dim(1)?), y.dtype(), y.device());
+    }
     y.contiguous()?.apply_op2(&weight.to_dtype(DType::F32)?.contiguous()?, Combine(plan.clone()))
 }
 

@@ -60,44 +60,54 @@ static void run_block(u32 threads, u32 &seed) {
         lane.context.uc_stack.ss_size = STACK;
         makecontext(&lane.context, body, 0);
     }
-    std::vector<u32> order(threads);
-    for (u32 i = 0; i < threads; i++) {
-        order[i] = i;
-    }
-    for (;;) {
-        bool moved = false;
-        for (u32 i = threads; i > 1; i--) {
+    auto shuffle = [&](std::vector<u32> &order) {
+        for (u32 i = order.size(); i > 1; i--) {
             seed = seed * 1664525 + 1013904223;
             std::swap(order[i - 1], order[(u64)seed * i >> 32]);
         }
-        for (u32 i : order) {
-            if (lanes[i].state == READY) {
-                now = &lanes[i];
-                swapcontext(&home, &now->context);
-                moved = true;
-            }
-        }
-        u32 done = 0, at_block = 0;
-        for (u32 w = 0; w < threads; w += 32) {
-            u32 at_warp = 0;
-            for (u32 i = w; i < w + 32; i++) {
-                at_warp += lanes[i].state == AT_WARP;
-                at_block += lanes[i].state == AT_BLOCK;
-                done += lanes[i].state == DONE;
-            }
-            for (u32 i = w; i < w + 32 && at_warp == 32; i++) {
-                lanes[i].state = READY, moved = true;
+    };
+    std::vector<u32> warps(threads / 32), order(32);
+    for (u32 i = 0; i < warps.size(); i++) {
+        warps[i] = i;
+    }
+    for (u32 i = 0; i < 32; i++) {
+        order[i] = i;
+    }
+    for (;;) {
+        u32 done = 0;
+        // As far apart as barriers let them be: what one warp needs of another must be behind one.
+        shuffle(warps);
+        for (u32 warp : warps) {
+            Lane *own = &lanes[warp * 32];
+            for (;;) {
+                shuffle(order);
+                for (u32 i : order) {
+                    if (own[i].state == READY) {
+                        now = &own[i];
+                        swapcontext(&home, &now->context);
+                    }
+                }
+                u32 count[4] = {0, 0, 0, 0};
+                for (u32 i = 0; i < 32; i++) {
+                    count[own[i].state]++;
+                }
+                if (count[AT_WARP] == 0) {
+                    done += count[DONE];
+                    break;
+                }
+                if (count[AT_WARP] < 32) {
+                    fail("some lanes wait for others of their warp that have gone on");
+                }
+                for (u32 i = 0; i < 32; i++) {
+                    own[i].state = READY;
+                }
             }
         }
         if (done == threads) {
             return;
         }
-        if (at_block > 0 && at_block + done == threads) {
-            for (u32 i = 0; i < threads; i++) {
-                lanes[i].state = lanes[i].state == DONE ? DONE : READY;
-            }
-        } else if (!moved) {
-            fail("some threads wait at a barrier that others never reach");
+        for (u32 i = 0; i < threads; i++) {
+            lanes[i].state = lanes[i].state == DONE ? DONE : READY;
         }
     }
 }

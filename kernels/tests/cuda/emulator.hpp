@@ -1,7 +1,7 @@
 // Stands in for a GPU: runs a grid block by block, the threads of a block as fibers on one thread of the processor.
 //
-// It is there for what goes wrong in kernels. Threads run in an order that is drawn anew at every barrier; asynchronous copies arrive at the last moment
-// that the wait allows; shared memory begins as NaN and ends at a page that cannot be touched, as memory of `emulator_alloc` does; a barrier that some
+// It is there for what goes wrong in kernels. Warps run one after the other as far as the block's next barrier, in an order that is drawn anew at each; asynchronous copies arrive at the last moment
+// that the wait allows; dynamic shared memory begins as NaN (static one as the block before left it) and ends at a page that cannot be touched, as memory of `emulator_alloc` does; a barrier that some
 // threads never reach ends the program. Speed, and what the hardware's sums round, it cannot tell.
 #pragma once
 #include <cmath>

@@ -113,7 +113,10 @@ impl QkNorms {
             )),
             Self::Layer { q: wq, k: wk, biases: None } => {
                 let ones = Tensor::ones(d, DType::F32, q.device())?;
-                let norm = |x: &Tensor, w: &Tensor| layer_norm(x, &ones, None, eps)?.broadcast_mul(w);
+                let norm = |x: &Tensor, w: &Tensor| {
+                    let normed = layer_norm(x, &ones, None, eps)?.to_dtype(DType::F32)?;
+                    normed.broadcast_mul(&w.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+                };
                 Ok((by_head(q, &|x| norm(x, wq))?, by_head(k, &|x| norm(x, wk))?))
             }
         }

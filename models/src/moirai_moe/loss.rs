@@ -52,8 +52,8 @@ impl Distribution {
     /// `-log p * weight` summed over each row, `[B]`.
     fn weighted(&self, patches: &Patches, next: &NextPatches, weights: Vec<f32>) -> Result<Tensor> {
         let shape = (self.tokens(), self.patch());
-        let weights = Tensor::from_vec(weights, shape, &Device::Cpu)?;
-        let sums = (self.log_prob(&next.target)? * weights)?.neg()?;
+        let densities = self.log_prob(&next.target)?;
+        let sums = (&densities * Tensor::from_vec(weights, shape, densities.device())?)?.neg()?;
         sums.reshape((patches.rows, patches.length * self.patch()))?.sum(1) // (B)
     }
 

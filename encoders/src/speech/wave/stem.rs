@@ -136,7 +136,7 @@ impl Positions {
         let bias = p.tensor("bias", [h], Init::Zeros)?;
         let mut this = Self { weight: Weight::Trained { length, direction, bias }, groups, width, size, activation };
         if !p.trains() {
-            this.weight = Weight::Ready(this.convolutions(p.device().is_cpu())?);
+            this.weight = Weight::Ready(this.convolutions(p.packs())?);
         }
         Ok(this)
     }
@@ -158,7 +158,7 @@ impl Positions {
         (0..self.groups)
             .map(|g| {
                 let part = |t: &Tensor| t.narrow(0, g * self.width, self.width)?.contiguous();
-                Convolution::new(!packed, part(&weight)?, Some(part(bias)?), kernel)
+                Convolution::new(packed, part(&weight)?, Some(part(bias)?), kernel)
             })
             .collect()
     }

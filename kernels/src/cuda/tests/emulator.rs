@@ -113,8 +113,7 @@ impl Emulator {
 
     pub fn run(&self, launch: &Launch) {
         let _one = self.busy.lock();
-        let entry = format!(".entry {}(", launch.kernel);
-        assert!(file_of(&launch.kernel).ptx().contains(&entry), "no {} in its file", launch.kernel);
+        assert_eq!(parameters(&launch.kernel), launch.args.iter().map(kind).collect::<Vec<_>>(), "{}", launch.kernel);
         let name = CString::new(launch.kernel.as_str()).expect("a name");
         let args: Vec<u64> = launch
             .args
@@ -132,6 +131,26 @@ impl Emulator {
         };
         assert!(ran, "there is no kernel {}", launch.kernel);
     }
+}
+
+/// How PTX calls the type of an argument.
+fn kind(arg: &Arg) -> &'static str {
+    match arg {
+        Arg::Address(_) => ".u64",
+        Arg::Word(_) => ".u32",
+    }
+}
+
+/// The types of a kernel's parameters, as its PTX has them.
+fn parameters(kernel: &str) -> Vec<&'static str> {
+    let ptx = file_of(kernel).ptx();
+    let Some((_, after)) = ptx.split_once(&format!(".entry {kernel}(")) else { panic!("no {kernel} in its file") };
+    let list = after.split_once(')').map_or("", |(list, _)| list);
+    list.lines()
+        .filter_map(|line| {
+            line.trim().strip_prefix(".param ")?.split_whitespace().find(|word| [".u64", ".u32"].contains(word))
+        })
+        .collect()
 }
 
 /// Normal numbers.

@@ -203,6 +203,7 @@ fn linear_maps_and_their_gradients_are_those_of_the_cpu() -> Result<()> {
         ([150, 2, 1, 24, 96], true),
         ([9, 1, 1, 130, 35], true),
         ([3, 40, 2, 8, 8], false),
+        ([60, 100, 3, 8, 8], false),
         ([300, 2, 2, 9, 17], false),
     ]
     .into_iter()
