@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Device;
 use moesaic_encoders::audio::{AudioError, AudioOptions, AudioReader, Downmix, SAMPLE_RATE, Windows};
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::{Modality, Probe};
@@ -16,6 +15,7 @@ use moesaic_models::usam::{Prompt, Task, Usam, UsamConfig, Vocabulary};
 use serde::Serialize;
 
 use crate::atlas::{Atlas, RouteMap};
+use crate::device::Device;
 use crate::error::{Error, Result, candle_message};
 use crate::text::{
     Answer, Dtype, Finish, TextOptions, TextStream, Tokenizer, adapters, generation_config, stored_dtype,
@@ -80,7 +80,7 @@ impl AudioChat {
     /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers;
     /// [`Error::Weights`] for missing, damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(dir.as_ref(), None)
+        Self::load(dir.as_ref(), None, Device::Cpu)
     }
 
     /// The same with weights and cache converted to a number type.
@@ -88,11 +88,20 @@ impl AudioChat {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
-        Self::load(dir.as_ref(), Some(dtype))
+        Self::load(dir.as_ref(), Some(dtype), Device::Cpu)
     }
 
-    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
+    /// The same on a device, with weights and cache converted to a number type or as they are stored.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::load(dir.as_ref(), dtype, device)
+    }
+
+    fn load(dir: &Path, dtype: Option<Dtype>, device: Device) -> Result<Self> {
         Error::unless_folder(dir)?;
+        let device = device.open()?;
         let config = read_config(dir)?;
         // Weights take long to read: all else comes first.
         let tokenizer = Tokenizer::load(dir)?;
@@ -108,7 +117,7 @@ impl AudioChat {
         let checkpoint = Checkpoint::open(dir).map_err(weights)?;
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
         let info = AudioModelInfo::new(dir, &config, &checkpoint);
-        let model = Usam::from_checkpoint(config, &checkpoint, vocabulary, dtype, &Device::Cpu).map_err(weights)?;
+        let model = Usam::from_checkpoint(config, &checkpoint, vocabulary, dtype, &device).map_err(weights)?;
         Ok(Self { model, tokenizer, config: generation, info })
     }
 

@@ -12,13 +12,14 @@ mod session;
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use moesaic_kernels::{Modality, Routes};
 use moesaic_models::moirai_moe::{MoiraiMoe, Request};
 use moesaic_models::time_moe::TimeMoe;
 use serde::Serialize;
 
 use crate::atlas::{Atlas, RouteMap};
+use crate::device::Device;
 use crate::error::{Error, Place, Result, quoted};
 #[cfg(feature = "hub")]
 use crate::hub::Hub;
@@ -106,7 +107,15 @@ impl Forecaster {
     /// # Errors
     /// None that a release build can meet; the signature is that of [`Forecaster::from_dir`].
     pub fn embedded() -> Result<Self> {
-        Ok(Forecaster { combines: true, ..Self::load(ModelFiles::embedded()?)? })
+        Self::embedded_on(Device::Cpu)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device cannot be used.
+    pub fn embedded_on(device: Device) -> Result<Self> {
+        Ok(Forecaster { combines: true, ..Self::load(ModelFiles::embedded()?, device)? })
     }
 
     /// The model in this folder, in the Hugging Face layout: `config.json` and `model.safetensors` (or its shards and
@@ -116,7 +125,15 @@ impl Forecaster {
     /// [`Error::Io`] and [`Error::Config`] for a missing or unusable configuration, [`Error::Weights`] for missing,
     /// damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(ModelFiles::open(dir.as_ref())?)
+        Self::from_dir_on(dir, Device::Cpu)
+    }
+
+    /// The same on a device, in 32-bit floats.
+    ///
+    /// # Errors
+    /// As [`Forecaster::from_dir`], and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
+        Self::load(ModelFiles::open(dir.as_ref())?, device)
     }
 
     /// A model on the Hub, `org/name` or `org/name@revision`, by way of the cache, as the environment says
@@ -145,13 +162,23 @@ impl Forecaster {
     /// As [`Forecaster::from_hub`].
     #[cfg(feature = "hub")]
     pub fn from_hub_with(id: &str, hub: &Hub) -> Result<Self> {
+        Self::from_hub_on(id, hub, Device::Cpu)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As [`Forecaster::from_hub`], and [`Error::Device`] where the device cannot be used.
+    #[cfg(feature = "hub")]
+    pub fn from_hub_on(id: &str, hub: &Hub, device: Device) -> Result<Self> {
         let (files, snapshot) = ModelFiles::fetch(id, hub)?;
-        let mut forecaster = Self::load(files)?;
+        let mut forecaster = Self::load(files, device)?;
         forecaster.info.source = snapshot.to_string();
         Ok(forecaster)
     }
 
-    fn load(files: ModelFiles) -> Result<Self> {
+    fn load(files: ModelFiles, device: Device) -> Result<Self> {
+        let device = device.open()?;
         let info = ModelInfo::new(&files);
         let ModelFiles { source, config, checkpoint } = files;
         let model = match config {
@@ -159,12 +186,12 @@ impl Forecaster {
                 let problem = format!("input_size is {}: only models of one variable (1) forecast", config.input_size);
                 return Err(Error::config(&source, problem));
             }
-            ModelConfig::TimeMoe(config) => TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
-                .map(Box::new)
-                .map(Model::TimeMoe),
-            ModelConfig::MoiraiMoe(config) => MoiraiMoe::from_checkpoint(config, &checkpoint, DType::F32, &Device::Cpu)
-                .map(Box::new)
-                .map(Model::MoiraiMoe),
+            ModelConfig::TimeMoe(config) => {
+                TimeMoe::from_checkpoint(config, &checkpoint, DType::F32, &device).map(Box::new).map(Model::TimeMoe)
+            }
+            ModelConfig::MoiraiMoe(config) => {
+                MoiraiMoe::from_checkpoint(config, &checkpoint, DType::F32, &device).map(Box::new).map(Model::MoiraiMoe)
+            }
         };
         let model = model.map_err(|error| Error::weights(&source, &error))?;
         Ok(Forecaster { model, info, combines: false })

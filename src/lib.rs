@@ -55,6 +55,7 @@ mod atlas;
 mod audio;
 mod calendar;
 mod convert;
+mod device;
 mod error;
 pub mod eval;
 mod forecaster;
@@ -78,6 +79,7 @@ mod vision;
 pub use atlas::{LayerRoutes, RouteMap, SEGMENT};
 pub use calendar::{Calendar, Frequency, Grid, Irregular, Moment, MonthDay, Precision};
 pub use convert::{Converted, convert};
+pub use device::Device;
 #[doc(hidden)] // for the program, which trains through the models crate
 pub use error::candle_message;
 pub use error::{Error, Place, Result};

@@ -4,13 +4,14 @@ mod info;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use moesaic_kernels::Modality;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::omni::{self, Answer, Config, Memory, Part, Row, Wanted};
 use serde::Serialize;
 
 use crate::atlas::{Atlas, RouteMap};
+use crate::device::Device;
 use crate::error::{Error, Place, Result, candle_message};
 use crate::forecaster::{Forecast, Quantile, future};
 use crate::media::Media;
@@ -127,15 +128,24 @@ impl Omni {
     /// [`Error::Config`] or [`Error::Io`] for missing or unusable configurations and tokenizers, [`Error::Weights`] for missing, damaged or
     /// ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::from_dir_on(dir, Device::Cpu)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
         Error::unless_folder(dir)?;
+        let device = device.open()?;
         let config = read_config(dir)?;
         let tokenizer = Tokenizer::load(dir)?;
         let weights = |error: candle_core::Error| Error::weights(dir, &error);
         let info = OmniModelInfo::new(dir, &config, &Checkpoint::open(dir).map_err(weights)?);
         let senses = omni::Senses::new(&config).map_err(|error| Error::config(dir, candle_message(&error)))?;
         let id = |token: &str| tokenizer.id(token);
-        let model = omni::Omni::load(dir, id, DType::F32, &Device::Cpu).map_err(weights)?;
+        let model = omni::Omni::load(dir, id, DType::F32, &device).map_err(weights)?;
         Ok(Self { model, senses, tokenizer, info })
     }
 

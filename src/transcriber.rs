@@ -8,7 +8,7 @@ mod words;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use moesaic_kernels::Tokens;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_models::avsr::{Avsr, AvsrConfig, Media, Rates, Vocabulary, fit_to_video};
@@ -16,6 +16,7 @@ use moesaic_models::generate::Options;
 use serde::{Deserialize, Serialize};
 
 use crate::atlas::RouteMap;
+use crate::device::Device;
 use crate::error::{Error, Result, candle_message};
 use crate::text::{Dtype, Tokenizer, stored_dtype};
 
@@ -164,7 +165,7 @@ impl Transcriber {
     /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers;
     /// [`Error::Weights`] for missing, damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(dir.as_ref(), None)
+        Self::load(dir.as_ref(), None, Device::Cpu)
     }
 
     /// The same with weights converted to a number type.
@@ -172,16 +173,25 @@ impl Transcriber {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
-        Self::load(dir.as_ref(), Some(dtype))
+        Self::load(dir.as_ref(), Some(dtype), Device::Cpu)
     }
 
-    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
+    /// The same on a device, with weights and cache converted to a number type or as they are stored.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::load(dir.as_ref(), dtype, device)
+    }
+
+    fn load(dir: &Path, dtype: Option<Dtype>, device: Device) -> Result<Self> {
         Error::unless_folder(dir)?;
+        let device = device.open()?;
         let config = AvsrConfig::load(dir).map_err(|error| config_error(dir, &error))?;
         let tokenizer = Tokenizer::load(dir)?;
         let checkpoint = Checkpoint::open_any(dir).map_err(|error| Error::weights(dir, &error))?;
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
-        Self::of(dir, config, tokenizer, &checkpoint, dtype)
+        Self::of(dir, config, tokenizer, &checkpoint, (dtype, &device))
     }
 
     fn of(
@@ -189,12 +199,12 @@ impl Transcriber {
         config: AvsrConfig,
         tokenizer: Tokenizer,
         checkpoint: &Checkpoint,
-        dtype: DType,
+        (dtype, device): (DType, &candle_core::Device),
     ) -> Result<Self> {
         let encode = |text: &str| tokenizer.encode(text).map_err(candle_core::Error::wrap);
         let vocabulary = Vocabulary::new(&config, |token| tokenizer.id(token), encode)
             .map_err(|error| Error::config(&place.join("tokenizer.json"), candle_message(&error)))?;
-        let model = Avsr::from_checkpoint(config, checkpoint, vocabulary, dtype, &Device::Cpu)
+        let model = Avsr::from_checkpoint(config, checkpoint, vocabulary, dtype, device)
             .map_err(|error| Error::weights(place, &error))?;
         Ok(Self { model, tokenizer, place: place.to_path_buf() })
     }

@@ -18,6 +18,7 @@ use moesaic_models::generate::{Generation, GenerationConfig, Prompts};
 use moesaic_models::vision::{self, Concerned, Row, Spliced};
 
 use crate::atlas::RouteMap;
+use crate::device::Device;
 use crate::error::{Error, Result, candle_message};
 use crate::prompts::Turn;
 use crate::text::{Answer, Dtype, TextOptions, TextStream, Tokenizer, generation_config, stored_dtype};
@@ -99,7 +100,7 @@ impl VisionChat {
     /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers, and for a model
     /// that has no vision tower; [`Error::Weights`] for missing, damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(dir.as_ref(), None)
+        Self::load(dir.as_ref(), None, Device::Cpu)
     }
 
     /// The same with weights and cache converted to a number type.
@@ -107,11 +108,20 @@ impl VisionChat {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
-        Self::load(dir.as_ref(), Some(dtype))
+        Self::load(dir.as_ref(), Some(dtype), Device::Cpu)
     }
 
-    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
+    /// The same on a device, with weights and cache converted to a number type or as they are stored.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::load(dir.as_ref(), dtype, device)
+    }
+
+    fn load(dir: &Path, dtype: Option<Dtype>, device: Device) -> Result<Self> {
         Error::unless_folder(dir)?;
+        let device = device.open()?;
         let config = Config::load(dir)?;
         // Weights take long to read: all else comes first.
         let tokenizer = Tokenizer::load(dir)?;
@@ -120,7 +130,7 @@ impl VisionChat {
         let checkpoint = Checkpoint::open(dir).map_err(|error| Error::weights(dir, &error))?;
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
         let info = VisionModelInfo::new(dir, &config, &checkpoint);
-        let model = config.with_processor(dir)?.model(dir, &checkpoint, dtype)?;
+        let model = config.with_processor(dir)?.model(dir, &checkpoint, dtype, &device)?;
         let weights = Weights { place: dir.to_path_buf(), dtype, in_memory: None };
         Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached: Vec::new(), whole: None })
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use moesaic::prompts::Turn;
-use moesaic::{Answer, Dtype, Picture, Speed, VisionChat, VisionModelInfo};
+use moesaic::{Answer, Device, Dtype, Picture, Speed, VisionChat, VisionModelInfo};
 use serde::Serialize;
 
 use super::generate::{conclude, follow};
@@ -50,11 +50,15 @@ pub(super) fn pictures(paths: &[PathBuf]) -> Result<Vec<Picture>> {
 }
 
 /// The model that is named, or the built-in one.
-pub(super) fn open(model: Option<&Path>, dtype: Option<Dtype>, max_pixels: Option<usize>) -> Result<VisionChat> {
+pub(super) fn open(
+    model: Option<&Path>,
+    dtype: Option<Dtype>,
+    device: Device,
+    max_pixels: Option<usize>,
+) -> Result<VisionChat> {
     let mut chat = match (model.map(vision_folder).transpose()?, dtype) {
-        (Some(dir), None) => VisionChat::from_dir(dir)?,
-        (Some(dir), Some(dtype)) => VisionChat::from_dir_as(dir, dtype)?,
-        (None, None) => VisionChat::embedded()?,
+        (Some(dir), dtype) => VisionChat::from_dir_on(dir, dtype, device)?,
+        (None, None) => VisionChat::embedded_on(device)?,
         (None, Some(_)) => bail!("--dtype is for a model that --model names"),
     };
     if let Some(most) = max_pixels {
@@ -66,7 +70,7 @@ pub(super) fn open(model: Option<&Path>, dtype: Option<Dtype>, max_pixels: Optio
 pub(super) fn run(args: &Args) -> Result<()> {
     // Pictures come before the model, which takes longer to read.
     let pictures = pictures(&args.images)?;
-    let mut chat = open(args.model.as_deref(), args.writing.dtype, args.max_pixels)?;
+    let mut chat = open(args.model.as_deref(), args.writing.dtype, args.writing.device, args.max_pixels)?;
     args.writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
     let mut options = args.writing.options();
     options.log_probs = args.log_probs;

@@ -57,10 +57,7 @@ fn date(text: &str) -> Result<DateTime, String> {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let dir = text_folder(&args.model)?;
-    let mut chat = match args.writing.dtype {
-        None => Chat::from_dir(dir)?,
-        Some(dtype) => Chat::from_dir_as(dir, dtype)?,
-    };
+    let mut chat = Chat::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
     args.writing.attach(chat.generator_mut())?;
     let mut template = TemplateOptions::default();
     template.date = Some(args.date.unwrap_or_else(today));

@@ -47,10 +47,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let prompt = prompt(args)?;
     let dir = text_folder(&args.model)?;
-    let mut model = match args.writing.dtype {
-        None => TextGenerator::from_dir(dir)?,
-        Some(dtype) => TextGenerator::from_dir_as(dir, dtype)?,
-    };
+    let mut model = TextGenerator::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
     args.writing.attach(&mut model)?;
     let mut options = args.writing.options();
     options.log_probs = args.log_probs;

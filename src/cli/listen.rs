@@ -51,10 +51,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let file = moesaic_encoders::audio::AudioFile::open(&args.sound, false).map_err(moesaic::Error::from)?;
     let length = file.info().seconds;
     drop(file);
-    let mut chat = match args.writing.dtype {
-        None => AudioChat::from_dir(dir)?,
-        Some(dtype) => AudioChat::from_dir_as(dir, dtype)?,
-    };
+    let mut chat = AudioChat::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
     args.writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
     let mut options = args.writing.options();
     (options.log_probs, options.beams) = (args.log_probs, args.beams);

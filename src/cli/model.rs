@@ -7,7 +7,7 @@ use anyhow::Result;
 use moesaic::AudioModelInfo;
 #[cfg(feature = "image")]
 use moesaic::VisionModelInfo;
-use moesaic::{Forecaster, ModelInfo, TextModelInfo};
+use moesaic::{Device, Forecaster, ModelInfo, TextModelInfo};
 
 /// The option that chooses a model, alike in all commands.
 #[derive(Debug, clap::Args)]
@@ -21,17 +21,20 @@ pub(super) struct ModelArgs {
     )]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
+    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
 }
 
 impl ModelArgs {
     pub fn open(&self) -> Result<Forecaster> {
         #[cfg(feature = "hub")]
         if let Some(id) = self.model.as_deref().and_then(hub::id) {
-            return hub::with(id, Forecaster::from_hub_with);
+            return hub::with(id, |id, hub| Forecaster::from_hub_on(id, hub, self.device));
         }
         Ok(match &self.model {
-            Some(dir) => Forecaster::from_dir(dir)?,
-            None => Forecaster::embedded()?,
+            Some(dir) => Forecaster::from_dir_on(dir, self.device)?,
+            None => Forecaster::embedded_on(self.device)?,
         })
     }
 }

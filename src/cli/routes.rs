@@ -148,7 +148,7 @@ fn pictures(args: &Args) -> Result<(String, RouteMap)> {
         bail!("what is asked about the picture? Give the question behind it");
     };
     let pictures = super::ask::pictures(images)?;
-    let chat = super::ask::open(args.model.as_deref(), None, args.max_pixels)?;
+    let chat = super::ask::open(args.model.as_deref(), None, moesaic::Device::Cpu, args.max_pixels)?;
     let question = question.to_string_lossy();
     let turns = [moesaic::prompts::Turn { question: &question, answer: None }];
     Ok((chat.info().source.clone(), chat.routes(&pictures, &turns, args.segment)?))

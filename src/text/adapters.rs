@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use moesaic_models::decoder::Decoder;
 use moesaic_models::lora::{Adapter, adjust};
 
@@ -31,7 +31,8 @@ pub(crate) fn attach(decoder: &mut Decoder, dir: &Path, strength: f64) -> Result
     let name = dir.display().to_string();
     let opened = Adapter::open(dir).map_err(|error| Error::weights(dir, &error))?;
     detach(decoder, dir);
-    let attached = opened.attach(decoder.sites(), &name, strength, DType::F32, &Device::Cpu);
+    let device = decoder.device().clone();
+    let attached = opened.attach(decoder.sites(), &name, strength, DType::F32, &device);
     attached.map(|_| ()).map_err(|error| {
         detach(decoder, dir);
         Error::weights(dir, &error)

@@ -8,6 +8,7 @@ use super::generator::{Answer, Parts, TextGenerator};
 use super::options::{Dtype, TextOptions};
 use super::stream::TextStream;
 use super::template::{ChatTemplate, Message, TemplateOptions};
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// A language model that answers in conversations. It holds no state between calls: the caller keeps the messages.
@@ -36,7 +37,7 @@ impl Chat {
     /// # Errors
     /// As [`TextGenerator::from_dir`], and [`Error::Config`] where the model has no chat template or a broken one.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(dir.as_ref(), None)
+        Self::load(dir.as_ref(), None, Device::Cpu)
     }
 
     /// The same with weights and cache converted to a number type.
@@ -44,10 +45,18 @@ impl Chat {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
-        Self::load(dir.as_ref(), Some(dtype))
+        Self::load(dir.as_ref(), Some(dtype), Device::Cpu)
     }
 
-    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
+    /// The same on a device, with weights and cache converted to a number type or as they are stored.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::load(dir.as_ref(), dtype, device)
+    }
+
+    fn load(dir: &Path, dtype: Option<Dtype>, device: Device) -> Result<Self> {
         // The template first: weights take long to read.
         let parts = Parts::load(dir)?;
         let template = match &parts.gguf {
@@ -64,7 +73,7 @@ impl Chat {
                            instead (`moesaic generate`), or save a template beside it as chat_template.jinja";
             return Err(Error::config(&dir.join("tokenizer_config.json"), problem));
         };
-        let generator = TextGenerator::of_parts(dir, parts, dtype)?;
+        let generator = TextGenerator::of_parts(dir, parts, dtype, device)?;
         Ok(Self { generator, template })
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use moesaic_kernels::checkpoint::Checkpoint;
 use moesaic_kernels::checkpoint::gguf::{Gguf, is_gguf};
 use moesaic_models::decoder::{Decoder, DecoderConfig};
@@ -14,6 +14,7 @@ use super::options::{Dtype, TextOptions};
 use super::stream::TextStream;
 use super::tokenizer::Tokenizer;
 use super::{read_text, stop::StopStrings};
+use crate::device::Device;
 use crate::error::{Error, Place, Result, candle_message};
 
 /// A language model that goes on with texts. It holds no state between calls: one generator behind an `Arc` serves any
@@ -121,7 +122,7 @@ impl TextGenerator {
     /// [`Error::Config`] or [`Error::Io`] for missing, unusable or unsupported configurations and tokenizers,
     /// [`Error::Weights`] for missing, damaged or ill-fitting weights.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::load(dir.as_ref(), None)
+        Self::load(dir.as_ref(), None, Device::Cpu)
     }
 
     /// The same with weights and cache converted to a number type: 16 bits take half the memory of 32.
@@ -129,14 +130,23 @@ impl TextGenerator {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_as(dir: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
-        Self::load(dir.as_ref(), Some(dtype))
+        Self::load(dir.as_ref(), Some(dtype), Device::Cpu)
     }
 
-    fn load(dir: &Path, dtype: Option<Dtype>) -> Result<Self> {
-        Self::of_parts(dir, Parts::load(dir)?, dtype)
+    /// The same on a device, with weights and cache converted to a number type or as they are stored.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir), and [`Error::Device`] where the device cannot be used.
+    pub fn from_dir_on(dir: impl AsRef<Path>, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::load(dir.as_ref(), dtype, device)
     }
 
-    pub(super) fn of_parts(dir: &Path, parts: Parts, dtype: Option<Dtype>) -> Result<Self> {
+    fn load(dir: &Path, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        Self::of_parts(dir, Parts::load(dir)?, dtype, device)
+    }
+
+    pub(super) fn of_parts(dir: &Path, parts: Parts, dtype: Option<Dtype>, device: Device) -> Result<Self> {
+        let device = device.open()?;
         let Parts { config, tokenizer, gguf } = parts;
         let generation = generation_config(dir, &config, &tokenizer)?;
         let weights = |error: candle_core::Error| Error::weights(dir, &error);
@@ -146,7 +156,7 @@ impl TextGenerator {
         };
         let info = TextModelInfo::new(dir, &config, &checkpoint);
         let dtype = dtype.map_or_else(|| stored_dtype(&checkpoint), Dtype::of);
-        let decoder = Decoder::from_checkpoint(config, &checkpoint, dtype, &Device::Cpu).map_err(weights)?;
+        let decoder = Decoder::from_checkpoint(config, &checkpoint, dtype, &device).map_err(weights)?;
         Ok(Self { decoder, tokenizer, config: generation, info })
     }
 

@@ -86,11 +86,11 @@ pub(super) enum Source {
 
 impl Source {
     /// The model, whose weights become `dtype`.
-    pub fn model(self, dir: &Path, checkpoint: &Checkpoint, dtype: DType) -> Result<VisionBackend> {
+    pub fn model(self, dir: &Path, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<VisionBackend> {
         let weights = |error: candle_core::Error| Error::weights(dir, &error);
         Ok(match self {
             Self::Vision(config, processor) => {
-                let model = VisionModel::from_checkpoint(*config, checkpoint, dtype, &Device::Cpu);
+                let model = VisionModel::from_checkpoint(*config, checkpoint, dtype, device);
                 let model = model.map_err(|error| match error {
                     vision::Error::NoTower { .. } => Error::config(dir, error.to_string()),
                     other => weights(other.into()),
@@ -98,10 +98,10 @@ impl Source {
                 VisionBackend::Vision(Box::new(model), processor)
             }
             Self::Aria(processor) => {
-                VisionBackend::Aria(Box::new(Aria::load(dir, dtype, &Device::Cpu).map_err(weights)?), processor)
+                VisionBackend::Aria(Box::new(Aria::load(dir, dtype, device).map_err(weights)?), processor)
             }
             Self::Qwen3Vl(processor) => {
-                VisionBackend::Qwen3Vl(Box::new(Qwen3Vl::load(dir, dtype, &Device::Cpu).map_err(weights)?), processor)
+                VisionBackend::Qwen3Vl(Box::new(Qwen3Vl::load(dir, dtype, device).map_err(weights)?), processor)
             }
         })
     }
@@ -236,7 +236,11 @@ impl VisionBackend {
     pub(super) fn attach(&mut self, adapter: &Adapter, name: &str, strength: f64) -> candle_core::Result<usize> {
         match self {
             Self::Vision(model, _) => model.attach(adapter, name, strength),
-            other => adapter.attach(other.decoder_mut().sites(), name, strength, DType::F32, &Device::Cpu),
+            other => {
+                let decoder = other.decoder_mut();
+                let device = decoder.device().clone();
+                adapter.attach(decoder.sites(), name, strength, DType::F32, &device)
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::Map;
 use super::backend::Source;
 use super::prompt::Prompting;
 use super::{Config, VisionChat, VisionModelInfo, Weights, config_error, processor};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, ended_by};
 
@@ -29,6 +30,15 @@ impl VisionChat {
     /// # Errors
     /// None in a sound build: as [`from_dir`](Self::from_dir).
     pub fn embedded() -> Result<Self> {
+        Self::embedded_on(Device::Cpu)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device cannot be used.
+    pub fn embedded_on(device: Device) -> Result<Self> {
+        let device = device.open()?;
         let name = Path::new(NAME);
         let config = VisionConfig::from_json(CONFIG).map_err(|error| config_error(name, error))?;
         let file = name.join("preprocessor_config.json");
@@ -46,7 +56,7 @@ impl VisionChat {
             in_memory: Some(checkpoint.clone()),
         };
         let info = VisionModelInfo::new(name, &config, &checkpoint);
-        let model = source.model(name, &checkpoint, weights.dtype)?;
+        let model = source.model(name, &checkpoint, weights.dtype, &device)?;
         Ok(Self { model, tokenizer, prompting, config: generation, info, weights, attached: Vec::new(), whole: None })
     }
 }
