@@ -54,6 +54,21 @@ fn one_conversation_about_a_picture_a_sound_and_a_table() {
 }
 
 #[test]
+fn what_is_in_a_picture_has_a_name() {
+    let Some(omni) = model() else { return };
+    for (picture, question, answer) in [
+        ("circle", "What shape is in the image?", "circle"),
+        ("rectangle", "What shape is in the image?", "rectangle"),
+        ("rectangle", "What is the color of the shape?", "teal"),
+        ("digit", "What digit is shown?", "8"),
+    ] {
+        let shown = [show(&omni, &format!("pictures/{picture}.png"))];
+        let said = omni.ask(&mut Conversation::default(), &shown, question, &OmniOptions::default()).unwrap();
+        assert_eq!(said.text, answer, "{picture}: {question}");
+    }
+}
+
+#[test]
 fn conversations_share_a_model_and_nothing_else() {
     let Some(omni) = model() else { return };
     let omni = Arc::new(omni);
