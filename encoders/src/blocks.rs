@@ -55,7 +55,7 @@ impl Patches {
         let weight = p.stack(&[h, width], &parts, scaled(width))?;
         let bias = if bias { Some(p.tensor(&format!("{name}.bias"), [h], Init::Zeros)?) } else { None };
         // As in the decoder: on the CPU activations stay in f32 whatever the weights are.
-        let dtype = if p.device().is_cpu() { DType::F32 } else { p.dtype() };
+        let dtype = p.activations();
         Ok(Self { map: linear(p, weight, bias)?, patch, dtype, device: p.device().clone() })
     }
 

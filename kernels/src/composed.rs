@@ -13,7 +13,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 
 use crate::rotary::RotaryStyle;
 
-/// True where these forms are taken: off the CPU, and with `MOESAIC_COMPOSED=1` in the environment on it as well, which is how whole models are
+/// True where these forms are taken: off the CPU, and with `MOESAIC_COMPOSED=1` (or `half`) in the environment on it as well, which is how whole models are
 /// tested with them, and how one finds whether a difference comes from a fused form.
 pub(crate) fn wanted(x: &Tensor) -> bool {
     !x.device().is_cpu() || everywhere()
@@ -21,8 +21,18 @@ pub(crate) fn wanted(x: &Tensor) -> bool {
 
 /// True if they are taken on the CPU as well.
 pub(crate) fn everywhere() -> bool {
-    static EVERYWHERE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *EVERYWHERE.get_or_init(|| std::env::var_os("MOESAIC_COMPOSED").is_some_and(|v| v == "1"))
+    asked().is_some()
+}
+
+/// True if activations are of the weights' number type there too: `MOESAIC_COMPOSED=half`.
+pub(crate) fn halves() -> bool {
+    asked() == Some("half")
+}
+
+fn asked() -> Option<&'static str> {
+    static ASKED: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let asked = ASKED.get_or_init(|| std::env::var("MOESAIC_COMPOSED").ok());
+    asked.as_deref().filter(|asked| ["1", "half"].contains(asked))
 }
 
 /// Runs `f` on the values in f32; the result has the dtype of `x`.

@@ -204,6 +204,11 @@ impl Params {
         self.inner.mode != Mode::Infer
     }
 
+    /// The number type of activations: f32 on the CPU, whose kernels compute in it whatever weights are, and elsewhere that of the weights.
+    pub fn activations(&self) -> DType {
+        if self.device().is_cpu() && !crate::composed::halves() { DType::F32 } else { self.dtype() }
+    }
+
     /// True if weights are put in tiles for the CPU: they are there, nobody trains them, and fused operations are to take them.
     pub fn packs(&self) -> bool {
         !self.trains() && self.device().is_cpu() && !crate::composed::everywhere()

@@ -189,7 +189,7 @@ impl Decoder {
                 AuxLoss::AdaptiveL1 { .. } => Some(params.tensor(steer::L1, [1], Init::Constant(1e-8))?),
                 _ => None,
             },
-            dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
+            dtype: params.activations(),
             cache_dtype: params.dtype(),
             device: params.device().clone(),
             config,

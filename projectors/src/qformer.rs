@@ -195,7 +195,7 @@ impl WindowQFormer {
     pub fn load(config: WindowQFormerConfig, p: &Params) -> Result<Self> {
         config.validate()?;
         let (bert, h) = (p.pp("speech_former.bert"), config.hidden);
-        let dtype = if p.device().is_cpu() { DType::F32 } else { p.dtype() };
+        let dtype = p.activations();
         let layers = bert.pp("encoder.layer");
         Ok(Self {
             queries: p.tensor("speech_query_tokens", [1, config.queries, h], INIT)?.to_dtype(dtype)?,

@@ -19,17 +19,16 @@ const HALF: f32 = 3e-2;
 
 pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     let (safetensors, pickle) = (case.dir.join(SAFETENSORS).is_file(), case.dir.join(PICKLE).is_file());
-    *got = passes(case, &AvHubert::load(&case.dir, DType::F32, &case.device)?)?;
+    *got = passes(case, &AvHubert::load(&case.dir, case.dtype, &case.device)?)?;
     if safetensors && pickle {
         // The config stands in the pickle as well.
         let pickle = Pickle::open(&case.dir.join(PICKLE))?;
         let config = AvHubertConfig::from_json(pickle.config().context("the pickle holds no config")?)?;
-        let model = AvHubert::from_checkpoint(config, &pickle.into_checkpoint(), DType::F32, &case.device)?;
+        let model = AvHubert::from_checkpoint(config, &pickle.into_checkpoint(), case.dtype, &case.device)?;
         let half = passes(case, &model)?;
         // Behind padding nothing means anything, and the tolerance is for all values of a tensor.
         for name in case.wanted().filter(|name| !name.starts_with("pad.")) {
-            let worst = (half.get(name)? - case.given(name)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            ensure!(worst <= HALF, "{name} of {PICKLE} is off by {worst}");
+            case.alike(half.get(name)?, case.given(name)?, HALF, &format!("{name} of {PICKLE} is off"))?;
         }
     }
     if safetensors { trained(case, got) } else { Ok(()) }
@@ -64,8 +63,7 @@ fn trained(case: &Case, got: &Got) -> Result<()> {
     let model = AvHubert::new(AvHubertConfig::load(&case.dir)?, &params)?;
     let (video, audio) = inputs(case)?;
     let out = model.forward(Some(&video), Some(&audio), None, None)?.embeds;
-    let worst = (&out - got.get("av.last_hidden")?)?.abs()?.max_all()?.to_scalar::<f32>()?;
-    ensure!(worst < 1e-4, "{}: on variables the outputs differ by {worst}", case.name);
+    case.alike(&out, got.get("av.last_hidden")?, 1e-4, "on variables the outputs differ")?;
     // A sum would vanish behind the last norm.
     let grads = out.powf(3.0)?.sum_all()?.backward()?;
     for (name, var) in params.variables() {

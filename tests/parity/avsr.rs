@@ -1,7 +1,7 @@
 //! Speech models on language models, and their projectors.
 
 use anyhow::{Context as _, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use moesaic::Tokenizer;
 use moesaic_kernels::losses::{joint_router_z, load_balance};
 use moesaic_kernels::{Modality, Params, Probe, Routes, Tokens, checkpoint::Checkpoint};
@@ -30,7 +30,7 @@ pub fn smop(case: &Case, got: &mut Got) -> Result<()> {
     // For inference, with weights in tiles, and by the path that training takes: on variables.
     let load = |params: &Params| Smop::load(config.smop()?, params);
     let probe = Probe::new();
-    let packed = load(&Params::load(&checkpoint, DType::F32, &case.device))?;
+    let packed = load(&Params::load(&checkpoint, case.dtype, &case.device))?;
     let projected = packed.project(&ProjectorInput::new(&tokens), Some(&probe))?;
     got.put_all("", probe.tensors());
     for ((name, _), y) in all.iter().zip(&projected.tokens) {
@@ -72,7 +72,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
     let texts = case.json["texts"].as_array().context("the case has no texts")?;
     let texts = texts.iter().map(|t| Ok(vocabulary.bare(tokenizer.encode(t.as_str().context("a text")?)?)));
     let texts = texts.collect::<Result<Vec<_>>>()?;
-    let model = Avsr::load(&case.dir, vocabulary.clone(), DType::F32, &case.device)?;
+    let model = Avsr::load(&case.dir, vocabulary.clone(), case.dtype, &case.device)?;
 
     let (ids, labels) = vocabulary.targets(&texts);
     let ids: Vec<Vec<i64>> = ids.into_iter().map(|row| row.into_iter().map(i64::from).collect()).collect();
@@ -90,7 +90,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
 
     // The losses by the path that training takes: adapters and projectors on variables, the rest as it is.
     let checkpoint = Checkpoint::open(&case.dir)?;
-    let frozen = Params::frozen(&checkpoint, DType::F32, &case.device);
+    let frozen = Params::frozen(&checkpoint, case.dtype, &case.device);
     let trained = Params::resume(&checkpoint, &case.device);
     let sources = Sources { audio: &frozen, video: &frozen, llm: &frozen, trained: &trained };
     let trainable = Avsr::new(config, vocabulary, sources, Some(&checkpoint))?;
@@ -178,7 +178,7 @@ fn gradients(trained: &Params, loss: &Tensor) -> Result<()> {
 
 /// `scale{i}.logits`, `scale{i}.loss` and their mean `matryoshka_loss`: a language model with adapters for each scale.
 pub fn scales(case: &Case, got: &mut Got) -> Result<()> {
-    let model = ScaledDecoder::load(&case.dir, DType::F32, &case.device)?;
+    let model = ScaledDecoder::load(&case.dir, case.dtype, &case.device)?;
     let embeds = case.input("inputs_embeds")?;
     let labels = case.input("labels")?.flatten_all()?.to_vec1::<i64>()?;
     let mut losses = Vec::new();

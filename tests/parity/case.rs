@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use moesaic_kernels::checkpoint::Checkpoint;
 use serde_json::Value;
 
@@ -20,20 +20,22 @@ pub struct Case {
     pub json: Value,
     /// The device to run on.
     pub device: Device,
+    /// The number type of weights: f32, in which tolerances hold, or a half of it.
+    pub dtype: DType,
     inputs: BTreeMap<String, Tensor>,
     expected: BTreeMap<String, Tensor>,
 }
 
 impl Case {
     /// Reads `case.json` alone: enough to know the family.
-    pub fn describe(dir: &Path, device: &Device) -> Result<Self> {
+    pub fn describe(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let path = dir.join("case.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
         let json: Value = serde_json::from_str(&text).with_context(|| format!("{}: is not JSON", path.display()))?;
         let family = json.get("family").and_then(Value::as_str).context("case.json names no family")?.to_string();
         let name = dir.file_name().context("a case needs a folder of its own")?.to_string_lossy().into_owned();
         let (inputs, expected) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { family, name, dir: dir.to_path_buf(), json, device: device.clone(), inputs, expected })
+        Ok(Self { family, name, dir: dir.to_path_buf(), json, device: device.clone(), dtype, inputs, expected })
     }
 
     /// Reads inputs and expected tensors.
@@ -62,6 +64,18 @@ impl Case {
     pub fn input(&self, name: &str) -> Result<Tensor> {
         let tensor = self.inputs.get(name).ok_or_else(|| anyhow!("the case has no input {name}"))?;
         Ok(tensor.to_device(&self.device)?)
+    }
+
+    /// Two ways to compute the same differ by less than `most`; where weights are halves, which one of the two may not be, both are numbers.
+    pub fn alike(&self, one: &Tensor, other: &Tensor, most: f32, what: &str) -> Result<()> {
+        let worst = (one.to_dtype(DType::F32)? - other.to_dtype(DType::F32)?)?.abs()?.flatten_all()?;
+        let worst = worst.max(0)?.to_scalar::<f32>()?;
+        ensure!(
+            if self.dtype == DType::F32 { worst < most } else { worst.is_finite() },
+            "{}: {what} by {worst}",
+            self.name
+        );
+        Ok(())
     }
 
     /// Whether the case has an input of this name.

@@ -215,7 +215,7 @@ fn bounds(rule: &Rule, tensor: &Tensor, values: &[f64], all: &BTreeMap<String, T
     })
 }
 
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+pub fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     if flat.dtype() != DType::I64 {
         return Ok(flat.to_dtype(DType::F64)?.to_vec1()?);

@@ -11,7 +11,7 @@ use moesaic_models::decoder::{Cache, Context, Decoder, DecoderConfig, Input};
 use crate::case::{Case, Got};
 
 pub fn run(case: &Case, got: &mut Got) -> Result<()> {
-    let model = Decoder::load(&case.dir, DType::F32, &case.device)?;
+    let model = Decoder::load(&case.dir, case.dtype, &case.device)?;
     let ids = case.input("input_ids")?;
     let mask = match case.has_input("attention_mask") {
         true => case.input("attention_mask")?,

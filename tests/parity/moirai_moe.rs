@@ -45,7 +45,7 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
 
 /// Raw series, by the forecast's own pipeline.
 fn series(case: &Case, got: &mut Got) -> Result<()> {
-    let model = MoiraiMoe::load(&case.dir, DType::F32, &case.device)?;
+    let model = MoiraiMoe::load(&case.dir, case.dtype, &case.device)?;
     let number = |name: &str| -> Result<usize> {
         let value = case.json["params"][name].as_u64().with_context(|| format!("params has no {name}"))?;
         Ok(usize::try_from(value)?)
@@ -202,7 +202,7 @@ fn packed(case: &Case, got: &mut Got) -> Result<()> {
         prediction: flags("prediction_mask")?,
         patch_size: numbers(&case.input("patch_size")?)?.into_iter().map(|v| v as usize).collect(),
     };
-    call(case, &MoiraiMoe::load(&case.dir, DType::F32, &case.device)?, &patches, "fwd.", got)?;
+    call(case, &MoiraiMoe::load(&case.dir, case.dtype, &case.device)?, &patches, "fwd.", got)?;
     if !case.wants("loss.") && !case.wants("grad") {
         return Ok(());
     }

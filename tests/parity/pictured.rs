@@ -27,7 +27,7 @@ fn joined(tokens: &[Tokens]) -> Result<Tensor> {
 }
 
 pub fn aria(case: &Case, got: &mut Got) -> Result<()> {
-    let model = Aria::load(&case.dir, DType::F32, &case.device)?;
+    let model = Aria::load(&case.dir, case.dtype, &case.device)?;
     let mask = if case.has_input("pixel_mask") { Some(case.input("pixel_mask")?) } else { None };
     let pictures = match case.has_input("pixel_values") {
         true => model.encode(&case.input("pixel_values")?, mask.as_ref(), None)?,
@@ -46,7 +46,7 @@ pub fn aria(case: &Case, got: &mut Got) -> Result<()> {
 }
 
 pub fn qwen3_vl(case: &Case, got: &mut Got) -> Result<()> {
-    let model = Qwen3Vl::load(&case.dir, DType::F32, &case.device)?;
+    let model = Qwen3Vl::load(&case.dir, case.dtype, &case.device)?;
     let grids = |name: &str| -> Result<Vec<(usize, usize, usize)>> {
         let grids = case.input(name)?.to_dtype(DType::U32)?.to_vec2::<u32>()?;
         Ok(grids.iter().map(|g| (g[0] as usize, g[1] as usize, g[2] as usize)).collect())

@@ -13,7 +13,7 @@ use crate::case::{Case, Got};
 pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     macro_rules! wave {
         ($model:ident) => {{
-            let model = $model::load(&case.dir, DType::F32, &case.device)?;
+            let model = $model::load(&case.dir, case.dtype, &case.device)?;
             let (samples, lengths) = (case.input("input_values")?, lengths(case)?);
             let probe = Probe::new();
             let tokens = model.forward(&samples, lengths.as_deref(), Some(&probe))?;
@@ -31,7 +31,7 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
     }
     match case.family.as_str() {
         "whisper_encoder" => {
-            let model = WhisperEncoder::load(&case.dir, DType::F32, &case.device)?;
+            let model = WhisperEncoder::load(&case.dir, case.dtype, &case.device)?;
             let features = case.input("input_features")?;
             let probe = Probe::new();
             let tokens = model.forward(&features, Some(&probe))?;
@@ -50,7 +50,7 @@ pub fn run(case: &Case, got: &mut Got) -> Result<()> {
 
 /// CED from samples: `short.` and `long.` with `mel_db`, what the network records, and `tokens`.
 pub fn ced(case: &Case, got: &mut Got) -> Result<()> {
-    let model = Ced::load(&case.dir, DType::F32, &case.device)?;
+    let model = Ced::load(&case.dir, case.dtype, &case.device)?;
     let params = Params::resume(&Checkpoint::open(&case.dir)?, &case.device);
     let config = CedConfig::load(&case.dir)?.named_as(&Checkpoint::open(&case.dir)?, "");
     let trained = Ced::new(config, &params)?;
@@ -85,8 +85,7 @@ fn trained(case: &Case, prefix: &str) -> Result<(Params, Params)> {
 
 /// On variables the encoder gives the same, and every variable gets a gradient that is finite and not all zero.
 fn gradients(case: &Case, params: &Params, packed: &Tokens, trained: &Tokens) -> Result<()> {
-    let worst = (&packed.embeds - &trained.embeds)?.abs()?.max_all()?.to_scalar::<f32>()?;
-    ensure!(worst < 1e-4, "{}: on variables the outputs differ by {worst}", case.name);
+    case.alike(&packed.embeds, &trained.embeds, 1e-4, "on variables the outputs differ")?;
     // A sum would vanish behind the last norm.
     let grads = trained.embeds.powf(3.0)?.sum_all()?.backward()?;
     for (name, var) in params.variables() {

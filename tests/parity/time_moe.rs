@@ -19,7 +19,7 @@ use moesaic_models::time_moe::{Config, Context, Normalisation, Targets, TimeMoe}
 use crate::case::{Case, Got};
 
 pub fn run(case: &Case, got: &mut Got) -> Result<()> {
-    let model = TimeMoe::load(&case.dir, DType::F32, &case.device)?;
+    let model = TimeMoe::load(&case.dir, case.dtype, &case.device)?;
     for (prefix, masked, count_real) in
         [("fwd.", false, false), ("fwd_mask.", true, false), ("fwd_mask_pos.", true, true)]
     {

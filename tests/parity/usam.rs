@@ -15,13 +15,12 @@ use crate::case::{Case, Got};
 /// Weights for inference, and the same as variables.
 fn both(case: &Case) -> Result<[Params; 2]> {
     let checkpoint = Checkpoint::open(&case.dir)?;
-    Ok([Params::load(&checkpoint, DType::F32, &case.device), Params::resume(&checkpoint, &case.device)])
+    Ok([Params::load(&checkpoint, case.dtype, &case.device), Params::resume(&checkpoint, &case.device)])
 }
 
 /// On variables the output is the same, and every variable gets a gradient that is finite and not all zero.
-fn trained(params: &Params, packed: &Tensor, trained: &Tensor) -> Result<()> {
-    let worst = (packed - trained)?.abs()?.max_all()?.to_scalar::<f32>()?;
-    ensure!(worst < 1e-4, "on variables the outputs differ by {worst}");
+fn trained(case: &Case, params: &Params, packed: &Tensor, trained: &Tensor) -> Result<()> {
+    case.alike(packed, trained, 1e-4, "on variables the outputs differ")?;
     gradients(params, &trained.powf(3.0)?.sum_all()?, 0)
 }
 
@@ -55,8 +54,7 @@ pub fn qformer(case: &Case, got: &mut Got) -> Result<()> {
     let alone = if config.queries == 1 { config.layers } else { 0 };
     let model = WindowQFormer::load(config, &resume)?;
     let again = model.project_one(&tokens, None)?.0.embeds;
-    let worst = (&output.embeds - &again)?.abs()?.max_all()?.to_scalar::<f32>()?;
-    ensure!(worst < 1e-4, "on variables the outputs differ by {worst}");
+    case.alike(&output.embeds, &again, 1e-4, "on variables the outputs differ")?;
     gradients(&resume, &again.powf(3.0)?.sum_all()?, 2 * alone)
 }
 
@@ -80,7 +78,7 @@ pub fn projector(case: &Case, got: &mut Got) -> Result<()> {
     }
     let model = TaskMixture::load(config, &resume)?;
     let again = model.project(&input, None)?;
-    trained(&resume, &projected.tokens[0].embeds, &again.tokens[0].embeds)
+    trained(case, &resume, &projected.tokens[0].embeds, &again.tokens[0].embeds)
 }
 
 /// The loss, all on the way to it, and two of its gradients.
@@ -102,8 +100,7 @@ pub fn saclm(case: &Case, got: &mut Got) -> Result<()> {
     }
     let packed = Saclm::load(load_saclm(&case.dir)?, &load)?;
     let again = packed.forward(&audio.as_tensor().detach(), &text, &negatives(case)?, None)?;
-    let worst = (again.total - losses.total)?.abs()?.to_scalar::<f32>()?;
-    ensure!(worst < 1e-5, "from tiles the loss differs by {worst}");
+    case.alike(&again.total, &losses.total, 1e-5, "from tiles the loss differs")?;
     Ok(())
 }
 
@@ -147,7 +144,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
     let samples = case.input("audios")?;
     let b = samples.dim(0)?;
 
-    let model = Usam::load(&case.dir, vocabulary.clone(), DType::F32, &case.device)?;
+    let model = Usam::load(&case.dir, vocabulary.clone(), case.dtype, &case.device)?;
     let probe = Probe::new();
     let encoded = model.encode(&samples, Some(&probe))?;
     let projected = model.project(&encoded, &prompts, Some(&probe))?;
@@ -177,7 +174,7 @@ pub fn model(case: &Case, got: &mut Got) -> Result<()> {
 
     // The losses by the path that training takes: encoders and language model as they are, the rest on variables.
     let checkpoint = Checkpoint::open(&case.dir)?;
-    let frozen = Params::frozen(&checkpoint, DType::F32, &case.device);
+    let frozen = Params::frozen(&checkpoint, case.dtype, &case.device);
     let variables = Params::resume(&checkpoint, &case.device);
     let sources = Sources { frozen: &frozen, trained: &variables };
     let trainable = Usam::new(config, vocabulary, sources, Layout::of(&checkpoint), Some(&checkpoint))?;

@@ -1,7 +1,7 @@
 //! Vision towers and connectors, pictures, and the router with capacity.
 
 use anyhow::{Context as _, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use moesaic_encoders::{
     ClipVision, CumoConfig, CumoVision, DinoVision, Features, Head, Qwen3VlConfig, Qwen3VlVision, Select, SiglipConfig,
     SiglipVision, Tower,
@@ -14,7 +14,7 @@ use crate::case::{Case, Got};
 
 /// `hidden.{i}`, `last_hidden_state`, `pooler_output`, `image_embeds`, `features_m2_*`.
 pub fn clip(case: &Case, got: &mut Got) -> Result<()> {
-    let tower = ClipVision::load(&case.dir, DType::F32, &case.device)?;
+    let tower = ClipVision::load(&case.dir, case.dtype, &case.device)?;
     let (pixels, probe) = (case.input("pixel_values")?, Probe::new());
     let output = tower.forward(&pixels, Some(&probe))?;
     got.put_all("", probe.tensors());
@@ -32,7 +32,7 @@ pub fn clip(case: &Case, got: &mut Got) -> Result<()> {
 
 /// `hidden.{i}`, `last_hidden_state`, `pooler_output`, `features_m2`, `features_m2_moellava_patch`.
 pub fn siglip(case: &Case, got: &mut Got) -> Result<()> {
-    let tower = SiglipVision::load(&case.dir, DType::F32, &case.device)?;
+    let tower = SiglipVision::load(&case.dir, case.dtype, &case.device)?;
     let (pixels, probe) = (case.input("pixel_values")?, Probe::new());
     let output = tower.forward(&pixels, Some(&probe))?;
     got.put_all("", probe.tensors());
@@ -46,7 +46,7 @@ pub fn siglip(case: &Case, got: &mut Got) -> Result<()> {
 
 /// `hidden.{i}`, `last_hidden_state`, `pooler_output`; pictures of another size than the stored positions' among them.
 pub fn dino(case: &Case, got: &mut Got) -> Result<()> {
-    let tower = DinoVision::load(&case.dir, DType::F32, &case.device)?;
+    let tower = DinoVision::load(&case.dir, case.dtype, &case.device)?;
     let probe = Probe::new();
     let output = tower.forward(&case.input("pixel_values")?, Some(&probe))?;
     got.put_all("", probe.tensors());
@@ -59,7 +59,7 @@ pub fn dino(case: &Case, got: &mut Got) -> Result<()> {
 pub fn aria(case: &Case, got: &mut Got) -> Result<()> {
     let text = std::fs::read_to_string(case.dir.join("config.json"))?;
     let json: serde_json::Value = serde_json::from_str(&text)?;
-    let params = Params::load(&Checkpoint::open(&case.dir)?, DType::F32, &case.device);
+    let params = Params::load(&Checkpoint::open(&case.dir)?, case.dtype, &case.device);
     let tower = SiglipVision::bare(SiglipConfig::from_json(&text)?, &params.pp("vision_tower"), Head::None)?;
     let queries = json["projector_patch_to_query_dict"].as_object().context("no queries")?;
     let queries = queries.iter().map(|(n, q)| Ok((n.parse()?, q.as_u64().context("not a number")? as usize)));
@@ -80,7 +80,7 @@ pub fn aria(case: &Case, got: &mut Got) -> Result<()> {
 /// `image_features` and `deepstack.{i}` of all pictures behind each other.
 pub fn qwen3_vl(case: &Case, got: &mut Got) -> Result<()> {
     let config = Qwen3VlConfig::from_json(&std::fs::read_to_string(case.dir.join("config.json"))?)?;
-    let params = Params::load(&Checkpoint::open(&case.dir)?, DType::F32, &case.device);
+    let params = Params::load(&Checkpoint::open(&case.dir)?, case.dtype, &case.device);
     let tower = Qwen3VlVision::new(config, &params.pp("model.visual"))?;
     let grids: Vec<_> = case
         .input("image_grid_thw")?
@@ -120,7 +120,7 @@ pub fn gate(case: &Case, got: &mut Got) -> Result<()> {
         let number = |key: &str| setting[key].as_u64().map(|v| v as usize).with_context(|| format!("no {key}"));
         let (i, k, experts) = (number("i")?, number("k")?, number("experts")?);
         let router = Capacity {
-            weight: Tensor::zeros((experts, 1), DType::F32, &case.device)?,
+            weight: Tensor::zeros((experts, 1), case.dtype, &case.device)?,
             k,
             factor: setting["capacity_factor"].as_f64().context("no capacity_factor")?,
             min_capacity: number("min_capacity")?,
@@ -158,7 +158,7 @@ pub fn cumo(case: &Case, got: &mut Got) -> Result<()> {
     let text = std::fs::read_to_string(case.dir.join("config.json"))?;
     let json: serde_json::Value = serde_json::from_str(&text)?;
     let size = |key: &str| json[key].as_u64().map(|v| v as usize).with_context(|| format!("config.json lacks {key}"));
-    let params = Params::load(&Checkpoint::open(&case.dir)?, DType::F32, &case.device).pp("model");
+    let params = Params::load(&Checkpoint::open(&case.dir)?, case.dtype, &case.device).pp("model");
     let tower = CumoVision::new(CumoConfig::from_json(&text)?, &params.pp("vision_tower"))?;
     let config = SparseMlpConfig {
         inputs: tower.width(),

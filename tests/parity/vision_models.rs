@@ -14,7 +14,7 @@ use crate::case::{Case, Got};
 /// LLaVA in the layout of `transformers`: `hidden.{i}`, `final_norm`, `logits`, `image_features`, and greedy tokens of the whole
 /// batch, which is padded at the left. Marks come expanded, one for each token of a picture.
 pub fn llava(case: &Case, got: &mut Got) -> Result<()> {
-    let model = VisionModel::load(&case.dir, DType::F32, &case.device)?;
+    let model = VisionModel::load(&case.dir, case.dtype, &case.device)?;
     let encoded = model.encode(&case.input("pixel_values")?, None)?;
     got.put("image_features", encoded.tokens.embeds.flatten(0, 1)?);
     marked(case, &model, &encoded.pictures()?, got)
@@ -23,7 +23,7 @@ pub fn llava(case: &Case, got: &mut Got) -> Result<()> {
 /// LLaVA-1.6 in the layout of `transformers`, as [`llava`]: `pixel_values` has the tiles of each picture, filled up to the most, and
 /// `image_sizes` its height and width before it was cut.
 pub fn llava_next(case: &Case, got: &mut Got) -> Result<()> {
-    let model = VisionModel::load(&case.dir, DType::F32, &case.device)?;
+    let model = VisionModel::load(&case.dir, case.dtype, &case.device)?;
     let tiles = model.config().tiles.as_ref().context("the configuration names no grids")?;
     let (pixels, sizes) =
         (case.input("pixel_values")?, case.input("image_sizes")?.to_dtype(DType::I64)?.to_vec2::<i64>()?);
@@ -62,7 +62,7 @@ fn marked(case: &Case, model: &VisionModel, pictures: &[Tokens], got: &mut Got) 
 /// `final_norm`, `logits`; of sparse layers `router_logits.{i}`, `combine.{i}`, `l_aux.{i}`, `exp_counts.{i}`, `top2_index.{i}`,
 /// `capacity.{i}`; `moe_loss`, `loss`; and greedy tokens of the first row alone.
 pub fn moe_llava(case: &Case, got: &mut Got) -> Result<()> {
-    let model = VisionModel::load(&case.dir, DType::F32, &case.device)?;
+    let model = VisionModel::load(&case.dir, case.dtype, &case.device)?;
     let encoded = model.encode(&case.input("pixel_values")?, None)?;
     got.put("image_features", encoded.features.embeds.clone());
     got.put("projected_features", encoded.tokens.embeds.clone());

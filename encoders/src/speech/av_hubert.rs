@@ -137,7 +137,7 @@ impl AvHubert {
             layers: (0..cfg.encoder_layers)
                 .map(|i| Layer::load(&NAMES, sizes, None, &encoder.pp(format!("layers.{i}"))))
                 .collect::<Result<_>>()?,
-            dtype: if params.device().is_cpu() { DType::F32 } else { params.dtype() },
+            dtype: params.activations(),
             config,
         })
     }

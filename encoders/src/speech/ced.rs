@@ -148,7 +148,7 @@ impl Ced {
         let patch = params.pp("patch_embed.proj");
         let weight = patch.stack(&[d, p * p], &[("weight".to_string(), vec![d, 1, p, p])], INIT)?;
         let patches = Linear::new(weight, Some(patch.tensor("bias", [d], Init::Zeros)?))?;
-        let dtype = if params.device().is_cpu() { DType::F32 } else { params.dtype() };
+        let dtype = params.activations();
         let positions = |name: &str, shape: [usize; 4]| -> Result<Tensor> {
             params.tensor(name, shape, INIT)?.to_dtype(dtype)?.reshape((d, ()))
         };

@@ -148,7 +148,7 @@ impl WhisperEncoder {
         let d = config.d_model;
         let kernel = |inputs, stride| Kernel { inputs, outputs: d, size: 3, stride, pad: (1, 1) };
         let layers = params.pp("layers");
-        let dtype = if params.device().is_cpu() { DType::F32 } else { params.dtype() };
+        let dtype = params.activations();
         let shape = [config.max_source_positions, d];
         let positions = params.pp("embed_positions").tensor("weight", shape, Init::Normal(config.init_std))?;
         Ok(Self {

@@ -105,7 +105,7 @@ impl WaveEncoder {
                 })
                 .collect::<Result<_>>()?,
             head: None,
-            dtype: if p.device().is_cpu() { DType::F32 } else { p.dtype() },
+            dtype: p.activations(),
             config,
         })
     }
