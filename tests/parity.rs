@@ -9,7 +9,8 @@
 //! parity: P passed, F failed, S not supported
 //! ```
 //!
-//! `MOESAIC_PARITY_ONLY=family[,family]` narrows it, `MOESAIC_DEVICE=cuda` runs it on the first GPU. A new family is one
+//! `MOESAIC_PARITY_ONLY=family[,family]` narrows it, `MOESAIC_DEVICE=cuda` runs it on the first GPU. Behind a `+` stands the number type of weights
+//! (`cuda+bf16`); in halves all must be there and numbers, and values are not compared. A new family is one
 //! entry in `parity/families.rs`.
 
 #[path = "parity/audio_features.rs"]
