@@ -7,7 +7,7 @@ Needs no GPU and no CUDA toolkit: the compiler comes from PyPI, in the version t
 download). It needs a C++ compiler for its preprocessor. For each source it writes bin/NAME.sm_90a.cubin, machine code for Hopper, and
 bin/NAME.compute_80.ptx, which the driver (580 or newer) compiles for other GPUs from Ampere on. The same sources give the same bytes.
 
---check compiles into a scratch folder and fails where a byte differs, or a register is spilled. --report prints what each kernel uses.
+--check compiles into a scratch folder and fails where a byte differs, or a register is spilled. Exits with 3 where the compiler cannot be installed. --report prints what each kernel uses.
 """
 
 import argparse
@@ -32,7 +32,11 @@ TARGETS = {
 
 
 def compiler(tools):
-    python = environment(tools, TOOLKIT)
+    try:
+        python = environment(tools, TOOLKIT)
+    except subprocess.CalledProcessError as error:
+        print(f"NOT CHECKED: the compiler could not be installed into {tools} ({error})", file=sys.stderr)
+        sys.exit(3)
     where = subprocess.run([python, "-c", "import nvidia; print(nvidia.__path__[0])"], check=True, capture_output=True, text=True)
     return pathlib.Path(where.stdout.strip()) / "cu13/bin/nvcc"
 
