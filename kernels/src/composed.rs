@@ -163,7 +163,8 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &[i64]) -> Result<Tensor> 
 pub(crate) fn places(x: &Tensor, index: Vec<u32>, fill: f64) -> Result<Tensor> {
     let (n, _, c) = x.dims3()?;
     let outside = (Tensor::ones((n, 1, c), DType::F32, x.device())? * fill)?.to_dtype(x.dtype())?;
-    let index = Tensor::from_vec(index.clone(), index.len(), x.device())?;
+    let count = index.len();
+    let index = Tensor::from_vec(index, count, x.device())?;
     Tensor::cat(&[x, &outside], 1)?.contiguous()?.index_select(&index, 1)
 }
 

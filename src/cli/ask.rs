@@ -70,7 +70,7 @@ pub(super) fn open(
 pub(super) fn run(args: &Args) -> Result<()> {
     // Pictures come before the model, which takes longer to read.
     let pictures = pictures(&args.images)?;
-    let mut chat = open(args.model.as_deref(), args.writing.dtype, args.writing.device, args.max_pixels)?;
+    let mut chat = open(args.model.as_deref(), args.writing.dtype, args.writing.place.device, args.max_pixels)?;
     args.writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
     let mut options = args.writing.options();
     options.log_probs = args.log_probs;

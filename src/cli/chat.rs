@@ -57,7 +57,7 @@ fn date(text: &str) -> Result<DateTime, String> {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let dir = text_folder(&args.model)?;
-    let mut chat = Chat::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
+    let mut chat = Chat::from_dir_on(dir, args.writing.dtype, args.writing.place.device)?;
     args.writing.attach(chat.generator_mut())?;
     let mut template = TemplateOptions::default();
     template.date = Some(args.date.unwrap_or_else(today));

@@ -47,7 +47,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let prompt = prompt(args)?;
     let dir = text_folder(&args.model)?;
-    let mut model = TextGenerator::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
+    let mut model = TextGenerator::from_dir_on(dir, args.writing.dtype, args.writing.place.device)?;
     args.writing.attach(&mut model)?;
     let mut options = args.writing.options();
     options.log_probs = args.log_probs;

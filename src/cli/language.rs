@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
-use moesaic::{Device, Dtype, Speed, TextGenerator, TextOptions};
+use moesaic::{Dtype, Speed, TextGenerator, TextOptions};
 
 use super::INTERRUPTED;
+use super::model::DeviceArgs;
 
 /// How a model writes.
 #[derive(Debug, clap::Args)]
@@ -38,9 +39,8 @@ pub(super) struct WritingArgs {
     /// Number type of the weights in memory: f32, bf16 or f16 [default: as stored]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: Device,
+    #[command(flatten)]
+    pub place: DeviceArgs,
     /// Folder of an adapter (LoRA, as PEFT and `moesaic train` write it), with its strength after an = if it is not 1;
     /// may be given several times
     #[arg(long, value_name = "DIR[=X]", value_parser = adapter)]

@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let file = moesaic_encoders::audio::AudioFile::open(&args.sound, false).map_err(moesaic::Error::from)?;
     let length = file.info().seconds;
     drop(file);
-    let mut chat = AudioChat::from_dir_on(dir, args.writing.dtype, args.writing.device)?;
+    let mut chat = AudioChat::from_dir_on(dir, args.writing.dtype, args.writing.place.device)?;
     args.writing.attach_by(&mut |folder, strength| chat.attach(folder, strength))?;
     let mut options = args.writing.options();
     (options.log_probs, options.beams) = (args.log_probs, args.beams);

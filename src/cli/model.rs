@@ -9,6 +9,14 @@ use moesaic::AudioModelInfo;
 use moesaic::VisionModelInfo;
 use moesaic::{Device, Forecaster, ModelInfo, TextModelInfo};
 
+/// The option that chooses where a model computes, alike in all commands.
+#[derive(Debug, clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+}
+
 /// The option that chooses a model, alike in all commands.
 #[derive(Debug, clap::Args)]
 pub(super) struct ModelArgs {
@@ -21,20 +29,19 @@ pub(super) struct ModelArgs {
     )]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    #[command(flatten)]
+    place: DeviceArgs,
 }
 
 impl ModelArgs {
     pub fn open(&self) -> Result<Forecaster> {
         #[cfg(feature = "hub")]
         if let Some(id) = self.model.as_deref().and_then(hub::id) {
-            return hub::with(id, |id, hub| Forecaster::from_hub_on(id, hub, self.device));
+            return hub::with(id, |id, hub| Forecaster::from_hub_on(id, hub, self.place.device));
         }
         Ok(match &self.model {
-            Some(dir) => Forecaster::from_dir_on(dir, self.device)?,
-            None => Forecaster::embedded_on(self.device)?,
+            Some(dir) => Forecaster::from_dir_on(dir, self.place.device)?,
+            None => Forecaster::embedded_on(self.place.device)?,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use moesaic::{Conversation, Device, Media, Omni, OmniAnswer, OmniOptions, Series, TableOptions};
+use moesaic::{Conversation, Media, Omni, OmniAnswer, OmniOptions, Series, TableOptions};
 use serde::Serialize;
 
 use super::chat::read;
@@ -36,9 +36,8 @@ pub(super) struct Args {
     /// Most tokens of an answer [default: what the model's context holds]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
-    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    #[command(flatten)]
+    place: super::model::DeviceArgs,
     /// Print each answer as one line of JSON
     #[arg(long)]
     json: bool,
@@ -63,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         bail!("what is asked about {}? Give a question behind it", last.display());
     }
     let mut talk = Talk {
-        omni: Omni::from_dir_on(&args.model, args.device)?,
+        omni: Omni::from_dir_on(&args.model, args.place.device)?,
         args,
         conversation: Conversation::default(),
         shown: Vec::new(),

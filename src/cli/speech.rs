@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use moesaic::{Device, Senses, TranscribeOptions, Transcriber, Transcript};
+use moesaic::{Senses, TranscribeOptions, Transcriber, Transcript};
 use serde::Serialize;
 
 use super::language::{catch_interrupts, interrupted};
@@ -60,16 +60,15 @@ struct SpeechModel {
     )]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Where the model computes: cpu, or in builds with CUDA cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    #[command(flatten)]
+    place: super::model::DeviceArgs,
 }
 
 impl SpeechModel {
     fn open(&self) -> Result<Transcriber> {
         Ok(match &self.model {
-            Some(model) => Transcriber::from_dir_on(super::model::audio_folder(model)?, None, self.device)?,
-            None => Transcriber::embedded_on(self.device)?,
+            Some(model) => Transcriber::from_dir_on(super::model::audio_folder(model)?, None, self.place.device)?,
+            None => Transcriber::embedded_on(self.place.device)?,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Attention with its scores as a tensor.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::softmax;
 use crate::attention::Sight;
@@ -95,6 +95,5 @@ pub(crate) fn biased(scale: f64, sight: &Sight, q: &Tensor, kv: &Tensor, bias: &
     let scores = ((heads(q)?.matmul(&part(0)?.t()?)? * scale)? + bias)?.broadcast_add(&hidden)?; // (heads, n, m)
     let sees = Tensor::from_vec(sees, (1, n, 1), q.device())?;
     let out = softmax(&scores)?.matmul(&part(1)?)?.broadcast_mul(&sees)?; // (heads, n, d)
-    debug_assert_eq!(out.dim(D::Minus1)?, q.dim(D::Minus1)?);
     out.transpose(0, 1)?.to_dtype(q.dtype())?.contiguous()
 }

@@ -20,6 +20,27 @@ static __device__ __forceinline__ void best_of_warp(u32 &key, u32 &index) {
     }
 }
 
+// The indexes of the k largest keys, largest first, NONE once those that are left are 0: by one warp. The keys that were taken become 0.
+static __device__ __forceinline__ void take_best(u32 *keys, u32 count, u32 *to, u32 k) {
+    u32 lane = threadIdx.x % 32;
+    for (u32 s = 0; s < k; s++) {
+        u32 key = 0, index = NONE;
+        for (u32 i = lane; i < count; i += 32) {
+            if (keys[i] > key) {
+                key = keys[i], index = i;
+            }
+        }
+        best_of_warp(key, index);
+        if (lane == 0) {
+            to[s] = key > 0 ? index : NONE;
+            if (key > 0) {
+                keys[index] = 0;
+            }
+        }
+        __syncwarp();
+    }
+}
+
 // The k best experts of each token by `scores` [tokens, experts], best first; the lower index wins ties. Where groups > 0, only experts of the
 // `keep` best of so many groups of neighbours take part: groups are rated by their best score, or by the sum of their two best if `two`.
 // Tokens whose `mask` is 0 get none. `broken` becomes 1 where a real token's score is not finite. One warp a token, in blocks of 128;
@@ -83,22 +104,7 @@ extern "C" __global__ void moesaic_top_k(const float *scores, const float *mask,
         }
         __syncwarp();
     }
-    for (u32 s = 0; s < k; s++) {
-        u32 key = 0, index = NONE;
-        for (u32 e = lane; e < experts; e += 32) {
-            if (keys[e] > key) {
-                key = keys[e], index = e;
-            }
-        }
-        best_of_warp(key, index);
-        if (lane == 0) {
-            choices[(size_t)t * k + s] = key > 0 ? index : NONE;
-            if (key > 0) {
-                keys[index] = 0; // taken
-            }
-        }
-        __syncwarp();
-    }
+    take_best(keys, experts, choices + (size_t)t * k, k);
 }
 
 // The tokens that each expert takes: of those with eligible[t, e] != 0 the capacity[e] with the largest scores; the lower index wins ties.
@@ -176,22 +182,7 @@ extern "C" __global__ void moesaic_taken_by(const float *scores, const u8 *taken
         keys[e] = taken[at] ? (key > 0 ? key : 1) : 0;
     }
     __syncwarp();
-    for (u32 s = 0; s < experts; s++) {
-        u32 key = 0, index = NONE;
-        for (u32 e = lane; e < experts; e += 32) {
-            if (keys[e] > key) {
-                key = keys[e], index = e;
-            }
-        }
-        best_of_warp(key, index);
-        if (lane == 0) {
-            choices[(size_t)t * experts + s] = key > 0 ? index : NONE;
-            if (key > 0) {
-                keys[index] = 0;
-            }
-        }
-        __syncwarp();
-    }
+    take_best(keys, experts, choices + (size_t)t * experts, experts);
 }
 
 // Choices are counted in tiles of 256. counts [experts, tiles]: the choices of each expert in each tile. Shared memory: experts * 4 bytes.

@@ -16,7 +16,6 @@ namespace of_float {
 }
 #include "../../src/cuda/plan.cu"
 #include "../../src/cuda/rows.cu"
-#include <dlfcn.h>
 
 namespace emulator {
 std::vector<Lane> lanes;
@@ -124,19 +123,13 @@ extern "C" void *emulator_alloc(size_t bytes) {
     return at + whole - (bytes + 15) / 16 * 16;
 }
 
-// Runs a kernel by its name; the first thread that calls it runs it all. False where there is no such kernel.
-extern "C" bool emulator_launch(const char *name, const u32 *grid, u32 threads, u32 shared, const u64 *arguments, u32 count, u32 seed) {
+// Runs a kernel, all of it on the calling thread. False where it asks for more than there is.
+extern "C" bool emulator_launch(void *kernel, const char *name, const u32 *grid, u32 threads, u32 shared, const u64 *arguments, u32 count, u32 seed) {
     using namespace emulator;
-    static void *own = 0;
-    Dl_info info;
-    if (!own && dladdr((void *)emulator_launch, &info)) {
-        own = dlopen(info.dli_fname, RTLD_NOW);
-    }
-    kernel = own ? dlsym(own, name) : 0;
-    if (!kernel || count > MOST || threads % 32 || threads > 1024) {
+    if (count > MOST || threads % 32 || threads > 1024) {
         return false;
     }
-    emulator::name = name;
+    emulator::kernel = kernel, emulator::name = name;
     memcpy(emulator::arguments, arguments, count * sizeof(u64));
     lanes.resize(threads), slots.resize(threads), stacks.resize(threads * STACK);
     block_size = {threads, 1, 1}, grid_size = {grid[0], grid[1], grid[2]};

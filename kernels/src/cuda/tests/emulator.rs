@@ -14,7 +14,7 @@ use crate::cuda::launch::{Arg, Launch, Values};
 use crate::rng::Rng;
 
 type Alloc = unsafe extern "C" fn(usize) -> *mut u8;
-type Run = unsafe extern "C" fn(*const i8, *const u32, u32, u32, *const u64, u32, u32) -> bool;
+type Run = unsafe extern "C" fn(unsafe extern "C" fn(), *const i8, *const u32, u32, u32, *const u64, u32, u32) -> bool;
 
 /// The device: one launch at a time.
 pub(super) struct Emulator {
@@ -54,7 +54,6 @@ fn build() -> Option<Emulator> {
         .arg(&source)
         .arg("-I")
         .arg(root.join("tests/cuda"))
-        .arg("-ldl")
         .output();
     let built = match built {
         Ok(built) => built,
@@ -66,8 +65,7 @@ fn build() -> Option<Emulator> {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     // SAFETY: it was built a moment ago from this crate's sources, and runs nothing when it is loaded.
     let library = unsafe { Library::new(&out) }.expect("the emulator loads");
-    // What is loaded stays when the file is gone, but the emulator opens itself once more by its name.
-    std::mem::forget(dir);
+    // What is loaded stays when the file is gone.
     Some(Emulator { library, busy: Mutex::new(()) })
 }
 
@@ -127,9 +125,10 @@ impl Emulator {
         // SAFETY: the symbol has this type; the launch touches only memory of this emulator, which is never given back.
         let ran = unsafe {
             let run = self.library.get::<Run>(b"emulator_launch").expect("emulator_launch");
-            run(name.as_ptr(), grid.as_ptr(), *threads, *shared, args.as_ptr(), args.len() as u32, 17)
+            let kernel = *self.library.get::<unsafe extern "C" fn()>(name.as_bytes_with_nul()).expect("the kernel");
+            run(kernel, name.as_ptr(), grid.as_ptr(), *threads, *shared, args.as_ptr(), args.len() as u32, 17)
         };
-        assert!(ran, "there is no kernel {}", launch.kernel);
+        assert!(ran, "{} asks for too much", launch.kernel);
     }
 }
 
