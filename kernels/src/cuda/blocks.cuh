@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-static __device__ __forceinline__ float half_at(const u8 *bytes) {
+__device__ __forceinline__ float half_at(const u8 *bytes) {
     f16 v;
     v.bits = (u16)(bytes[0] | bytes[1] << 8);
     return wide(v);
@@ -35,6 +35,6 @@ struct Q4_K {
 };
 
 // Value `k` of row `row` of a matrix with rows of `length` values.
-template <typename B> static __device__ __forceinline__ float value_of(const u8 *data, size_t row, u32 k, u32 length) {
+template <typename B> __device__ __forceinline__ float value_of(const u8 *data, size_t row, u32 k, u32 length) {
     return B::value(data + (row * (length / B::VALUES) + k / B::VALUES) * B::BYTES, k % B::VALUES);
 }

@@ -9,7 +9,7 @@
 
 // y[r] = act(W[e] x[r] + bias[e]). x [.., depth], w [experts, width, depth], bias [experts, width] or none, y [R, width].
 template <typename T, u32 ROWS, u32 WARPS_M, u32 STAGES, bool FAST, typename W>
-static __device__ __forceinline__ void linear(const T *x, const u32 *token, const typename W::Item *w, const T *bias, const u32 *offsets, T *y,
+__device__ __forceinline__ void linear(const T *x, const u32 *token, const typename W::Item *w, const T *bias, const u32 *offsets, T *y,
                                               u32 experts, u32 width, u32 depth, u32 activation) {
     SHARED;
     Place at = place_of(blockIdx.x, offsets, experts, ROWS);
@@ -31,7 +31,7 @@ static __device__ __forceinline__ void linear(const T *x, const u32 *token, cons
 
 // h[r] = act(gate[e] x[r]) * (up[e] x[r]), biases before the rest. w [experts, 2 inner, depth], gate first; h [R, inner]. grid: (.., inner / 64).
 template <typename T, u32 ROWS, u32 WARPS_M, u32 STAGES, bool FAST, typename W>
-static __device__ __forceinline__ void gated(const T *x, const u32 *token, const typename W::Item *w, const T *bias, const u32 *offsets, T *h,
+__device__ __forceinline__ void gated(const T *x, const u32 *token, const typename W::Item *w, const T *bias, const u32 *offsets, T *h,
                                              u32 experts, u32 inner, u32 depth, u32 activation) {
     SHARED;
     Place at = place_of(blockIdx.x, offsets, experts, ROWS);

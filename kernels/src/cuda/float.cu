@@ -60,7 +60,7 @@ template <typename B> struct FloatsOf {
 };
 
 template <typename W>
-static __device__ __forceinline__ void linear(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
+__device__ __forceinline__ void linear(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
                                               float *y, u32 experts, u32 width, u32 depth, u32 activation) {
     Place at = place_of(blockIdx.x, offsets, experts, SIDE);
     if (at.first == at.end) {
@@ -84,7 +84,7 @@ static __device__ __forceinline__ void linear(const float *x, const u32 *token, 
 
 // grid: (.., inner / 32): the left half of a tile is of the gate, the right of up.
 template <typename W>
-static __device__ __forceinline__ void gated(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
+__device__ __forceinline__ void gated(const float *x, const u32 *token, const typename W::Item *w, const float *bias, const u32 *offsets,
                                              float *h, u32 experts, u32 inner, u32 depth, u32 activation) {
     Place at = place_of(blockIdx.x, offsets, experts, SIDE);
     if (at.first == at.end) {
@@ -162,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // dbias[e] = sum of dy over the rows of e, in their order. grid: (parts of the width, experts).
-template <typename T> static __device__ __forceinline__ void bias_back(const T *dy, const u32 *offsets, T *dbias, u32 width) {
+template <typename T> __device__ __forceinline__ void bias_back(const T *dy, const u32 *offsets, T *dbias, u32 width) {
     u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) {
         return;

@@ -9,7 +9,7 @@ template <typename T, bool FAST> struct Dense {
 
 // dx[r] = W[e]^T dy[r]. dy [R, width], w [experts, width, depth], dx [R, depth]. grid: (.., depth / 128).
 template <typename T, u32 ROWS, u32 WARPS_M, u32 STAGES, bool FAST>
-static __device__ __forceinline__ void linear_back(const T *dy, const T *w, const u32 *offsets, T *dx, u32 experts, u32 width, u32 depth) {
+__device__ __forceinline__ void linear_back(const T *dy, const T *w, const u32 *offsets, T *dx, u32 experts, u32 width, u32 depth) {
     SHARED;
     Place at = place_of(blockIdx.x, offsets, experts, ROWS);
     if (at.first == at.end) {
@@ -29,7 +29,7 @@ static __device__ __forceinline__ void linear_back(const T *dy, const T *w, cons
 
 // dW[e] = dy[rows of e]^T x[rows of e], zeros where there are none. grid: (depth / 128, width / 128, experts).
 template <typename T, bool FAST>
-static __device__ __forceinline__ void weight_back(const T *dy, const T *x, const u32 *offsets, T *dw, u32 width, u32 depth) {
+__device__ __forceinline__ void weight_back(const T *dy, const T *x, const u32 *offsets, T *dw, u32 width, u32 depth) {
     SHARED;
     u32 first = offsets[blockIdx.z], end = offsets[blockIdx.z + 1], row = blockIdx.y * 128, column = blockIdx.x * COLUMNS;
     Tile<T, 128, 2, 3, true, true> tile;

@@ -5,13 +5,13 @@
 #include "common.cuh"
 
 // A number whose order as a whole number is that of the value; NaN is below everything.
-static __device__ __forceinline__ u32 ordered(float v) {
+__device__ __forceinline__ u32 ordered(float v) {
     u32 bits = as_bits(v);
     return v != v ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 // The larger key of the warp, and of equal ones the lower index.
-static __device__ __forceinline__ void best_of_warp(u32 &key, u32 &index) {
+__device__ __forceinline__ void best_of_warp(u32 &key, u32 &index) {
     for (u32 step = 16; step > 0; step /= 2) {
         u32 k = __shfl_xor_sync(0xffffffffu, key, step), i = __shfl_xor_sync(0xffffffffu, index, step);
         if (k > key || (k == key && i < index)) {
@@ -21,7 +21,7 @@ static __device__ __forceinline__ void best_of_warp(u32 &key, u32 &index) {
 }
 
 // The indexes of the k largest keys, largest first, NONE once those that are left are 0: by one warp. The keys that were taken become 0.
-static __device__ __forceinline__ void take_best(u32 *keys, u32 count, u32 *to, u32 k) {
+__device__ __forceinline__ void take_best(u32 *keys, u32 count, u32 *to, u32 k) {
     u32 lane = threadIdx.x % 32;
     for (u32 s = 0; s < k; s++) {
         u32 key = 0, index = NONE;

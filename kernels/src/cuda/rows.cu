@@ -4,7 +4,7 @@
 #include "common.cuh"
 
 // y[r] = x[token[r]]: one block a row, `units` times as many 16-byte (or single) units as the row has.
-template <typename U> static __device__ __forceinline__ void gather(const U *x, const u32 *token, U *y, u32 width) {
+template <typename U> __device__ __forceinline__ void gather(const U *x, const u32 *token, U *y, u32 width) {
     size_t from = (size_t)token[blockIdx.x] * width, to = (size_t)blockIdx.x * width;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
         y[to + i] = x[from + i];
@@ -23,7 +23,7 @@ extern "C" __global__ void moesaic_gather_2(const u16 *x, const u32 *token, u16 
 // out[t] = sum over the token's routes r, in the order of slots, of weight[r] y[r]; weight 1 where there is none.
 // by_token[start[t]..start[t + 1]] are those routes. A token without any gets zeros. grid: (tokens, parts of the width).
 template <typename T>
-static __device__ __forceinline__ void combine(const T *y, const float *weight, const u32 *by_token, const u32 *start, T *out, u32 width) {
+__device__ __forceinline__ void combine(const T *y, const float *weight, const u32 *by_token, const u32 *start, T *out, u32 width) {
     u32 column = blockIdx.y * blockDim.x + threadIdx.x;
     if (column >= width) {
         return;
@@ -38,7 +38,7 @@ static __device__ __forceinline__ void combine(const T *y, const float *weight, 
 
 // dy[r] = weight[r] dout[token[r]]. grid: (routes, parts of the width).
 template <typename T>
-static __device__ __forceinline__ void spread(const T *dout, const float *weight, const u32 *token, T *dy, u32 width) {
+__device__ __forceinline__ void spread(const T *dout, const float *weight, const u32 *token, T *dy, u32 width) {
     u32 column = blockIdx.y * blockDim.x + threadIdx.x, r = blockIdx.x;
     if (column < width) {
         dy[(size_t)r * width + column] = rounded<T>(weight[r] * wide(dout[(size_t)token[r] * width + column]));
@@ -47,7 +47,7 @@ static __device__ __forceinline__ void spread(const T *dout, const float *weight
 
 // dweight[r] = y[r] . dout[token[r]]. One warp a route; blocks of 256 threads.
 template <typename T>
-static __device__ __forceinline__ void dots(const T *y, const T *dout, const u32 *token, float *dweight, u32 routes, u32 width) {
+__device__ __forceinline__ void dots(const T *y, const T *dout, const u32 *token, float *dweight, u32 routes, u32 width) {
     u32 r = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (r >= routes) {
         return;

@@ -170,7 +170,7 @@ template <typename T, u32 ROWS, u32 WARPS_M, u32 STAGES, bool A_ACROSS, bool B_A
 };
 
 // The non-linearities, numbered as Activation is in the host's code; 0 is none.
-static __device__ __noinline__ float activate(u32 which, float x) {
+inline __device__ __noinline__ float activate(u32 which, float x) {
     switch (which) {
     case 1: // silu
         return x / (1.0f + expf(-x));
