@@ -85,7 +85,7 @@ impl Atlas {
         rows: usize,
         modality: &dyn Fn(usize) -> Modality,
     ) -> candle_core::Result<()> {
-        let choices = routes.choices();
+        let choices = routes.choices()?;
         let real = routes.mask().map(|mask| mask.to_vec1::<f32>()).transpose()?;
         let real = |token: usize| real.as_ref().is_none_or(|mask| mask.get(token).is_some_and(|m| *m != 0.0));
         let at = match self.layers.iter().position(|layer| layer.name == name && layer.experts == routes.experts()) {

@@ -5,8 +5,8 @@ mod info;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use moesaic_kernels::Modality;
 use moesaic_kernels::checkpoint::Checkpoint;
+use moesaic_kernels::{Modality, Routes};
 use moesaic_models::omni::{self, Answer, Config, Memory, Part, Row, Wanted};
 use serde::Serialize;
 
@@ -253,10 +253,11 @@ impl Omni {
             for layer in 0..backbone.num_hidden_layers {
                 // Of layers that tokens pass by, those that go through are the ones with routes.
                 let through: Option<Vec<usize>> = match backbone.is_deep(layer) {
-                    true => depth.next().map(|depth| {
-                        let choices = depth.choices();
-                        (0..choices.len()).filter(|&token| !choices[token].is_empty()).collect()
-                    }),
+                    true => depth
+                        .next()
+                        .map(Routes::choices)
+                        .transpose()?
+                        .map(|choices| (0..choices.len()).filter(|&token| !choices[token].is_empty()).collect()),
                     false => None,
                 };
                 if through.as_ref().is_some_and(Vec::is_empty) {

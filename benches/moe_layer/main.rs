@@ -101,7 +101,7 @@ fn measure(
     // Experts that some token goes to, hence weights to read.
     let used = inputs.iter().map(|x| {
         let (_, routes) = layer.forward(&RouteInput::new(x), "bench", None)?;
-        Ok(routes.offsets().windows(2).filter(|w| w[0] < w[1]).count())
+        Ok(routes.offsets()?.windows(2).filter(|w| w[0] < w[1]).count())
     });
     let used: usize = used.sum::<Result<usize>>()? / inputs.len();
     let bytes = used.min(experts) * 3 * inner * hidden * dtype.size_in_bytes();

@@ -114,8 +114,9 @@ pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     }
     let length = tokens / rows;
     let mut counts = vec![0f64; rows * experts];
-    for (e, range) in routes.offsets().windows(2).enumerate() {
-        for &t in &routes.plan.token[range[0]..range[1]] {
+    let lists = routes.lists()?;
+    for (e, range) in lists.offsets.windows(2).enumerate() {
+        for &t in &lists.token[range[0]..range[1]] {
             counts[t as usize / length * experts + e] += 1.0;
         }
     }

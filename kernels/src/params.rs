@@ -15,6 +15,8 @@ use half::{bf16, f16};
 use crate::blocks::Blocks;
 use crate::checkpoint::{Checkpoint, Float};
 use crate::cpu::pack::Packed;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::experts::Storage;
 use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
@@ -330,9 +332,12 @@ impl Params {
     /// # Errors
     /// A part is missing or has another shape.
     pub fn blocks(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<Blocks>> {
-        let Some(checkpoint) = self.inner.checkpoint.as_ref().filter(|_| self.packs()) else {
-            return Ok(None);
-        };
+        if self.packs() { self.stored_blocks(shape, parts) } else { Ok(None) }
+    }
+
+    /// The same wherever they are wanted.
+    fn stored_blocks(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<Blocks>> {
+        let Some(checkpoint) = &self.inner.checkpoint else { return Ok(None) };
         let names: Vec<String> = parts.iter().map(|(name, _)| self.full(name)).collect();
         let format = |name: &String| checkpoint.info(name).and_then(|info| info.blocks);
         let Some(first) = names.first().and_then(format) else { return Ok(None) };
@@ -359,11 +364,20 @@ impl Params {
     }
 
     /// A stack of experts `[E, N, K]` for an [`ExpertBank`](crate::ExpertBank): in tiles at once where its parts are stored in
-    /// [blocks](Self::blocks), else as the tensor. `gated` where each expert's rows are those of its gate and then of its up.
+    /// [blocks](Self::blocks), in those blocks on a GPU whose kernels have them, else as the tensor. `gated` where each expert's rows are those of its gate and then of its up.
     ///
     /// # Errors
     /// As [`stack`](Self::stack).
     pub fn storage(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init, gated: bool) -> Result<Storage> {
+        #[cfg(feature = "cuda")]
+        if !self.trains() && self.device().is_cuda() && cuda::wanted() {
+            let format = |(name, _): &(String, _)| self.inner.checkpoint.as_ref()?.info(&self.full(name))?.blocks;
+            if parts.iter().all(|part| format(part).is_some_and(cuda::blocks::DeviceBlocks::has))
+                && let Some(blocks) = self.stored_blocks(shape, parts)?
+            {
+                return Ok(Storage::Blocks(cuda::blocks::DeviceBlocks::new(blocks, self.device())?));
+            }
+        }
         match self.blocks(shape, parts)? {
             Some(blocks) => Ok(Storage::Packed(Packed::from_blocks(&blocks, gated)?)),
             None => Ok(Storage::Dense(self.stack(shape, parts, init)?)),

@@ -14,6 +14,7 @@ mod bias;
 mod capacity;
 mod causal;
 mod choice;
+mod chosen;
 mod free;
 mod mixing;
 mod relu;
@@ -22,6 +23,8 @@ pub use bias::{balance_bias, max_violation};
 pub use capacity::{Assignment, Capacity, Noise, SecondChoice};
 pub use causal::{AuxiliaryRouter, CausalChoice};
 pub use choice::{Affinity, ExpertChoice, ExpertGroup};
+use chosen::{Chosen, finite, gather, pick, top_k};
+pub(crate) use chosen::{Rating, choose};
 pub use free::{NullTopK, PathwayTopK};
 pub use mixing::{DenseTraining, Keep, SoftmaxMixing};
 pub use relu::{NormedReluRouter, ReluRouter};
@@ -119,104 +122,6 @@ pub struct SparseMixer {
     pub jitter: f64,
 }
 
-/// The `k` largest entries of a row that `allowed` admits, best first; the lower index wins ties.
-fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> Vec<u32> {
-    let mut best: Vec<u32> = Vec::with_capacity(k + 1);
-    for (e, v) in row.iter().enumerate().filter(|&(e, _)| allowed(e)) {
-        // NaN compares as smaller than everything, so that a broken score never hides a sound one.
-        let beats = |other: u32| *v > row[other as usize] || (row[other as usize].is_nan() && !v.is_nan());
-        let at = best.iter().position(|&o| beats(o)).unwrap_or(best.len());
-        if at < k {
-            best.insert(at, e as u32);
-            best.truncate(k);
-        }
-    }
-    best
-}
-
-/// The experts of each token by `scores [T, E]`; `group_score` rates a group by its members' scores. Padding gets none.
-///
-/// # Errors
-/// A token's scores are not all finite: what comes after would be noise.
-pub(crate) fn choose(
-    scores: &Tensor,
-    k: usize,
-    groups: Option<GroupLimit>,
-    group_score: impl Fn(&[f32]) -> f32,
-    mask: Option<&Tensor>,
-) -> Result<Vec<Vec<u32>>> {
-    let (tokens, experts) = scores.dims2()?;
-    if k == 0 || k > experts {
-        bail!("routing to {k} of {experts} experts; the number of experts per token must be in 1..={experts}");
-    }
-    if let Some(g) = groups
-        && (g.groups == 0
-            || experts % g.groups != 0
-            || g.keep == 0
-            || g.keep > g.groups
-            || g.keep * (experts / g.groups) < k)
-    {
-        bail!("{experts} experts cannot be routed as {k} of {} out of {} groups", g.keep, g.groups);
-    }
-    let mask = match mask {
-        Some(mask) if mask.elem_count() != tokens => bail!("a mask of shape {:?} for {tokens} tokens", mask.dims()),
-        Some(mask) => Some(mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),
-        None => None,
-    };
-    with_f32(scores, "router", |scores| {
-        (0..tokens)
-            .map(|t| {
-                if mask.as_ref().is_some_and(|m| m[t] == 0.0) {
-                    return Ok(Vec::new());
-                }
-                let row = &scores[t * experts..][..experts];
-                finite(row, t)?;
-                Ok(match groups {
-                    None => top_k(row, k, |_| true),
-                    Some(g) => {
-                        let size = experts / g.groups;
-                        let rated: Vec<f32> = row.chunks_exact(size).map(&group_score).collect();
-                        let kept = top_k(&rated, g.keep, |_| true);
-                        top_k(row, k, |e| kept.contains(&((e / size) as u32)))
-                    }
-                })
-            })
-            .collect()
-    })
-}
-
-fn finite(row: &[f32], token: usize) -> Result<()> {
-    match row.iter().position(|v| !v.is_finite()) {
-        Some(e) => bail!(
-            "the router's score of token {token} for expert {e} is {}: weights or input are broken, or a half-precision \
-             type overflowed",
-            row[e]
-        ),
-        None => Ok(()),
-    }
-}
-
-/// `values [T, E]` of the chosen experts: `[R, 1]` in token order, or `[T, k]` when every token has k.
-fn gather(values: &Tensor, choices: &[Vec<u32>], k: usize) -> Result<Tensor> {
-    let experts = values.dim(1)?;
-    let index: Vec<u32> =
-        choices.iter().enumerate().flat_map(|(t, c)| c.iter().map(move |&e| (t * experts) as u32 + e)).collect();
-    if u32::try_from(values.elem_count()).is_err() {
-        bail!("{} router scores are more than one call takes; split the batch", values.elem_count());
-    }
-    let rows = index.len() / k;
-    if rows == 0 {
-        return Tensor::zeros((0, k), DType::F32, values.device());
-    }
-    let index = Tensor::from_vec(index, rows * k, values.device())?;
-    values.flatten_all()?.index_select(&index, 0)?.reshape((rows, k)) // (tokens that are routed, k)
-}
-
-/// `values [T, E]` of the chosen experts, however many each token has: `[R]` in token order.
-fn pick(values: &Tensor, choices: &[Vec<u32>]) -> Result<Tensor> {
-    gather(values, choices, 1)?.flatten_all()
-}
-
 /// The mask of the input on the host, checked: 0 for padding.
 fn real_tokens(input: &RouteInput<'_>, tokens: usize) -> Result<Option<Vec<f32>>> {
     let mask = float_mask(input)?.map(|mask| mask.to_vec1::<f32>()).transpose()?;
@@ -241,16 +146,13 @@ fn finish(mut weights: Tensor, renormalise: bool, epsilon: f64, scale: f64) -> R
     weights.flatten_all()
 }
 
+/// Softmax of the chosen's scores `[rows, k]`, flattened to `[R]`.
+fn softmax_of(chosen: Tensor) -> Result<Tensor> {
+    if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()
+}
+
 fn logits(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     linear(&x.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, None)
-}
-
-pub(crate) fn max(values: &[f32]) -> f32 {
-    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
-}
-
-pub(crate) fn two_best(values: &[f32]) -> f32 {
-    top_k(values, 2, |_| true).iter().map(|&i| values[i as usize]).sum()
 }
 
 fn float_mask(input: &RouteInput<'_>) -> Result<Option<Tensor>> {
@@ -265,9 +167,9 @@ impl Router for SoftmaxTopK {
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
         let logits = logits(input.x, &self.weight)?;
         let p = softmax(&logits)?;
-        let choices = choose(&p, self.k, self.groups, max, input.mask)?;
-        let weights = finish(gather(&p, &choices, self.k)?, self.renormalise, 0.0, self.scale)?;
-        Ok(Routes::new(self.experts(), &choices, &weights, p)?.with_logits(logits).with_mask(float_mask(input)?))
+        let chosen = Chosen::new(&p, self.k, self.groups, Rating::Best, input.mask)?;
+        let weights = finish(chosen.gather(&p, self.k)?, self.renormalise, 0.0, self.scale)?;
+        Ok(chosen.routes(&weights, p)?.with_logits(logits).with_mask(float_mask(input)?))
     }
 }
 
@@ -278,11 +180,10 @@ impl Router for TopKSoftmax {
 
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
         let logits = logits(input.x, &self.weight)?;
-        let choices = choose(&logits, self.k, None, max, input.mask)?;
-        let chosen = gather(&logits, &choices, self.k)?;
-        let weights = if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()?;
+        let chosen = Chosen::new(&logits, self.k, None, Rating::Best, input.mask)?;
+        let weights = softmax_of(chosen.gather(&logits, self.k)?)?;
         let scores = softmax(&logits)?;
-        Ok(Routes::new(self.experts(), &choices, &weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
+        Ok(chosen.routes(&weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
     }
 }
 
@@ -298,9 +199,9 @@ impl Router for SigmoidTopK {
             Some(bias) => scores.detach().broadcast_add(&bias.to_dtype(DType::F32)?.detach())?,
             None => scores.detach(),
         };
-        let choices = choose(&selection, self.k, self.groups, two_best, input.mask)?;
-        let weights = finish(gather(&scores, &choices, self.k)?, self.renormalise, 1e-20, self.scale)?;
-        Ok(Routes::new(self.experts(), &choices, &weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
+        let chosen = Chosen::new(&selection, self.k, self.groups, Rating::TwoBest, input.mask)?;
+        let weights = finish(chosen.gather(&scores, self.k)?, self.renormalise, 1e-20, self.scale)?;
+        Ok(chosen.routes(&weights, scores)?.with_logits(logits).with_mask(float_mask(input)?))
     }
 }
 
@@ -312,7 +213,7 @@ impl Router for SparseMixer {
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
         let logits = logits(input.x, &self.weight)?;
         let (tokens, experts) = logits.dims2()?;
-        let choices = choose(&logits, 2, None, max, input.mask)?;
+        let choices = choose(&logits, 2, None, Rating::Best, input.mask)?;
         // What is left out of each softmax: far rivals, and the first expert in the second.
         let mut masks = [vec![0f32; tokens * experts], vec![0f32; tokens * experts]];
         let jitter = self.jitter as f32;
@@ -356,11 +257,9 @@ impl Router for CentroidTopK {
 
     fn route(&self, input: &RouteInput<'_>) -> Result<Routes> {
         let distances = distances(&input.x.to_dtype(DType::F32)?, &self.centroids.to_dtype(DType::F32)?)?; // (T, E)
-        let choices = choose(&distances, self.k, None, max, input.mask)?;
-        let chosen = gather(&distances, &choices, self.k)?;
-        let weights = if chosen.elem_count() == 0 { chosen } else { softmax(&chosen)? }.flatten_all()?;
-        let routes = Routes::new(self.experts(), &choices, &weights, distances)?;
-        Ok(routes.with_mask(float_mask(input)?))
+        let chosen = Chosen::new(&distances, self.k, None, Rating::Best, input.mask)?;
+        let weights = softmax_of(chosen.gather(&distances, self.k)?)?;
+        Ok(chosen.routes(&weights, distances)?.with_mask(float_mask(input)?))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which token goes to which expert, with which weight.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::Modality;
+#[cfg(feature = "cuda")]
+use crate::cuda::device::DevicePlan;
 use crate::host;
 
 /// What a router may look at.
@@ -36,10 +38,22 @@ impl<'a> RouteInput<'a> {
     }
 }
 
-/// The index side of [`Routes`], on the host, shared with the operations of a backward pass.
+/// The index side of [`Routes`], shared with the operations of a backward pass: on the host, on a GPU, or both.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub tokens: usize,
+    experts: usize,
+    routes: usize,
+    /// On the host, once they were wanted there.
+    lists: OnceLock<Lists>,
+    /// The same on a GPU, once it was wanted there.
+    #[cfg(feature = "cuda")]
+    pub device: OnceLock<Arc<DevicePlan>>,
+}
+
+/// What a [`Plan`] says, on the host.
+#[derive(Debug)]
+pub(crate) struct Lists {
     /// `[R]`: the token of each route; routes are sorted by expert, then token.
     pub token: Vec<u32>,
     /// `[E + 1]`: the routes of expert `e` are `offsets[e]..offsets[e + 1]`.
@@ -50,9 +64,26 @@ pub(crate) struct Plan {
     pub by_token: Vec<u32>,
     /// `[T + 1]`: the part of `by_token` that belongs to each token.
     pub token_offsets: Vec<usize>,
-    /// The same on a GPU, once it was wanted there.
-    #[cfg(feature = "cuda")]
-    pub device: std::sync::OnceLock<Arc<crate::cuda::device::DevicePlan>>,
+}
+
+impl Lists {
+    /// The routes of one token, in slot order.
+    pub fn of_token(&self, t: usize) -> &[u32] {
+        &self.by_token[self.token_offsets[t]..self.token_offsets[t + 1]]
+    }
+}
+
+impl From<Lists> for Plan {
+    fn from(lists: Lists) -> Self {
+        Self {
+            tokens: lists.token_offsets.len() - 1,
+            experts: lists.offsets.len() - 1,
+            routes: lists.token.len(),
+            lists: lists.into(),
+            #[cfg(feature = "cuda")]
+            device: Default::default(),
+        }
+    }
 }
 
 impl Plan {
@@ -86,52 +117,58 @@ impl Plan {
             }
             token_offsets.push(by_token.len());
         }
-        Ok(Self {
-            tokens: choices.len(),
-            token,
-            offsets,
-            slot,
-            by_token,
-            token_offsets,
-            #[cfg(feature = "cuda")]
-            device: Default::default(),
-        })
+        Ok(Lists { token, offsets, slot, by_token, token_offsets }.into())
+    }
+
+    /// A plan that a GPU made; its lists come to the host when they are wanted there.
+    #[cfg(feature = "cuda")]
+    pub fn on_device(plan: DevicePlan) -> Self {
+        Self {
+            tokens: plan.tokens(),
+            experts: plan.experts(),
+            routes: plan.routes(),
+            lists: Default::default(),
+            device: OnceLock::from(Arc::new(plan)),
+        }
+    }
+
+    /// The lists on the host.
+    ///
+    /// # Errors
+    /// They come from a GPU, and that fails, or the router's scores there were not finite.
+    pub fn lists(&self) -> Result<&Lists> {
+        #[cfg(feature = "cuda")]
+        if let (None, Some(device)) = (self.lists.get(), self.device.get()) {
+            let lists = device.lists()?;
+            return Ok(self.lists.get_or_init(|| lists));
+        }
+        match self.lists.get() {
+            Some(lists) => Ok(lists),
+            None => bail!("routes that are neither on the host nor on a GPU"),
+        }
     }
 
     /// The routes to the first `experts` experts alone. Ranks stay those among all routes of a token.
-    fn to_first(&self, experts: usize) -> Self {
-        let offsets = self.offsets[..=experts.min(self.experts())].to_vec();
+    fn to_first(&self, experts: usize) -> Result<Self> {
+        let lists = self.lists()?;
+        let offsets = lists.offsets[..=experts.min(self.experts())].to_vec();
         let routes = offsets[offsets.len() - 1];
         let (mut by_token, mut token_offsets) = (Vec::with_capacity(routes), Vec::with_capacity(self.tokens + 1));
         token_offsets.push(0);
         for t in 0..self.tokens {
-            by_token.extend(self.of_token(t).iter().filter(|r| (**r as usize) < routes));
+            by_token.extend(lists.of_token(t).iter().filter(|r| (**r as usize) < routes));
             token_offsets.push(by_token.len());
         }
-        let (token, slot) = (self.token[..routes].to_vec(), self.slot[..routes].to_vec());
-        Self {
-            tokens: self.tokens,
-            token,
-            offsets,
-            slot,
-            by_token,
-            token_offsets,
-            #[cfg(feature = "cuda")]
-            device: Default::default(),
-        }
+        let (token, slot) = (lists.token[..routes].to_vec(), lists.slot[..routes].to_vec());
+        Ok(Lists { token, offsets, slot, by_token, token_offsets }.into())
     }
 
     pub fn routes(&self) -> usize {
-        self.token.len()
+        self.routes
     }
 
     pub fn experts(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// The routes of one token, in slot order.
-    pub fn of_token(&self, t: usize) -> &[u32] {
-        &self.by_token[self.token_offsets[t]..self.token_offsets[t + 1]]
+        self.experts
     }
 }
 
@@ -176,7 +213,7 @@ impl Routes {
         }
         // `by_token[i]` is where choice `i` went; its inverse brings weights into route order.
         let mut inverse = vec![0u32; plan.routes()];
-        for (i, &r) in plan.by_token.iter().enumerate() {
+        for (i, &r) in plan.lists()?.by_token.iter().enumerate() {
             inverse[r as usize] = i as u32;
         }
         let weight = if inverse.is_empty() {
@@ -185,6 +222,13 @@ impl Routes {
             weights.index_select(&Tensor::from_vec(inverse, plan.routes(), weights.device())?, 0)?
         };
         Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: None, limit: None })
+    }
+
+    /// Routes that a GPU decided, of weights `[T k]` in token order.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn decided(plan: DevicePlan, weights: &Tensor, scores: Tensor) -> Result<Self> {
+        let weight = weights.index_select(plan.choice()?, 0)?; // (R)
+        Ok(Self { plan: Arc::new(Plan::on_device(plan)), weight, scores, logits: None, mask: None, limit: None })
     }
 
     /// Adds the logits that the scores were made from.
@@ -232,17 +276,24 @@ impl Routes {
 
     /// `[R]` u32: the token of each route.
     pub fn token(&self) -> Result<Tensor> {
-        Tensor::from_slice(&self.plan.token, self.len(), self.weight.device())
+        Tensor::from_slice(&self.lists()?.token, self.len(), self.weight.device())
     }
 
     /// `[R]` u32: the rank of each route among those of its token.
     pub fn slot(&self) -> Result<Tensor> {
-        Tensor::from_slice(&self.plan.slot, self.len(), self.weight.device())
+        Tensor::from_slice(&self.lists()?.slot, self.len(), self.weight.device())
     }
 
     /// `[E + 1]`: the routes of expert `e` are `offsets[e]..offsets[e + 1]`.
-    pub fn offsets(&self) -> &[usize] {
-        &self.plan.offsets
+    ///
+    /// # Errors
+    /// The routes were made on a GPU, and do not come from there, or the router's scores there were not finite.
+    pub fn offsets(&self) -> Result<&[usize]> {
+        Ok(&self.lists()?.offsets)
+    }
+
+    pub(crate) fn lists(&self) -> Result<&Lists> {
+        self.plan.lists()
     }
 
     /// `[R]` f32, with gradients to the router.
@@ -269,15 +320,17 @@ impl Routes {
     pub fn load(&self) -> Result<Vec<f64>> {
         let real = self.mask.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
         let counted = |t: u32| real.as_ref().map_or(1.0, |real| real.get(t as usize).copied().map_or(0.0, f64::from));
-        let of_range = |range: &[usize]| self.plan.token[range[0]..range[1]].iter().map(|&t| counted(t)).sum();
-        Ok(self.plan.offsets.windows(2).map(of_range).collect())
+        let lists = self.lists()?;
+        let of_range = |range: &[usize]| lists.token[range[0]..range[1]].iter().map(|&t| counted(t)).sum();
+        Ok(lists.offsets.windows(2).map(of_range).collect())
     }
 
     /// `[T, E]` f32: 1 where a token goes to an expert, else 0.
     pub fn assignment(&self) -> Result<Tensor> {
         let mut assigned = vec![0f32; self.tokens() * self.experts()];
-        for (e, range) in self.plan.offsets.windows(2).enumerate() {
-            for &t in &self.plan.token[range[0]..range[1]] {
+        let lists = self.lists()?;
+        for (e, range) in lists.offsets.windows(2).enumerate() {
+            for &t in &lists.token[range[0]..range[1]] {
                 assigned[t as usize * self.experts() + e] = 1.0;
             }
         }
@@ -286,7 +339,7 @@ impl Routes {
 
     /// The routes to the first `experts` experts alone, with gradients.
     pub(crate) fn to_first(&self, experts: usize) -> Result<Self> {
-        let plan = self.plan.to_first(experts);
+        let plan = self.plan.to_first(experts)?;
         let weight = self.weight.narrow(0, 0, plan.routes())?;
         let scores = self.scores.narrow(1, 0, experts)?;
         Ok(Self { plan: Arc::new(plan), weight, scores, logits: None, mask: self.mask.clone(), limit: None })
@@ -295,12 +348,13 @@ impl Routes {
     /// The view with a fixed k: experts `[T, k]` (u32, best first) and their weights `[T, k]`. Tokens with fewer routes
     /// (padding) hold expert 0 with weight 0; `k` is the largest number of routes of a token.
     pub fn top_k(&self) -> Result<(Tensor, Tensor)> {
-        let k = (0..self.tokens()).map(|t| self.plan.of_token(t).len()).max().unwrap_or(0);
-        let expert_of = self.expert_of();
+        let lists = self.lists()?;
+        let k = (0..self.tokens()).map(|t| lists.of_token(t).len()).max().unwrap_or(0);
+        let expert_of = self.expert_of()?;
         let (mut experts, mut weights) = (vec![0u32; self.tokens() * k], vec![0f32; self.tokens() * k]);
         host::with_f32(&self.weight, "top_k", |w| {
             for t in 0..self.tokens() {
-                for (s, &r) in self.plan.of_token(t).iter().enumerate() {
+                for (s, &r) in lists.of_token(t).iter().enumerate() {
                     experts[t * k + s] = expert_of[r as usize];
                     weights[t * k + s] = w[r as usize];
                 }
@@ -312,19 +366,22 @@ impl Routes {
     }
 
     /// The experts of each token, as its router ranked them; none of padding.
-    pub fn choices(&self) -> Vec<Vec<u32>> {
-        let expert_of = self.expert_of();
-        let of_token = |t| self.plan.of_token(t).iter().map(|&r| expert_of[r as usize]).collect();
-        (0..self.tokens()).map(of_token).collect()
+    ///
+    /// # Errors
+    /// As for [`offsets`](Self::offsets).
+    pub fn choices(&self) -> Result<Vec<Vec<u32>>> {
+        let (lists, expert_of) = (self.lists()?, self.expert_of()?);
+        let of_token = |t| lists.of_token(t).iter().map(|&r| expert_of[r as usize]).collect();
+        Ok((0..self.tokens()).map(of_token).collect())
     }
 
     /// `[R]`: the expert of each route.
-    fn expert_of(&self) -> Vec<u32> {
+    pub(crate) fn expert_of(&self) -> Result<Vec<u32>> {
         let mut of = vec![0u32; self.len()];
-        for e in 0..self.experts() {
-            of[self.plan.offsets[e]..self.plan.offsets[e + 1]].fill(e as u32);
+        for (e, range) in self.lists()?.offsets.windows(2).enumerate() {
+            of[range[0]..range[1]].fill(e as u32);
         }
-        of
+        Ok(of)
     }
 
     /// The routes of several groups of tokens, which may come from routers of their own, as those of all tokens, group after
@@ -342,9 +399,9 @@ impl Routes {
             if group.experts() != first.experts() {
                 bail!("routes to {} and to {} experts cannot be joined", first.experts(), group.experts());
             }
-            choices.extend(group.choices());
+            choices.extend(group.choices()?);
             if !group.is_empty() {
-                let by_token = Tensor::from_slice(&group.plan.by_token, group.len(), group.weight.device())?;
+                let by_token = Tensor::from_slice(&group.lists()?.by_token, group.len(), group.weight.device())?;
                 weights.push(group.weight.index_select(&by_token, 0)?);
             }
         }
@@ -387,7 +444,7 @@ mod tests {
         let choices = [vec![2, 0], vec![], vec![0], vec![1, 2, 0]];
         let weights = Tensor::new(&[0.1f32, 0.2, 0.3, 0.4, 0.5, 0.6], &Device::Cpu)?;
         let routes = Routes::new(4, &choices, &weights, Tensor::zeros((4, 4), DType::F32, &Device::Cpu)?)?;
-        assert_eq!(routes.offsets(), [0, 3, 4, 6, 6]);
+        assert_eq!(routes.offsets()?, [0, 3, 4, 6, 6]);
         assert_eq!(routes.token()?.to_vec1::<u32>()?, [0, 2, 3, 3, 0, 3]);
         assert_eq!(routes.slot()?.to_vec1::<u32>()?, [1, 0, 2, 0, 0, 1]);
         assert_eq!(routes.weight().to_vec1::<f32>()?, [0.2, 0.3, 0.6, 0.4, 0.1, 0.5]);

@@ -34,7 +34,7 @@ fn causal(rng: &mut Rng, affinity: Affinity, h: usize) -> CausalChoice {
 fn triples(routes: &Routes) -> Result<Vec<(u32, u32, f32)>> {
     let (token, weight) = (routes.token()?.to_vec1::<u32>()?, routes.weight().to_vec1::<f32>()?);
     let mut all = Vec::new();
-    for (e, range) in routes.offsets().windows(2).enumerate() {
+    for (e, range) in routes.offsets()?.windows(2).enumerate() {
         all.extend((range[0]..range[1]).map(|r| (token[r], e as u32, weight[r])));
     }
     all.sort_by_key(|(t, e, _)| (*t, *e));
@@ -181,7 +181,7 @@ fn tokens_stay_with_the_experts_of_their_modality() -> Result<()> {
         }
         // Without modalities all is text; a modality without experts, and another number of them, are errors.
         let routes = router.route(&RouteInput::new(&x))?;
-        assert_eq!(routes.offsets()[2..].iter().max(), routes.offsets()[2..].iter().min());
+        assert_eq!(routes.offsets()?[2..].iter().max(), routes.offsets()?[2..].iter().min());
         let audio = vec![Modality::Audio; 30];
         let error =
             router.route(&RouteInput { modality: Some(&audio), ..RouteInput::new(&x) }).unwrap_err().to_string();

@@ -33,7 +33,7 @@ fn by_token(routes: &Routes) -> Result<Vec<Vec<(u32, f32)>>> {
     let mut all = vec![Vec::new(); routes.tokens()];
     let (token, slot) = (routes.token()?.to_vec1::<u32>()?, routes.slot()?.to_vec1::<u32>()?);
     let weight = routes.weight().to_vec1::<f32>()?;
-    for (e, range) in routes.offsets().windows(2).enumerate() {
+    for (e, range) in routes.offsets()?.windows(2).enumerate() {
         (range[0]..range[1]).for_each(|r| all[token[r] as usize].push((slot[r], e as u32, weight[r])));
     }
     Ok(all

@@ -119,7 +119,7 @@ fn sound_and_series_have_experts_of_their_own() -> Result<()> {
         let output = model.forward_embeds(&x, &modality, &[], None)?;
         let routes = &output.routes[0];
         assert_eq!(routes.experts(), 8);
-        for (t, experts) in routes.choices().iter().enumerate() {
+        for (t, experts) in routes.choices()?.iter().enumerate() {
             let own = match kinds[t / 4] {
                 _ if config.mixed_experts.is_some() => 0..8,
                 Modality::Text => 0..2,

@@ -68,7 +68,8 @@ impl Case {
 
     /// Two ways to compute the same differ by less than `most`; where weights are halves, which one of the two may not be, both are numbers.
     pub fn alike(&self, one: &Tensor, other: &Tensor, most: f32, what: &str) -> Result<()> {
-        let worst = (one.to_dtype(DType::F32)? - other.to_dtype(DType::F32)?)?.abs()?.flatten_all()?;
+        let wide = |t: &Tensor| t.to_dtype(DType::F32)?.to_device(&Device::Cpu);
+        let worst = (wide(one)? - wide(other)?)?.abs()?.flatten_all()?;
         let worst = worst.max(0)?.to_scalar::<f32>()?;
         ensure!(
             if self.dtype == DType::F32 { worst < most } else { worst.is_finite() },

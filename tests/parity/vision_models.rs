@@ -107,7 +107,7 @@ fn routing(i: &str, routes: &Routes, (b, t): (usize, usize), got: &mut Got) -> R
     let (e, k) = (routes.experts(), limit.chosen.first().map_or(0, Vec::len));
     let mut combine = vec![0f32; b * t * e];
     let (token, weight) = (routes.token()?.to_vec1::<u32>()?, routes.weight().to_vec1::<f32>()?);
-    for (expert, range) in routes.offsets().windows(2).enumerate() {
+    for (expert, range) in routes.offsets()?.windows(2).enumerate() {
         for r in range[0]..range[1] {
             combine[token[r] as usize * e + expert] = weight[r];
         }

@@ -5,19 +5,20 @@ use candle_core::{DType, Result, Tensor};
 use crate::routes::Plan;
 
 pub(crate) fn dispatch(x: &Tensor, plan: &Plan) -> Result<Tensor> {
-    x.contiguous()?.index_select(&Tensor::from_slice(&plan.token, plan.routes(), x.device())?, 0)
+    x.contiguous()?.index_select(&Tensor::from_slice(&plan.lists()?.token, plan.routes(), x.device())?, 0)
 }
 
 /// Slots of all tokens at once, in their order: `y [R, O]`, `weight [R]` to `[T, O]`.
 pub(crate) fn combine(y: &Tensor, weight: &Tensor, plan: &Plan) -> Result<Tensor> {
     let (routes, width) = y.dims2()?;
-    let most = (0..plan.tokens).map(|t| plan.of_token(t).len()).max().unwrap_or(0);
+    let lists = plan.lists()?;
+    let most = (0..plan.tokens).map(|t| lists.of_token(t).len()).max().unwrap_or(0);
     if most == 0 {
         return Tensor::zeros((plan.tokens, width), y.dtype(), y.device());
     }
     let mut index = Vec::with_capacity(plan.tokens * most);
     for t in 0..plan.tokens {
-        let of = plan.of_token(t);
+        let of = lists.of_token(t);
         // Behind the last route stands a row of zeros.
         index.extend((0..most).map(|s| of.get(s).copied().unwrap_or(routes as u32)));
     }

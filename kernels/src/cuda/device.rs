@@ -10,12 +10,16 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, bail};
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
 use half::{bf16, f16};
 
 use super::binaries::{File, file_of};
+use super::launch::routing::Decision;
 use super::launch::{Arg, Launch, Values};
-use crate::routes::Plan;
+use crate::routers::GroupLimit;
+use crate::routes::{Lists, Plan};
 
 /// Shared memory that every block gets unasked, less what kernels have of their own.
 const UNASKED: u32 = 40 << 10;
@@ -99,17 +103,35 @@ fn read<'a>(storage: &'a CudaStorage, layout: &Layout, stream: &'a CudaStream) -
         DType::BF16 => of_slice(storage.as_cuda_slice::<bf16>()?, range, dtype, stream),
         DType::F16 => of_slice(storage.as_cuda_slice::<f16>()?, range, dtype, stream),
         DType::U32 => of_slice(storage.as_cuda_slice::<u32>()?, range, dtype, stream),
+        DType::U8 => of_slice(storage.as_cuda_slice::<u8>()?, range, dtype, stream),
         other => bail!("tensors of dtype {other:?} on the GPU have no kernel, expected f32, bf16 or f16"),
     })
 }
 
-/// Runs `launch`, which is given where the inputs and the whole output stand, and gives the output.
+fn on_gpu(storage: &Storage) -> Result<&CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => bail!("lists of routes are not on the GPU"),
+    }
+}
+
+/// What contiguous tensors hold, and the guards of all.
+fn read_all<'a>(
+    of: &[(&'a CudaStorage, &Layout)],
+    stream: &'a CudaStream,
+) -> Result<(Vec<Values>, Vec<SyncOnDrop<'a>>)> {
+    let all = of.iter().map(|(storage, layout)| read(storage, layout, stream)).collect::<Result<Vec<_>>>()?;
+    Ok(all.into_iter().unzip())
+}
+
+/// Runs `launch`, which is given where the inputs, the lists and the whole output stand, and gives the output.
 pub(super) fn run(
     inputs: &[(&CudaStorage, &Layout)],
-    lists: &[&CudaSlice<u32>],
+    lists: &[&Tensor],
     (len, dtype): (usize, DType),
     launch: impl FnOnce(&[Values], &[Values], Values) -> Result<Launch>,
 ) -> Result<CudaStorage> {
+    let launch = |inputs: &[Values], lists: &[Values], out| Ok(vec![launch(inputs, lists, out)?]);
     match dtype {
         DType::F32 => run_as::<f32>(inputs, lists, len, launch),
         DType::BF16 => run_as::<bf16>(inputs, lists, len, launch),
@@ -120,73 +142,179 @@ pub(super) fn run(
 
 fn run_as<T: CudaDType + candle_core::WithDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
     inputs: &[(&CudaStorage, &Layout)],
-    lists: &[&CudaSlice<u32>],
+    lists: &[&Tensor],
     len: usize,
-    launch: impl FnOnce(&[Values], &[Values], Values) -> Result<Launch>,
+    launches: impl FnOnce(&[Values], &[Values], Values) -> Result<Vec<Launch>>,
 ) -> Result<CudaStorage> {
     let Some((first, _)) = inputs.first() else { bail!("a kernel without inputs") };
     let device = first.device();
-    if inputs.iter().any(|(storage, _)| !storage.device().same_device(device)) {
+    let guards: Vec<_> = lists.iter().map(|list| list.storage_and_layout()).collect();
+    let lists = guards.iter().map(|(storage, layout)| Ok((on_gpu(storage)?, *layout))).collect::<Result<Vec<_>>>()?;
+    if inputs.iter().chain(&lists).any(|(storage, _)| !storage.device().same_device(device)) {
         bail!("tensors of one operation are on different GPUs");
     }
-    // SAFETY: the kernel writes all of it. No memory has length 0.
+    // SAFETY: the kernels write all of it. No memory has length 0.
     let mut out = unsafe { device.alloc::<T>(len.max(1)) }?;
     if len > 0 {
         let stream = device.cuda_stream();
-        let all = inputs.iter().map(|(storage, layout)| read(storage, layout, &stream)).collect::<Result<Vec<_>>>()?;
-        let (values, _inputs): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-        let all = lists.iter().map(|list| of_slice(*list, (0, list.len()), DType::U32, &stream));
-        let (lists, _lists): (Vec<_>, Vec<_>) = all.unzip();
+        let (inputs, _inputs) = read_all(inputs, &stream)?;
+        let (lists, _lists) = read_all(&lists, &stream)?;
         let (address, _output) = out.device_ptr_mut(&stream);
-        let launch = launch(&values, &lists, Values { address, len, dtype: T::DTYPE })?;
-        // SAFETY: inputs and lists are borrowed, the output is this call's own, and the guards order other streams behind this launch. Lists are
-        // of a plan, whose indexes are below the numbers of tokens and routes it was made for; launches check those against lengths.
-        unsafe { start(device, &launch) }?;
+        for launch in launches(&inputs, &lists, Values { address, len, dtype: T::DTYPE })? {
+            // SAFETY: inputs and lists are borrowed, the output is this call's own, and the guards order other streams behind these launches. Lists
+            // are of a plan, whose indexes are below the numbers of tokens and routes it was made for; launches check those against lengths.
+            unsafe { start(device, &launch) }?;
+        }
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
-/// The lists of a [`Plan`] on a device.
+/// The lists of a [`Plan`] on a device: parts of one tensor of u32.
 #[derive(Debug)]
 pub(crate) struct DevicePlan {
-    device: CudaDevice,
     /// `[R]`
-    pub token: CudaSlice<u32>,
-    /// `[E + 1]`
-    pub offsets: CudaSlice<u32>,
+    pub token: Tensor,
     /// `[R]`
-    pub by_token: CudaSlice<u32>,
+    pub by_token: Tensor,
     /// `[T + 1]`
-    pub start: CudaSlice<u32>,
+    pub start: Tensor,
+    /// `[E + 1]`
+    pub offsets: Tensor,
+    /// Where the device decided.
+    decided: Option<Decided>,
 }
 
-/// A list as the device has it.
-pub(super) fn list(device: &CudaDevice, values: &[usize]) -> Result<CudaSlice<u32>> {
-    let words: Vec<u32> = values
-        .iter()
-        .map(|&v| u32::try_from(v))
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|_| candle_core::Error::msg("more rows than one call takes on the GPU; split the batch"))?;
-    device.clone_htod(&words)
+/// What a plan that was made on the device has besides.
+#[derive(Debug)]
+struct Decided {
+    choices: Tensor,
+    choice: Tensor,
+    /// `[1]`: 1 where a score was not finite.
+    broken: Tensor,
+}
+
+/// From scores to sorted routes, without the host: the values of a [`Decision`].
+struct Decide {
+    decision: Decision,
+    groups: Option<GroupLimit>,
+    two: bool,
+}
+
+impl CustomOp1 for Decide {
+    fn name(&self) -> &'static str {
+        "moesaic-cuda-route"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("scores on the CPU met a kernel of the GPU")
+    }
+
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        let len = self.decision.len();
+        let out = run_as::<u32>(&[(s, l)], &[], len, |scores, _, out| {
+            self.decision.launches(scores[0], out, self.groups, self.two)
+        })?;
+        Ok((out, len.into()))
+    }
+}
+
+impl DevicePlan {
+    /// Each token to the `k` experts with the best of its `scores [T, E]` in f32; the lower index wins ties. Groups are rated by the sum of their two
+    /// best if `two`, else by their best.
+    pub fn decide(scores: &Tensor, k: usize, groups: Option<GroupLimit>, two: bool) -> Result<Self> {
+        let (tokens, experts) = scores.dims2()?;
+        let decision = Decision { tokens, experts, k };
+        let all = scores.contiguous()?.apply_op1_no_bwd(&Decide { decision, groups, two })?;
+        let [token, by_token, choice, choices, offsets, start, broken, _] =
+            decision.parts().map(|(at, len)| all.narrow(0, at, len));
+        let decided = Decided { choices: choices?.reshape((tokens, k))?, choice: choice?, broken: broken? };
+        Ok(Self { token: token?, by_token: by_token?, start: start?, offsets: offsets?, decided: Some(decided) })
+    }
+
+    fn brought(lists: &Lists, device: &CudaDevice) -> Result<Self> {
+        let bounds = |list: &[usize]| -> Result<Vec<u32>> {
+            let too_many = |_| candle_core::Error::msg("more rows than one call takes on the GPU; split the batch");
+            list.iter().map(|&v| u32::try_from(v).map_err(too_many)).collect()
+        };
+        let parts =
+            [lists.token.clone(), lists.by_token.clone(), bounds(&lists.token_offsets)?, bounds(&lists.offsets)?];
+        let all = parts.concat();
+        let all = Tensor::from_vec(all, parts.iter().map(Vec::len).sum::<usize>(), &Device::Cuda(device.clone()))?;
+        let mut next = 0;
+        let [token, by_token, start, offsets] = parts.map(|part| {
+            next += part.len();
+            all.narrow(0, next - part.len(), part.len())
+        });
+        Ok(Self { token: token?, by_token: by_token?, start: start?, offsets: offsets?, decided: None })
+    }
+
+    fn decided(&self) -> Result<&Decided> {
+        match &self.decided {
+            Some(decided) => Ok(decided),
+            None => bail!("a plan that was not made on the GPU has its lists on the host"),
+        }
+    }
+
+    /// `[T, k]`: the experts of each token, best first.
+    pub fn choices(&self) -> Result<&Tensor> {
+        Ok(&self.decided()?.choices)
+    }
+
+    /// `[R]`: which of the `T k` choices a route is.
+    pub fn choice(&self) -> Result<&Tensor> {
+        Ok(&self.decided()?.choice)
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.start.elem_count() - 1
+    }
+
+    pub fn experts(&self) -> usize {
+        self.offsets.elem_count() - 1
+    }
+
+    pub fn routes(&self) -> usize {
+        self.token.elem_count()
+    }
+
+    fn is_on(&self, device: &CudaDevice) -> bool {
+        matches!(self.token.device(), Device::Cuda(own) if own.same_device(device))
+    }
+
+    /// The lists of a plan that the device decided, on the host.
+    ///
+    /// # Errors
+    /// The scores were not all finite.
+    pub fn lists(&self) -> Result<Lists> {
+        let decided = self.decided()?;
+        if decided.broken.to_vec1::<u32>()? != [0] {
+            bail!(
+                "a router's scores on the GPU are not all finite: weights or input are broken, or a half-precision type overflowed"
+            );
+        }
+        let bounds = |list: &Tensor| {
+            Ok::<_, candle_core::Error>(list.to_vec1::<u32>()?.into_iter().map(|v| v as usize).collect())
+        };
+        let k = decided.choices.dim(1)?.max(1) as u32;
+        Ok(Lists {
+            token: self.token.to_vec1()?,
+            offsets: bounds(&self.offsets)?,
+            slot: decided.choice.to_vec1::<u32>()?.into_iter().map(|choice| choice % k).collect(),
+            by_token: self.by_token.to_vec1()?,
+            token_offsets: bounds(&self.start)?,
+        })
+    }
 }
 
 impl Plan {
     /// The lists on a device, brought there once.
     pub(super) fn on(&self, device: &CudaDevice) -> Result<Arc<DevicePlan>> {
-        if let Some(plan) = self.device.get().filter(|plan| plan.device.same_device(device)) {
+        if let Some(plan) = self.device.get().filter(|plan| plan.is_on(device)) {
             return Ok(plan.clone());
         }
-        // An empty list would have no memory.
-        let some = |list: &[u32]| device.clone_htod(if list.is_empty() { &[0][..] } else { list });
-        let plan = Arc::new(DevicePlan {
-            device: device.clone(),
-            token: some(&self.token)?,
-            offsets: list(device, &self.offsets)?,
-            by_token: some(&self.by_token)?,
-            start: list(device, &self.token_offsets)?,
-        });
+        let plan = Arc::new(DevicePlan::brought(self.lists()?, device)?);
         // Another device may have been first: then this one keeps its own.
         let kept = self.device.get_or_init(|| plan.clone());
-        Ok(if kept.device.same_device(device) { kept.clone() } else { plan })
+        Ok(if kept.is_on(device) { kept.clone() } else { plan })
     }
 }

@@ -1,7 +1,5 @@
 //! Which kernel runs on what: launches with their conditions checked.
 
-// Routers decide on the host (NOTES.md), so only tests launch what would decide on the device.
-#[cfg(test)]
 pub(crate) mod routing;
 
 use candle_core::{DType, Result, bail};

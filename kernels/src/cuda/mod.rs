@@ -9,6 +9,8 @@
 
 pub(crate) mod binaries;
 #[cfg(feature = "cuda")]
+pub(crate) mod blocks;
+#[cfg(feature = "cuda")]
 pub(crate) mod device;
 pub(crate) mod launch;
 #[cfg(feature = "cuda")]
@@ -16,9 +18,9 @@ pub(crate) mod stages;
 #[cfg(test)]
 mod tests;
 
-/// True where the kernels are wanted.
+/// True where the kernels are wanted: by the environment, and in this crate's tests.
 #[cfg(feature = "cuda")]
 pub(crate) fn wanted() -> bool {
     static WANTED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *WANTED.get_or_init(|| std::env::var_os("MOESAIC_CUDA_KERNELS").is_some_and(|v| v == "1"))
+    *WANTED.get_or_init(|| std::env::var_os("MOESAIC_CUDA_KERNELS").map_or(cfg!(test), |v| v == "1"))
 }

@@ -4,10 +4,10 @@
 // is counted, not drawn from a counter. Choices are [tokens, k] in the order of slots; NONE is a slot without a route.
 #include "common.cuh"
 
-// A number whose order as a whole number is that of the value; NaN is below everything.
+// A number whose order as a whole number is that of the value; NaN is below everything, and 0 below that.
 __device__ __forceinline__ u32 ordered(float v) {
     u32 bits = as_bits(v);
-    return v != v ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return v != v ? 1 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 // The larger key of the warp, and of equal ones the lower index.
@@ -43,7 +43,7 @@ __device__ __forceinline__ void take_best(u32 *keys, u32 count, u32 *to, u32 k) 
 
 // The k best experts of each token by `scores` [tokens, experts], best first; the lower index wins ties. Where groups > 0, only experts of the
 // `keep` best of so many groups of neighbours take part: groups are rated by their best score, or by the sum of their two best if `two`.
-// Tokens whose `mask` is 0 get none. `broken` becomes 1 where a real token's score is not finite. One warp a token, in blocks of 128;
+// Tokens whose `mask` is 0 get none, all others k. `broken` becomes 1 where a real token's score is not finite. One warp a token, in blocks of 128;
 // shared memory: 4 * (experts + groups) * 4 bytes.
 extern "C" __global__ void moesaic_top_k(const float *scores, const float *mask, u32 *choices, u32 *broken, u32 tokens, u32 experts, u32 k,
                                          u32 groups, u32 keep, u32 two) {
@@ -249,9 +249,9 @@ extern "C" __global__ void moesaic_scan(u32 *counts, u32 *offsets, u32 experts, 
     }
 }
 
-// Gives each choice its route: behind those of its expert in earlier tiles, then by place. token and slot [R] of each route, and route
-// [tokens, k] of each choice, NONE where there is none. Blocks of 256; shared memory: 8 * experts * 4 bytes.
-extern "C" __global__ void moesaic_place(const u32 *choices, const u32 *before, u32 *token, u32 *slot, u32 *route, u32 total, u32 experts,
+// Gives each choice its route: behind those of its expert in earlier tiles, then by place. token and choice (the place among choices) [R] of each
+// route, and route [tokens, k] of each choice, NONE where there is none. Blocks of 256; shared memory: 8 * experts * 4 bytes.
+extern "C" __global__ void moesaic_place(const u32 *choices, const u32 *before, u32 *token, u32 *choice, u32 *route, u32 total, u32 experts,
                                          u32 k) {
     SHARED;
     u32 *of_warp = (u32 *)shared_memory; // [8, experts]
@@ -272,9 +272,21 @@ extern "C" __global__ void moesaic_place(const u32 *choices, const u32 *before, 
         for (u32 w = 0; w < warp; w++) {
             r += of_warp[w * experts + expert];
         }
-        token[r] = i / k, slot[r] = i % k, route[i] = r;
+        token[r] = i / k, choice[r] = i, route[i] = r;
     } else if (i < total) {
         route[i] = NONE;
+    }
+}
+
+// Before `top_k`, where every token has k routes: those of token t are start[t] <= .. < start[t + 1] of those in the order of tokens, and no score is
+// known to be broken.
+extern "C" __global__ void moesaic_begin(u32 *start, u32 *broken, u32 tokens, u32 k) {
+    u32 t = blockIdx.x * blockDim.x + threadIdx.x;
+    if (t <= tokens) {
+        start[t] = t * k;
+    }
+    if (t == 0) {
+        *broken = 0;
     }
 }
 

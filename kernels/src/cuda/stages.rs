@@ -7,11 +7,12 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 
-use super::device::{list, run};
+use super::blocks::DeviceBlocks;
+use super::device::run;
 use super::launch::{self, ByToken, Map, Sizes};
-use crate::Activation;
 use crate::host::tracked;
 use crate::routes::{Plan, Routes};
+use crate::{Activation, BlockFormat};
 
 /// These operations are for tensors on the GPU alone.
 fn elsewhere<T>() -> Result<T> {
@@ -174,10 +175,39 @@ enum Product {
 /// Whose rows stand where.
 #[derive(Clone)]
 enum Rows {
-    /// Those of expert `e` are `offsets[e]..offsets[e + 1]`.
-    At(Arc<[usize]>),
-    /// The tokens of a plan, each for as many routes as it has.
-    Of(Arc<Plan>),
+    /// The routes of a plan.
+    Sorted(Arc<Plan>),
+    /// Its tokens, each for as many routes as it has.
+    Tokens(Arc<Plan>),
+}
+
+/// The weights of experts, `[E, N, K]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    Values(&'a Tensor),
+    Blocks(&'a DeviceBlocks),
+}
+
+impl Weights<'_> {
+    /// `[E, N, K]`; a matrix is one expert's.
+    fn dims(self) -> Result<[usize; 3]> {
+        match self {
+            Self::Values(t) => match *t.dims() {
+                [n, k] => Ok([1, n, k]),
+                [e, n, k] => Ok([e, n, k]),
+                ref dims => bail!("weights of shape {dims:?}, expected [experts, out, in]"),
+            },
+            Self::Blocks(blocks) => blocks.dims().map(<[usize; 3]>::from),
+        }
+    }
+
+    /// As `x` meets them.
+    fn beside(self, x: &Tensor) -> Result<(Tensor, Option<BlockFormat>)> {
+        Ok(match self {
+            Self::Values(t) => (t.to_dtype(x.dtype())?.contiguous()?, None),
+            Self::Blocks(blocks) => (blocks.data().clone(), Some(blocks.format())),
+        })
+    }
 }
 
 struct Grouped {
@@ -185,6 +215,8 @@ struct Grouped {
     product: Product,
     /// `[E, N, K]`, N of one half where they are gated.
     weights: [usize; 3],
+    /// The blocks that the weights are stored in.
+    format: Option<BlockFormat>,
 }
 
 impl Grouped {
@@ -193,22 +225,15 @@ impl Grouped {
         let Some(&(first, layout)) = inputs.first() else { bail!("grouped linear: no input") };
         let device = first.device();
         let dtype = first.dtype();
-        let (rows, groups) = match &self.rows {
-            Rows::At(offsets) => (offsets.last().copied().unwrap_or(0), offsets.len() - 1),
-            Rows::Of(plan) => (plan.routes(), plan.experts()),
-        };
-        if groups != experts {
-            bail!("grouped linear: {groups} groups of rows, but weights of {experts} experts");
+        let (Rows::Sorted(plan) | Rows::Tokens(plan)) = &self.rows;
+        let rows = plan.routes();
+        if plan.experts() != experts {
+            bail!("grouped linear: {} groups of rows, but weights of {experts} experts", plan.experts());
         }
         let sizes = Sizes { experts, rows, width, depth };
-        let (plan, own) = match &self.rows {
-            Rows::At(offsets) => (None, Some(list(device, offsets)?)),
-            Rows::Of(plan) => (Some((plan.on(device)?, plan.tokens)), None),
-        };
-        let lists: Vec<_> = match (&plan, &own) {
-            (Some((plan, _)), _) => vec![&plan.offsets, &plan.token],
-            (None, own) => own.iter().collect(),
-        };
+        let on_device = plan.on(device)?;
+        let lists = [&on_device.offsets, &on_device.token];
+        let of_tokens = matches!(self.rows, Rows::Tokens(_)).then_some(plan.tokens);
         let len = match self.product {
             Product::Forward { .. } => rows * width,
             Product::Input => rows * depth,
@@ -219,8 +244,8 @@ impl Grouped {
             let offsets = lists[0];
             match (self.product, of) {
                 (Product::Forward { activation, gated }, &[x, w, ..]) => {
-                    let token = lists.get(1).copied().zip(plan.as_ref().map(|(_, tokens)| *tokens));
-                    let map = Map { x, token, w, format: None, bias: of.get(2).copied(), offsets, y: out };
+                    let token = of_tokens.map(|tokens| (lists[1], tokens));
+                    let map = Map { x, token, w, format: self.format, bias: of.get(2).copied(), offsets, y: out };
                     launch::linear(map, sizes, activation, gated, None)
                 }
                 (Product::Input, &[dy, w]) => launch::linear_back([dy, w, offsets, out], sizes),
@@ -237,8 +262,8 @@ impl Grouped {
             Shape::from(dims)
         };
         let shape = match (self.product, &self.rows) {
-            (Product::Forward { .. }, Rows::At(_)) => wide(width),
-            (Product::Forward { .. }, Rows::Of(_)) => (rows, width).into(),
+            (Product::Forward { .. }, Rows::Sorted(_)) => wide(width),
+            (Product::Forward { .. }, Rows::Tokens(_)) => (rows, width).into(),
             (Product::Input, _) => wide(depth),
             (Product::Weight, _) => (experts, width, depth).into(),
             (Product::Bias, _) => (experts, width).into(),
@@ -247,7 +272,7 @@ impl Grouped {
     }
 
     fn other(&self, product: Product) -> Self {
-        Self { rows: self.rows.clone(), product, weights: self.weights }
+        Self { rows: self.rows.clone(), product, weights: self.weights, format: None }
     }
 }
 
@@ -343,43 +368,49 @@ pub(crate) fn combine(y: &Tensor, weight: &Tensor, plan: &Arc<Plan>) -> Result<T
     y.contiguous()?.apply_op2(&weight.to_dtype(DType::F32)?.contiguous()?, Combine(plan.clone()))
 }
 
-/// [`crate::grouped_linear`] on the GPU; shapes are checked, `dims` are those of the weights.
-pub(crate) fn grouped_linear(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    offsets: &Arc<[usize]>,
-    dims: (usize, usize, usize),
-) -> Result<Tensor> {
-    let product = Product::Forward { activation: None, gated: false };
-    let op = Grouped { rows: Rows::At(offsets.clone()), product, weights: dims.into() };
-    let (x, like) = (x.contiguous()?, |t: &Tensor| t.to_dtype(x.dtype())?.contiguous());
-    match bias {
-        Some(bias) => x.apply_op3(&like(weight)?, &like(bias)?, op),
-        None => x.apply_op2(&like(weight)?, op),
+/// `op` on rows or tokens `x`, with gradients where the weights are values.
+fn apply(op: Grouped, x: &Tensor, weights: Weights<'_>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (weight, format) = weights.beside(&x)?;
+    let op = Grouped { format, ..op };
+    let bias = bias.map(|bias| bias.to_dtype(x.dtype())?.contiguous()).transpose()?;
+    match (bias, format) {
+        (Some(bias), None) => x.apply_op3(&weight, &bias, op),
+        (None, None) => x.apply_op2(&weight, op),
+        (Some(bias), Some(_)) => x.apply_op3_no_bwd(&weight, &bias, &op),
+        (None, Some(_)) => x.apply_op2_no_bwd(&weight, &op),
     }
 }
 
-/// The first layer of experts on the tokens themselves, without gradients: `act(up x)`, or `act(gate x) * up x` of gated ones, whose weights are
-/// `[E, 2 I, K]`.
+/// [`crate::grouped_linear`] on the GPU; the shape of `x` and the number of biases are checked.
+pub(crate) fn grouped_linear(
+    x: &Tensor,
+    weights: Weights<'_>,
+    bias: Option<&Tensor>,
+    plan: &Arc<Plan>,
+) -> Result<Tensor> {
+    let product = Product::Forward { activation: None, gated: false };
+    let op = Grouped { rows: Rows::Sorted(plan.clone()), product, weights: weights.dims()?, format: None };
+    apply(op, x, weights, bias)
+}
+
+/// The first layer of experts on the tokens themselves, for which nobody asks gradients: `act(up x)`, or `act(gate x) * up x` of gated ones, whose
+/// weights are `[E, 2 I, K]`.
 ///
 /// # Shapes
 /// `x [T, K]` to `[R, I]`
 pub(crate) fn first_layer(
     x: &Tensor,
-    weight: &Tensor,
+    weights: Weights<'_>,
     bias: Option<&Tensor>,
     routes: &Routes,
     activation: Activation,
     gated: bool,
 ) -> Result<Tensor> {
-    let (experts, rows, depth) = weight.dims3()?;
+    let [experts, rows, depth] = weights.dims()?;
     let width = if gated { rows / 2 } else { rows };
     let product = Product::Forward { activation: Some(activation), gated };
-    let op = Grouped { rows: Rows::Of(routes.plan.clone()), product, weights: [experts, width, depth] };
-    let (x, like) = (x.contiguous()?, |t: &Tensor| t.to_dtype(x.dtype())?.contiguous());
-    match bias {
-        Some(bias) => x.apply_op3_no_bwd(&like(weight)?, &like(bias)?, &op),
-        None => x.apply_op2_no_bwd(&like(weight)?, &op),
-    }
+    let op =
+        Grouped { rows: Rows::Tokens(routes.plan.clone()), product, weights: [experts, width, depth], format: None };
+    apply(op, &x.detach(), weights, bias)
 }

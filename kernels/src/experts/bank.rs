@@ -10,6 +10,11 @@ use super::stages::{PackedLinear, combine, dispatch, grouped_linear};
 use super::watch::{BankPass, note};
 use crate::checkpoint::text::shown;
 use crate::cpu::pack::Packed;
+#[cfg(feature = "cuda")]
+use crate::cuda::{
+    blocks::DeviceBlocks,
+    stages::{self, Weights},
+};
 use crate::host::tracked;
 use crate::lora::{self, LowRank};
 use crate::ops::silu_glu;
@@ -76,6 +81,9 @@ pub enum Storage {
     Dense(Tensor),
     /// Tiles made at load for the CPU, of floats or of blocks; forward only.
     Packed(Packed),
+    /// Blocks on a GPU; forward only.
+    #[cfg(feature = "cuda")]
+    Blocks(DeviceBlocks),
 }
 
 impl From<Tensor> for Storage {
@@ -90,6 +98,8 @@ impl Storage {
         match self {
             Self::Dense(t) => t.dims3(),
             Self::Packed(p) => Ok(p.dims()),
+            #[cfg(feature = "cuda")]
+            Self::Blocks(b) => b.dims(),
         }
     }
 
@@ -99,6 +109,10 @@ impl Storage {
             Self::Dense(t) => Ok(t.clone()),
             Self::Packed(_) => {
                 bail!("packed weights have no plain tensor; load the checkpoint unpacked to train or save it")
+            }
+            #[cfg(feature = "cuda")]
+            Self::Blocks(_) => {
+                bail!("weights in blocks have no plain tensor; load the checkpoint on the CPU to train or save it")
             }
         }
     }
@@ -125,9 +139,11 @@ impl Storage {
             Self::Dense(w) => grouped_linear(x, w, bias, routes),
             Self::Packed(w) => {
                 let bias = bias.map(|b| b.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).transpose()?;
-                let (bias, offsets) = (bias.map(Arc::from), Arc::from(routes.offsets()));
+                let (bias, offsets) = (bias.map(Arc::from), Arc::from(routes.offsets()?));
                 x.contiguous()?.apply_op1_no_bwd(&PackedLinear { weight: w.clone(), bias, offsets })
             }
+            #[cfg(feature = "cuda")]
+            Self::Blocks(w) => stages::grouped_linear(x, Weights::Blocks(w), bias, &routes.plan),
         }
     }
 }
@@ -258,7 +274,7 @@ impl ExpertBank {
     pub fn narrow(mut self) -> Self {
         let narrow = |storage: Storage| match storage {
             Storage::Packed(weight) => Storage::Packed(weight.narrow()),
-            dense @ Storage::Dense(_) => dense,
+            other => other,
         };
         (self.up, self.down) = (narrow(self.up), self.down.map(narrow));
         self
@@ -330,11 +346,14 @@ impl ExpertBank {
     /// Tokens through the first layer where they stand, the second, and their sums.
     #[cfg(feature = "cuda")]
     fn forward_on_gpu(&self, x: &Tensor, routes: &Routes) -> Result<Tensor> {
-        let (Storage::Dense(up), Some(down)) = (&self.up, &self.down) else {
-            bail!("weights in tiles for the CPU met a tensor of the GPU")
+        let (up, Some(down)) = (&self.up, &self.down) else { bail!("experts of one layer have no second") };
+        let up = match up {
+            Storage::Dense(up) => Weights::Values(up),
+            Storage::Blocks(up) => Weights::Blocks(up),
+            Storage::Packed(_) => bail!("weights in tiles for the CPU met a tensor of the GPU"),
         };
         let (bias, gated) = (self.up_bias.as_ref(), self.kind == BankKind::Gated);
-        let h = crate::cuda::stages::first_layer(x, up, bias, routes, self.activation, gated)?; // (R, I)
+        let h = stages::first_layer(x, up, bias, routes, self.activation, gated)?; // (R, I)
         combine(&down.grouped(&h, self.down_bias.as_ref(), routes)?, routes)
     }
 
@@ -408,11 +427,7 @@ impl ExpertBank {
 impl OutputNorm {
     /// `y [R, O]`, each row by its expert's norm.
     fn forward(&self, y: &Tensor, routes: &Routes) -> Result<Tensor> {
-        let mut expert = vec![0u32; routes.len()];
-        for e in 0..routes.experts() {
-            expert[routes.offsets()[e]..routes.offsets()[e + 1]].fill(e as u32);
-        }
-        let expert = Tensor::from_vec(expert, routes.len(), y.device())?;
+        let expert = Tensor::from_vec(routes.expert_of()?, routes.len(), y.device())?;
         let dtype = y.dtype();
         let y = y.to_dtype(DType::F32)?;
         let y = y.broadcast_sub(&y.mean_keepdim(D::Minus1)?)?;

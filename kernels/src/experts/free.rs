@@ -89,12 +89,13 @@ impl ExpertBank {
             true => Tensor::zeros((routes.tokens(), self.output_width()), x.dtype(), x.device())?,
             false => run(&own)?,
         };
-        for (expert, range) in self.extras.free.iter().zip(routes.offsets()[networks..].windows(2)) {
+        let lists = routes.lists()?;
+        for (expert, range) in self.extras.free.iter().zip(lists.offsets[networks..].windows(2)) {
             let (first, n) = (range[0], range[1] - range[0]);
             if n == 0 {
                 continue;
             }
-            let token = Tensor::from_slice(&routes.plan.token[first..range[1]], n, x.device())?;
+            let token = Tensor::from_slice(&lists.token[first..range[1]], n, x.device())?;
             if let Some(out) = expert.forward(&x.index_select(&token, 0)?)? {
                 let out = out.broadcast_mul(&routes.weight().narrow(0, first, n)?.unsqueeze(1)?)?; // (n, O)
                 y = y.index_add(&token, &out.to_dtype(y.dtype())?, 0)?;

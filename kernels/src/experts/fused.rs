@@ -26,14 +26,14 @@ use crate::cpu::scratch::bits_mut;
 use crate::cpu::tile::{NR, Out, Panel, most_rows, tiles};
 use crate::cpu::{Isa, Scratch, SendPtr, Stage, isa, math, stages};
 use crate::host::{Values, as_f32, slice};
-use crate::routes::{Plan, Routes};
+use crate::routes::{Lists, Routes};
 
 /// Tokens and columns of the output that a task of the last stage sums.
 const SUM: (usize, usize) = (16, 1024);
 
 /// [`ExpertBank::forward`] of a packed bank.
 pub(super) fn forward(bank: &ExpertBank, x: &Tensor, routes: &Routes) -> Result<Tensor> {
-    x.contiguous()?.apply_op2_no_bwd(routes.weight(), &Fused { bank, plan: &routes.plan })
+    x.contiguous()?.apply_op2_no_bwd(routes.weight(), &Fused { bank, plan: routes.lists()? })
 }
 
 /// [`ExpertBank::forward_dense`] of a packed bank.
@@ -43,7 +43,7 @@ pub(super) fn forward_dense(bank: &ExpertBank, x: &Tensor) -> Result<Tensor> {
 
 struct Fused<'a> {
     bank: &'a ExpertBank,
-    plan: &'a Plan,
+    plan: &'a Lists,
 }
 
 impl CustomOp2 for Fused<'_> {
@@ -54,11 +54,13 @@ impl CustomOp2 for Fused<'_> {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let plan = self.plan;
         let weight = as_f32(s2, l2, self.name())?;
-        if weight.len() != plan.routes() {
-            bail!("experts: {} weights for {} routes", weight.len(), plan.routes());
+        let routes = plan.token.len();
+        if weight.len() != routes {
+            bail!("experts: {} weights for {routes} routes", weight.len());
         }
         let operands = Operands::of(self.bank)?;
-        Layer::new(self.bank, &operands, plan.tokens, &plan.offsets, Some((plan, &weight)), l1)?.forward(s1, l1)
+        Layer::new(self.bank, &operands, plan.token_offsets.len() - 1, &plan.offsets, Some((plan, &weight)), l1)?
+            .forward(s1, l1)
     }
 }
 
@@ -131,7 +133,7 @@ struct Layer<'a> {
     tokens: usize,
     offsets: &'a [usize],
     /// Absent for a dense layer: every token is a row of the one expert.
-    routed: Option<(&'a Plan, &'a [f32])>,
+    routed: Option<(&'a Lists, &'a [f32])>,
     /// Width of the output.
     out: usize,
 }
@@ -142,7 +144,7 @@ impl<'a> Layer<'a> {
         operands: &'a Operands<'_>,
         tokens: usize,
         offsets: &'a [usize],
-        routed: Option<(&'a Plan, &'a [f32])>,
+        routed: Option<(&'a Lists, &'a [f32])>,
         layout: &Layout,
     ) -> Result<Self> {
         let (Storage::Packed(up), None | Some(Storage::Packed(_))) = (&bank.up, &bank.down) else {

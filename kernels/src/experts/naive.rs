@@ -69,11 +69,11 @@ pub fn naive(bank: &ExpertBank, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         }
         Ok(y)
     };
-    let token = routes.token()?.to_vec1::<u32>()?;
+    let (token, offsets) = (routes.token()?.to_vec1::<u32>()?, routes.offsets()?);
     let weight = routes.weight().to_dtype(DType::F64)?.to_vec1::<f64>()?;
     let mut out = vec![0f64; x.len() * bank.output_width()];
     for e in 0..routes.experts() {
-        for r in routes.offsets()[e]..routes.offsets()[e + 1] {
+        for r in offsets[e]..offsets[e + 1] {
             let t = token[r] as usize;
             let row = &mut out[t * bank.output_width()..][..bank.output_width()];
             for (o, v) in row.iter_mut().zip(expert(e, &x[t])?) {

@@ -13,7 +13,7 @@ use crate::cpu::{Scratch, SendPtr, isa, math, parallel};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::host::{as_f32, rounded, slice, storage_of, tensor, tracked, with_f32};
-use crate::routes::{Plan, Routes};
+use crate::routes::{Lists, Plan, Routes};
 
 /// Rows a task of a row-wise loop takes.
 const ROWS: usize = 64;
@@ -23,9 +23,9 @@ fn row_tasks(rows: usize, cols: usize, f: impl Fn(usize) + Sync) {
 }
 
 /// `out[t] = sum over the token's routes, in slot order, of weight * y[route]`; weight 1 if absent.
-pub(super) fn combine_rows(plan: &Plan, y: &[f32], cols: usize, weight: Option<&[f32]>, out: &mut [f32]) {
+pub(super) fn combine_rows(plan: &Lists, y: &[f32], cols: usize, weight: Option<&[f32]>, out: &mut [f32]) {
     let (isa, out) = (isa(), SendPtr::new(out));
-    row_tasks(plan.tokens, cols, |t| {
+    row_tasks(plan.token_offsets.len() - 1, cols, |t| {
         // SAFETY: each token's row belongs to one task.
         let row = unsafe { out.slice(t * cols, cols) };
         row.fill(0.0);
@@ -51,18 +51,18 @@ impl CustomOp1 for Dispatch {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        fn gather<T: Copy>(x: &[T], cols: usize, plan: &Plan) -> Vec<T> {
-            let mut out = Vec::with_capacity(plan.routes() * cols);
+        fn gather<T: Copy>(x: &[T], cols: usize, plan: &Lists) -> Vec<T> {
+            let mut out = Vec::with_capacity(plan.token.len() * cols);
             for &t in &plan.token {
                 out.extend_from_slice(&x[t as usize * cols..][..cols]);
             }
             out
         }
-        let cols = rows_cols(l, self.0.tokens, self.name())?;
+        let (cols, lists) = (rows_cols(l, self.0.tokens, self.name())?, self.0.lists()?);
         let out = match s.dtype() {
-            DType::F32 => CpuStorage::F32(gather(slice::<f32>(s, l, self.name())?, cols, &self.0)),
-            DType::BF16 => CpuStorage::BF16(gather(slice::<bf16>(s, l, self.name())?, cols, &self.0)),
-            DType::F16 => CpuStorage::F16(gather(slice::<f16>(s, l, self.name())?, cols, &self.0)),
+            DType::F32 => CpuStorage::F32(gather(slice::<f32>(s, l, self.name())?, cols, lists)),
+            DType::BF16 => CpuStorage::BF16(gather(slice::<bf16>(s, l, self.name())?, cols, lists)),
+            DType::F16 => CpuStorage::F16(gather(slice::<f16>(s, l, self.name())?, cols, lists)),
             other => bail!("dispatch: dtype {other:?} is not supported, expected f32, bf16 or f16"),
         };
         Ok((out, (self.0.routes(), cols).into()))
@@ -70,9 +70,9 @@ impl CustomOp1 for Dispatch {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let cols = x.dim(1)?;
-        let mut dx = vec![0f32; x.elem_count()];
+        let (mut dx, lists) = (vec![0f32; x.elem_count()], self.0.lists()?);
         with_f32(dy, self.name(), |dy| {
-            combine_rows(&self.0, dy, cols, None, &mut dx);
+            combine_rows(lists, dy, cols, None, &mut dx);
             Ok(())
         })?;
         Ok(Some(tensor(dx, x.shape(), x.dtype())?))
@@ -108,12 +108,12 @@ impl CustomOp2 for Combine {
             bail!("combine: {} weights for {} routes", w.len(), self.0.routes());
         }
         let mut out = vec![0f32; self.0.tokens * cols];
-        combine_rows(&self.0, &y, cols, Some(&w), &mut out);
+        combine_rows(self.0.lists()?, &y, cols, Some(&w), &mut out);
         Ok((storage_of(out, s1.dtype(), self.name())?, (self.0.tokens, cols).into()))
     }
 
     fn bwd(&self, y: &Tensor, w: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let plan = &*self.0;
+        let (plan, lists) = (&*self.0, self.0.lists()?);
         let cols = y.dim(1)?;
         let (mut dy, mut dw) = (vec![0f32; y.elem_count()], vec![0f32; plan.routes()]);
         let (isa, dy_out, dw_out) = (isa(), SendPtr::new(&mut dy), SendPtr::new(&mut dw));
@@ -121,7 +121,7 @@ impl CustomOp2 for Combine {
             with_f32(w, self.name(), |w| {
                 with_f32(dout, self.name(), |dout| {
                     row_tasks(plan.routes(), cols, |r| {
-                        let dout = &dout[plan.token[r] as usize * cols..][..cols];
+                        let dout = &dout[lists.token[r] as usize * cols..][..cols];
                         // SAFETY: each route's row and weight belong to one task.
                         let (row, weight) = unsafe { (dy_out.slice(r * cols, cols), dw_out.slice(r, 1)) };
                         row.iter_mut().zip(dout).for_each(|(d, o)| *d = w[r] * o);
@@ -158,6 +158,25 @@ fn weight_dims(dims: &[usize], op: &str) -> Result<(usize, usize, usize)> {
         [n, k] => Ok((1, n, k)),
         [e, n, k] => Ok((e, n, k)),
         _ => bail!("{op}: weights of shape {dims:?}, expected [experts, out, in] or [out, in]"),
+    }
+}
+
+/// Checks that `rows` rows `x` of `groups` groups meet weights `[e, n, k]`, and a bias of as many values.
+fn check(
+    (groups, rows): (usize, usize),
+    x: &[usize],
+    (e, n, k): (usize, usize, usize),
+    bias: Option<usize>,
+) -> Result<()> {
+    if e != groups {
+        bail!("grouped linear: {groups} groups of rows, but weights of {e} experts");
+    }
+    if x.len() < 2 || x.last() != Some(&k) || x.iter().product::<usize>() != rows * k {
+        bail!("grouped linear: input of shape {x:?}, expected [{rows}, {k}] for weights {:?}", [e, n, k]);
+    }
+    match bias {
+        Some(values) if values != e * n => bail!("grouped linear: {values} bias values for weights {:?}", [e, n, k]),
+        _ => Ok(()),
     }
 }
 
@@ -214,19 +233,9 @@ impl GroupedLinear {
 
     /// Checks shapes and returns `(rows, n, k)`.
     fn check(&self, x: &[usize], w: &[usize], bias: Option<usize>) -> Result<(usize, usize, usize)> {
-        let (e, n, k) = weight_dims(w, "grouped linear")?;
-        let groups = self.0.len() - 1;
-        let rows = self.0[groups];
-        if e != groups {
-            bail!("grouped linear: {groups} groups of rows, but weights of {e} experts");
-        }
-        if x.len() < 2 || x.last() != Some(&k) || x.iter().product::<usize>() != rows * k {
-            bail!("grouped linear: input of shape {x:?}, expected [{rows}, {k}] for weights {w:?}");
-        }
-        if bias.is_some_and(|b| b != e * n) {
-            bail!("grouped linear: {} bias values for weights {w:?}", bias.unwrap_or(0));
-        }
-        Ok((rows, n, k))
+        let (groups, dims) = (self.0.len() - 1, weight_dims(w, "grouped linear")?);
+        check((groups, self.0[groups]), x, dims, bias)?;
+        Ok((self.0[groups], dims.1, dims.2))
     }
 
     fn forward(
@@ -360,11 +369,6 @@ impl CustomOp3 for GroupedLinear {
 fn apply(op: GroupedLinear, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if composed::wanted(x) {
         op.check(x.dims(), weight.dims(), bias.map(Tensor::elem_count))?;
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() && cuda::wanted() {
-            let dims = weight_dims(weight.dims(), "grouped linear")?;
-            return cuda::stages::grouped_linear(x, weight, bias, &op.0, dims);
-        }
         return composed::grouped_linear(x, weight, bias, &op.0);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
@@ -379,7 +383,14 @@ fn apply(op: GroupedLinear, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) 
 /// # Shapes
 /// `x [R, K]`, `weight [E, N, K]`, `bias [E, N]` to `[R, N]`
 pub fn grouped_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, routes: &Routes) -> Result<Tensor> {
-    apply(GroupedLinear(routes.offsets().into()), x, weight, bias)
+    // One group of rows is a plain product, for which a GPU has candle's.
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && cuda::wanted() && routes.experts() > 1 {
+        let dims = weight_dims(weight.dims(), "grouped linear")?;
+        check((routes.experts(), routes.len()), x.dims(), dims, bias.map(Tensor::elem_count))?;
+        return cuda::stages::grouped_linear(x, cuda::stages::Weights::Values(weight), bias, &routes.plan);
+    }
+    apply(GroupedLinear(routes.offsets()?.into()), x, weight, bias)
 }
 
 /// `x W^T + bias`, by the same kernel and with the same bits as one expert of [`grouped_linear`].

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Router, choose, float_mask, logits, max, pick};
+use super::{Rating, Router, choose, float_mask, logits, pick};
 use crate::host::with_f32;
 use crate::ops::softmax;
 use crate::routes::{RouteInput, Routes};
@@ -85,7 +85,7 @@ impl Router for NullTopK {
         };
         let logits = logits(input.x, &self.weight)?;
         let p = softmax(&logits)?;
-        let choices = choose(&p, self.k, None, max, input.mask)?;
+        let choices = choose(&p, self.k, None, Rating::Best, input.mask)?;
         let weights = pick(&over_counted(&p, &choices, |e| (e as usize) < networks)?, &choices)?;
         Ok(Routes::new(self.experts(), &choices, &weights, p)?.with_logits(logits).with_mask(float_mask(input)?))
     }
@@ -113,7 +113,7 @@ impl Router for PathwayTopK {
             ),
         }
         let p = softmax(&g)?;
-        let choices = choose(&p, self.k, None, max, input.mask)?;
+        let choices = choose(&p, self.k, None, Rating::Best, input.mask)?;
         let weights = match &self.renormalise {
             None => pick(&p, &choices)?,
             Some(zeros) => pick(&over_counted(&p, &choices, |e| !zeros.contains(&e))?, &choices)?,

@@ -1,4 +1,5 @@
-// Stands in for a GPU: runs a grid block by block, the threads of a block as fibers on one thread of the processor.
+// Stands in for a GPU: runs a grid block by block, the threads of a block as fibers on one thread of the processor. Whoever includes it has named
+// u8, u16, u32, u64, and the halves bf16 and f16.
 //
 // It is there for what goes wrong in kernels. Warps run one after the other as far as the block's next barrier, in an order that is drawn anew at each; asynchronous copies arrive at the last moment
 // that the wait allows; dynamic shared memory begins as NaN (static one as the block before left it) and ends at a page that cannot be touched, as memory of `emulator_alloc` does; a barrier that some
@@ -9,12 +10,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 #include <vector>
 
-#define __global__
+#define __global__ __attribute__((noinline))
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -29,14 +31,19 @@ struct Triple {
 };
 
 namespace emulator {
-enum State { READY, AT_BLOCK, AT_WARP, DONE };
+enum State { NEW, READY, AT_BLOCK, AT_WARP, DONE };
+struct Fiber {
+    ucontext_t context; // to begin
+    jmp_buf where;      // to go on, without the system call that another context takes
+    bool begun;
+};
 struct Copy {
     void *to;
     const void *from;
     bool real;
 };
 struct Lane {
-    ucontext_t context;
+    Fiber *fiber;
     Triple thread;
     u32 index;
     State state;
@@ -61,15 +68,29 @@ inline Slot &own() { return slots[now->index]; }
 inline u32 lane() { return now->index % 32; }
 
 // All lanes show `value` and call `f` with those of the warp.
-template <typename F> inline u32 exchange(u32 mask, u32 value, F f) {
+template <typename T, typename F> inline auto exchange(u32 mask, T value, F f) {
     if (mask != 0xffffffffu) {
         fail("part of a warp");
     }
-    own().word[0] = value;
+    memset(own().word, 0xff, sizeof(Slot::word)); // what stood there before means nothing
+    memcpy(own().word, &value, sizeof(T));
     pause(AT_WARP);
-    u32 result = f(of_warp());
+    auto result = f(of_warp());
     pause(AT_WARP);
     return result;
+}
+
+template <typename T, typename F> inline T shuffle(u32 mask, T value, u32 width, F from) {
+    static_assert(sizeof(T) <= sizeof(Slot::word), "a word of a slot");
+    return exchange(mask, value, [=](Slot *all) {
+        u32 lane = from(now->index % 32);
+        if (width == 0 || width > 32 || width & (width - 1) || lane >= 32 || now->index / 32 * 32 + lane >= lanes.size()) {
+            fail("a value of a lane that is not there");
+        }
+        T v;
+        memcpy((void *)&v, all[lane].word, sizeof(T));
+        return v;
+    });
 }
 } // namespace emulator
 
@@ -96,21 +117,17 @@ static inline u32 as_bits(float v) {
     memcpy(&bits, &v, 4);
     return bits;
 }
-static inline u32 __shfl_sync(u32 mask, u32 v, u32 from) {
-    return emulator::exchange(mask, v, [=](emulator::Slot *all) { return all[from % 32].word[0]; });
+template <typename T> static inline T __shfl_sync(u32 mask, T v, u32 from, u32 width = 32) {
+    return emulator::shuffle(mask, v, width, [=](u32 lane) { return lane / width * width + from % width; });
 }
-static inline u32 __shfl_xor_sync(u32 mask, u32 v, u32 step) {
-    return emulator::exchange(mask, v, [=](emulator::Slot *all) { return all[emulator::lane() ^ step].word[0]; });
+template <typename T> static inline T __shfl_xor_sync(u32 mask, T v, u32 step, u32 width = 32) {
+    return emulator::shuffle(mask, v, width, [=](u32 lane) { return lane ^ step; });
 }
-static inline float __shfl_xor_sync(u32 mask, float v, u32 step) { return as_float(__shfl_xor_sync(mask, as_bits(v), step)); }
-static inline u32 __shfl_up_sync(u32 mask, u32 v, u32 step) {
-    return emulator::exchange(mask, v, [=](emulator::Slot *all) {
-        u32 lane = emulator::lane();
-        return all[lane >= step ? lane - step : lane].word[0];
-    });
+template <typename T> static inline T __shfl_up_sync(u32 mask, T v, u32 step, u32 width = 32) {
+    return emulator::shuffle(mask, v, width, [=](u32 lane) { return lane % width >= step ? lane - step : lane; });
 }
 static inline u32 __ballot_sync(u32 mask, bool v) {
-    return emulator::exchange(mask, v, [](emulator::Slot *all) {
+    return emulator::exchange(mask, (u32)v, [](emulator::Slot *all) {
         u32 bits = 0;
         for (u32 i = 0; i < 32; i++) {
             bits |= all[i].word[0] << i;

@@ -43,7 +43,7 @@ impl Trainable for Forecaster {
     fn loss(&self, batch: &Packed) -> Result<StepLoss> {
         let output = self.model.forward(&batch.patches, None)?;
         let total = output.distribution.packed_nll(&batch.patches, &batch.next)?;
-        let parts = vec![("experts".to_string(), experts_at_work(&output.routes))];
+        let parts = vec![("experts".to_string(), experts_at_work(&output.routes)?)];
         let tokens = batch.patches.sample_id.iter().filter(|id| **id != 0).count();
         Ok(StepLoss { total, parts, tokens })
     }
@@ -59,13 +59,13 @@ fn json(config: &Config) -> Result<String> {
 
 /// How many experts of a layer share the work: the exponential of the entropy of their shares, averaged over the layers. All of
 /// them where each has as much as the others, 1 where one has it all.
-fn experts_at_work(layers: &[Routes]) -> f64 {
+fn experts_at_work(layers: &[Routes]) -> Result<f64> {
     let of = |routes: &Routes| {
         let all = routes.len().max(1) as f64;
-        let shares = routes.offsets().windows(2).map(|ends| (ends[1] - ends[0]) as f64 / all);
-        shares.filter(|share| *share > 0.0).map(|share| -share * share.ln()).sum::<f64>().exp()
+        let shares = routes.offsets()?.windows(2).map(|ends| (ends[1] - ends[0]) as f64 / all);
+        Ok::<_, Error>(shares.filter(|share| *share > 0.0).map(|share| -share * share.ln()).sum::<f64>().exp())
     };
-    layers.iter().map(of).sum::<f64>() / layers.len().max(1) as f64
+    Ok(layers.iter().map(of).sum::<Result<f64>>()? / layers.len().max(1) as f64)
 }
 
 /// Trains, or goes on from the newest checkpoint in `plan.out` if `resume`. Without `resume`, a folder that holds checkpoints

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, bail};
 
-use super::{Arg, Launch, THREADS, Values, count, optional, word};
+use super::{Arg, Launch, Values, count, optional, word};
 use crate::routers::GroupLimit;
 
 /// Shared memory of a block that needs no permission.
@@ -50,6 +50,8 @@ pub(crate) fn top_k(
     Ok(Launch { kernel: "moesaic_top_k".into(), grid, threads: 128, shared: shared as u32, args })
 }
 
+// Only tests launch this: the routers that would need it decide on the host (NOTES.md).
+#[cfg(test)]
 /// The tokens that each expert takes, and the experts of each token by score: `scores [T, E]` f32, `eligible [T, E]` f32 (0 where an expert may not
 /// take a token), `capacity [E]` u32, `taken [T, E]` u8, `choices [T, E]` u32.
 pub(crate) fn expert_choice(
@@ -73,11 +75,16 @@ pub(crate) fn expert_choice(
         e,
     ];
     let grid = [count(experts, "experts")?, 1, 1];
-    let choose = Launch { kernel: "moesaic_expert_choice".into(), grid, threads: THREADS, shared: 0, args };
+    let choose = Launch { kernel: "moesaic_expert_choice".into(), grid, threads: super::THREADS, shared: 0, args };
     let args = vec![scores, taken, choices.holds(tokens * experts, DType::U32, what)?, t, e];
     let grid = [count(tokens.div_ceil(4), "tokens")?, 1, 1];
     let order = Launch { kernel: "moesaic_taken_by".into(), grid, threads: 128, shared: shared as u32, args };
     Ok([choose, order])
+}
+
+/// True if blocks hold what they need to choose among so many experts, and to sort routes to them.
+pub(crate) fn fits(experts: usize) -> bool {
+    8 * experts * 4 <= SHARED && 4 * (2 * experts) * 4 <= SHARED
 }
 
 /// Entries that [`sort`] counts in one tile.
@@ -88,17 +95,18 @@ pub(crate) fn sort_scratch(choices: usize, experts: usize) -> usize {
     choices.div_ceil(TILE).max(1) * experts
 }
 
-/// Routes of choices `[T, k]` u32, sorted by expert, then token: `scratch` of [`sort_scratch`], `offsets [E + 1]`, `token` and `slot`, as many as there
-/// are choices (those past `offsets[E]` stay as they are), and `route [T, k]`, where each choice went. All u32; a choice of `u32::MAX` is none.
+/// Routes of choices `[T, k]` u32, sorted by expert, then token: `scratch` of [`sort_scratch`], `offsets [E + 1]`, `token` and `choice` (which of all it
+/// is), as many as there are choices (those past `offsets[E]` stay as they are), and `route [T, k]`, where each choice went. All u32; a choice of
+/// `u32::MAX` is none.
 pub(crate) fn sort(
     choices: Values,
-    [scratch, offsets, token, slot, route]: [Values; 5],
+    [scratch, offsets, token, choice, route]: [Values; 5],
     [tokens, experts, k]: [usize; 3],
 ) -> Result<[Launch; 3]> {
     let what = "routes";
     let total = tokens * k;
     let tiles = total.div_ceil(TILE).max(1);
-    if 8 * experts * 4 > SHARED {
+    if !fits(experts) {
         bail!("{what}: {experts} experts are more than one block holds on the GPU");
     }
     count(tiles.saturating_mul(experts), "choices")?;
@@ -114,7 +122,7 @@ pub(crate) fn sort(
         choices,
         counts,
         token.holds(total, DType::U32, what)?,
-        slot.holds(total, DType::U32, what)?,
+        choice.holds(total, DType::U32, what)?,
         route.holds(total, DType::U32, what)?,
         all,
         e,
@@ -127,6 +135,56 @@ pub(crate) fn sort(
     ])
 }
 
+/// Routes as the device decides them, in one piece of memory: what each part is, and where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decision {
+    pub tokens: usize,
+    pub experts: usize,
+    pub k: usize,
+}
+
+impl Decision {
+    /// Values of u32 that it takes, those among them that only the launches need.
+    pub fn len(&self) -> usize {
+        self.parts().map(|(_, len)| len).iter().sum()
+    }
+
+    /// Where each part begins, and its length: `token`, `by_token`, `choice` (which of all choices a route is), `choices`, `offsets`, `start`, `broken`,
+    /// scratch.
+    pub fn parts(&self) -> [(usize, usize); 8] {
+        let routes = self.tokens * self.k;
+        let lens =
+            [routes, routes, routes, routes, self.experts + 1, self.tokens + 1, 1, sort_scratch(routes, self.experts)];
+        let mut next = 0;
+        lens.map(|len| {
+            next += len;
+            (next - len, len)
+        })
+    }
+
+    /// From `scores [T, E]` f32 to all that is in `out`: every token goes to its k best experts, as [`top_k`] chooses them.
+    pub fn launches(self, scores: Values, out: Values, groups: Option<GroupLimit>, two: bool) -> Result<Vec<Launch>> {
+        let Self { tokens, experts, k } = self;
+        out.holds(self.len(), DType::U32, "routes")?;
+        let [token, by_token, choice, choices, offsets, start, broken, scratch] =
+            self.parts().map(|(at, len)| Values { address: out.address + 4 * at as u64, len, dtype: DType::U32 });
+        let shape = [tokens, experts, k];
+        let args = vec![
+            start.holds(tokens + 1, DType::U32, "routes")?,
+            broken.holds(1, DType::U32, "routes")?,
+            word(tokens, "tokens")?,
+            word(k, "experts")?,
+        ];
+        let grid = [count((tokens + 1).div_ceil(TILE), "tokens")?, 1, 1];
+        let begin = Launch { kernel: "moesaic_begin".into(), grid, threads: TILE as u32, shared: 0, args };
+        let choose = top_k(scores, None, choices, broken, shape, groups, two)?;
+        let sort = sort(choices, [scratch, offsets, token, choice, by_token], shape)?;
+        Ok([begin, choose].into_iter().chain(sort).collect())
+    }
+}
+
+// Only tests launch this: the routers that would need it decide on the host (NOTES.md).
+#[cfg(test)]
 /// Leaves those of `choices [T, k]` for which their expert has room, first choices of all tokens before second ones: launches before and after a
 /// [`sort`] of `across [k, T]` (as choices of one slot), which makes `route` and `offsets`.
 pub(crate) fn limit(

@@ -14,7 +14,18 @@ use crate::cuda::launch::{Arg, Launch, Values};
 use crate::rng::Rng;
 
 type Alloc = unsafe extern "C" fn(usize) -> *mut u8;
-type Run = unsafe extern "C" fn(unsafe extern "C" fn(), *const i8, *const u32, u32, u32, *const u64, u32, u32) -> bool;
+type Call = unsafe extern "C" fn(*mut Symbol);
+type Run = unsafe extern "C" fn(Call, *mut Symbol, *const i8, *const u32, *const u32, u32, u32) -> bool;
+
+/// What `emulator_symbol` calls: the kernel, and its arguments in places of 64 bits.
+#[repr(C)]
+struct Symbol {
+    kernel: unsafe extern "C" fn(),
+    arguments: *const u64,
+}
+
+/// The places that `emulator_symbol` has.
+const MOST: usize = 12;
 
 /// The device: one launch at a time.
 pub(super) struct Emulator {
@@ -47,11 +58,10 @@ fn build() -> Option<Emulator> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
     let dir = tempfile::tempdir().expect("a scratch folder");
     let out = dir.path().join("kernels.so");
-    let source = root.join("tests/cuda/emulator.cpp");
     let built = Command::new(&compiler)
         .args(["-O1", "-std=c++17", "-fPIC", "-shared", "-DMOESAIC_EMULATE", "-ffp-contract=off", "-o"])
         .arg(&out)
-        .arg(&source)
+        .args(["emulator.cpp", "kernels.cpp"].map(|name| root.join("tests/cuda").join(name)))
         .arg("-I")
         .arg(root.join("tests/cuda"))
         .output();
@@ -82,7 +92,9 @@ pub(super) fn emulator() -> Option<&'static Emulator> {
 impl Emulator {
     fn alloc(&self, bytes: usize) -> *mut u8 {
         // SAFETY: the symbol is of emulator.cpp and has this type.
-        unsafe { self.library.get::<Alloc>(b"emulator_alloc").expect("emulator_alloc")(bytes) }
+        let at = unsafe { self.library.get::<Alloc>(b"emulator_alloc").expect("emulator_alloc")(bytes) };
+        assert!(!at.is_null(), "no memory for {bytes} bytes");
+        at
     }
 
     /// Memory that begins as NaN.
@@ -113,20 +125,22 @@ impl Emulator {
         let _one = self.busy.lock();
         assert_eq!(parameters(&launch.kernel), launch.args.iter().map(kind).collect::<Vec<_>>(), "{}", launch.kernel);
         let name = CString::new(launch.kernel.as_str()).expect("a name");
-        let args: Vec<u64> = launch
-            .args
-            .iter()
-            .map(|arg| match *arg {
+        let mut arguments = [0; MOST];
+        assert!(launch.args.len() <= MOST, "{}", launch.kernel);
+        for (place, arg) in arguments.iter_mut().zip(&launch.args) {
+            *place = match *arg {
                 Arg::Address(address) => address,
                 Arg::Word(word) => u64::from(word),
-            })
-            .collect();
+            };
+        }
         let Launch { grid, threads, shared, .. } = launch;
-        // SAFETY: the symbol has this type; the launch touches only memory of this emulator, which is never given back.
+        // SAFETY: the symbols have these types; the launch touches only memory of this emulator, which is never given back.
         let ran = unsafe {
             let run = self.library.get::<Run>(b"emulator_launch").expect("emulator_launch");
+            let call = *self.library.get::<Call>(b"emulator_symbol").expect("emulator_symbol");
             let kernel = *self.library.get::<unsafe extern "C" fn()>(name.as_bytes_with_nul()).expect("the kernel");
-            run(kernel, name.as_ptr(), grid.as_ptr(), *threads, *shared, args.as_ptr(), args.len() as u32, 17)
+            let mut symbol = Symbol { kernel, arguments: arguments.as_ptr() };
+            run(call, &raw mut symbol, name.as_ptr(), grid.as_ptr(), [*threads, 1, 1].as_ptr(), *shared, 17)
         };
         assert!(ran, "{} asks for too much", launch.kernel);
     }

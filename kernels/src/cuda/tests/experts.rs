@@ -92,7 +92,7 @@ fn rows_of<T: Real>(seed: u64) -> Result<()> {
     let mut rng = Rng::new(seed);
     for (tokens, experts, k, width, odd) in [(9, 4, 2, 40, 0), (17, 3, 3, 7, 0), (12, 2, 1, 136, 1), (1, 1, 1, 1, 0)] {
         let (routes, weights) = routed(&mut rng, tokens, experts, k)?;
-        let (plan, shape) = (routes.plan.clone(), [tokens, routes.len(), width]);
+        let (plan, shape) = (routes.lists()?, [tokens, routes.len(), width]);
         if routes.is_empty() {
             continue;
         }
@@ -158,9 +158,9 @@ fn linear_of<T: Real>(seed: u64, [tokens, experts, k, width, depth]: [usize; 5],
     let grads = (&y * tensor(&dy, &[rows, width])?)?.sum_all()?.backward()?;
     let of = |t: &Tensor| grads.get(t).cloned().ok_or_else(|| candle_core::Error::msg("no gradient"));
 
-    let offsets = gpu.put(&words(routes.offsets()));
+    let offsets = gpu.put(&words(routes.offsets()?));
     let (x, w, dy) = (gpu.put(&x), gpu.put(&w), gpu.put(&dy));
-    let token = Some((gpu.put(&routes.plan.token), tokens));
+    let token = Some((gpu.put(&routes.lists()?.token), tokens));
     let bias = bias.map(|b| gpu.put(&b));
     let out = gpu.empty::<T>(rows * width);
     let map = Map { x, token, w, format: None, bias, offsets, y: out };
@@ -233,11 +233,11 @@ fn gated_of<T: Real>(seed: u64, [tokens, experts, inner, depth]: [usize; 4], act
     let y = gpu.empty::<T>(rows * inner);
     let map = Map {
         x: gpu.put(&x),
-        token: Some((gpu.put(&routes.plan.token), tokens)),
+        token: Some((gpu.put(&routes.lists()?.token), tokens)),
         w: gpu.put(&w),
         format: None,
         bias: Some(gpu.put(&bias)),
-        offsets: gpu.put(&words(routes.offsets())),
+        offsets: gpu.put(&words(routes.offsets()?)),
         y,
     };
     gpu.run(&launch::linear(map, sizes, Some(activation), true, None)?);
@@ -277,11 +277,11 @@ fn blocks_of<T: Real>(format: BlockFormat, [tokens, experts, width, depth]: [usi
     let (sizes, y) = (Sizes { experts, rows, width: 2 * width, depth }, gpu.empty::<T>(rows * 2 * width));
     let map = Map {
         x: gpu.put(&x),
-        token: Some((gpu.put(&routes.plan.token), tokens)),
+        token: Some((gpu.put(&routes.lists()?.token), tokens)),
         w: gpu.put(blocks.data()),
         format: Some(format),
         bias: None,
-        offsets: gpu.put(&words(routes.offsets())),
+        offsets: gpu.put(&words(routes.offsets()?)),
         y,
     };
     let what = format!("{} {:?}", format.name(), T::KIND);

@@ -6,9 +6,7 @@ use super::emulator::{Emulator, emulator, normal};
 use crate::Modality;
 use crate::cuda::launch::{Values, routing as launch};
 use crate::rng::Rng;
-use crate::routers::{
-    Affinity, Capacity, ExpertChoice, ExpertGroup, GroupLimit, Router, SecondChoice, choose, max, two_best,
-};
+use crate::routers::{Affinity, Capacity, ExpertChoice, ExpertGroup, GroupLimit, Rating, Router, SecondChoice, choose};
 use crate::routes::{Plan, RouteInput};
 
 /// Choices as the host has them.
@@ -49,7 +47,7 @@ fn top_k_chooses_as_the_host_does() -> Result<()> {
             gpu.run(&launch::top_k(s, Some(m), choices, broken, shape, groups, two)?);
             let tensor = Tensor::from_vec(scores, (tokens, experts), &Device::Cpu)?;
             let mask = Tensor::from_vec(mask, tokens, &Device::Cpu)?;
-            let expected = choose(&tensor, k, groups, if two { two_best } else { max }, Some(&mask))?;
+            let expected = choose(&tensor, k, groups, if two { Rating::TwoBest } else { Rating::Best }, Some(&mask))?;
             assert_eq!(lists(&gpu.get(choices), k), expected, "{shape:?} {groups:?} {two}");
             assert_eq!(gpu.get::<u32>(broken), [0]);
         }
@@ -63,17 +61,17 @@ fn top_k_chooses_as_the_host_does() -> Result<()> {
     Ok(())
 }
 
-/// Sorts choices on the device: offsets, token, slot and the route of each choice.
+/// Sorts choices on the device: offsets, token, which choice it is, and the route of each choice.
 fn sort(gpu: &Emulator, choices: Values, shape: [usize; 3]) -> Result<[Values; 4]> {
     let [tokens, experts, k] = shape;
     let total = tokens * k;
     let scratch = gpu.empty::<u32>(launch::sort_scratch(total, experts));
-    let [token, slot, route] = [(); 3].map(|()| gpu.empty::<u32>(total));
+    let [token, choice, route] = [(); 3].map(|()| gpu.empty::<u32>(total));
     let offsets = gpu.empty::<u32>(experts + 1);
-    for launch in launch::sort(choices, [scratch, offsets, token, slot, route], shape)? {
+    for launch in launch::sort(choices, [scratch, offsets, token, choice, route], shape)? {
         gpu.run(&launch);
     }
-    Ok([offsets, token, slot, route])
+    Ok([offsets, token, choice, route])
 }
 
 #[test]
@@ -89,14 +87,66 @@ fn routes_are_sorted_as_the_host_sorts_them() -> Result<()> {
             })
             .collect();
         let expected = Plan::new(experts, &choices)?;
-        let [offsets, token, slot, route] = sort(gpu, gpu.put(&rows(&choices, k)), [tokens, experts, k])?;
+        let expected = expected.lists()?;
+        let [offsets, token, choice, route] = sort(gpu, gpu.put(&rows(&choices, k)), [tokens, experts, k])?;
         let bounds: Vec<usize> = gpu.get::<u32>(offsets).into_iter().map(|o| o as usize).collect();
         assert_eq!(bounds, expected.offsets);
-        assert_eq!(gpu.get::<u32>(token)[..expected.routes()], expected.token);
-        assert_eq!(gpu.get::<u32>(slot)[..expected.routes()], expected.slot);
+        assert_eq!(gpu.get::<u32>(token)[..expected.token.len()], expected.token);
+        let slot = gpu.get::<u32>(choice).into_iter().take(expected.slot.len()).map(|c| c % k as u32);
+        assert_eq!(slot.collect::<Vec<_>>(), expected.slot);
         let by_token: Vec<u32> = gpu.get::<u32>(route).into_iter().filter(|&r| r != u32::MAX).collect();
         assert_eq!(by_token, expected.by_token);
     }
+    Ok(())
+}
+
+#[test]
+fn what_the_device_decides_is_what_the_host_does() -> Result<()> {
+    let Some(gpu) = emulator() else { return Ok(()) };
+    let mut rng = Rng::new(4);
+    let grouped = Some(GroupLimit { groups: 4, keep: 2 });
+    for (tokens, experts, k, groups, two) in
+        [(1, 1, 1, None, false), (300, 8, 2, None, false), (70, 64, 8, grouped, true), (257, 5, 5, None, false)]
+    {
+        let scores = normal(&mut rng, tokens * experts);
+        let decision = launch::Decision { tokens, experts, k };
+        let (given, out) = (gpu.put(&scores), gpu.empty::<u32>(decision.len()));
+        for launch in decision.launches(given, out, groups, two)? {
+            gpu.run(&launch);
+        }
+        let scores = Tensor::from_vec(scores, (tokens, experts), &Device::Cpu)?;
+        let expected = choose(&scores, k, groups, if two { Rating::TwoBest } else { Rating::Best }, None)?;
+        let plan = Plan::new(experts, &expected)?;
+        let plan = plan.lists()?;
+        let all = gpu.get::<u32>(out);
+        let [token, by_token, choice, choices, offsets, start, broken, _] =
+            decision.parts().map(|(at, len)| all[at..at + len].to_vec());
+        let wide = |list: Vec<u32>| list.into_iter().map(|v| v as usize).collect::<Vec<_>>();
+        assert_eq!(lists(&choices, k), expected);
+        assert_eq!((token, by_token), (plan.token.clone(), plan.by_token.clone()));
+        assert_eq!((wide(offsets), wide(start)), (plan.offsets.clone(), plan.token_offsets.clone()));
+        // Each route is the choice that went there.
+        assert!(choice.iter().enumerate().all(|(r, &c)| plan.by_token[c as usize] == r as u32));
+        assert_eq!(broken, [0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn broken_scores_leave_every_token_its_routes() -> Result<()> {
+    let Some(gpu) = emulator() else { return Ok(()) };
+    let decision = launch::Decision { tokens: 2, experts: 4, k: 3 };
+    let nan = f32::NAN;
+    let (scores, out) =
+        (gpu.put(&[0.0, nan, nan, nan, 1.0, f32::NEG_INFINITY, nan, 2.0]), gpu.empty::<u32>(decision.len()));
+    for launch in decision.launches(scores, out, None, false)? {
+        gpu.run(&launch);
+    }
+    let all = gpu.get::<u32>(out);
+    let part = |i: usize| decision.parts()[i];
+    let (choices, broken) = (part(3), part(6));
+    assert_eq!(all[choices.0..][..choices.1], [0, 1, 2, 3, 0, 1]);
+    assert_eq!(all[broken.0], 1);
     Ok(())
 }
 
@@ -143,7 +193,7 @@ fn experts_choose_as_they_do_on_the_host() -> Result<()> {
         for launch in launch::expert_choice(values, [tokens, experts])? {
             gpu.run(&launch);
         }
-        assert_eq!(lists(&gpu.get(choices), experts), expected.choices(), "{tokens} {text} {image} {factor}");
+        assert_eq!(lists(&gpu.get(choices), experts), expected.choices()?, "{tokens} {text} {image} {factor}");
     }
     Ok(())
 }
@@ -166,7 +216,7 @@ fn no_expert_takes_more_than_it_has_room_for() -> Result<()> {
         gpu.run(&places(of_all.0, of_all.1)?[0]);
         let [offsets, _, _, route] = sort(gpu, across, [tokens * k, experts, 1])?;
         gpu.run(&places(route, offsets)?[1]);
-        assert_eq!(lists(&gpu.get(choices), k), routes.choices(), "{shape:?}");
+        assert_eq!(lists(&gpu.get(choices), k), routes.choices()?, "{shape:?}");
         let dropped = limit.chosen.iter().map(Vec::len).sum::<usize>() - routes.len();
         assert_eq!(dropped > 0, factor < 1.0);
     }

@@ -54,7 +54,7 @@ pub fn score(model: &Usam, clips: &Manifest, index: usize, routes: bool) -> Resu
 fn shares(routes: &Routes) -> Result<Vec<f64>> {
     let weights = routes.weight().to_vec1::<f32>()?;
     let mut sums = Vec::with_capacity(routes.experts());
-    for ends in routes.offsets().windows(2) {
+    for ends in routes.offsets()?.windows(2) {
         let &[start, end] = ends else { continue };
         let Some(own) = weights.get(start..end) else { bail!("routes without weights") };
         sums.push(own.iter().map(|&w| f64::from(w)).sum::<f64>());
