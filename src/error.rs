@@ -153,13 +153,17 @@ impl Error {
 
     pub(crate) fn weights(path: &Path, error: &candle_core::Error) -> Self {
         let (name, message) = (path.display().to_string(), candle_message(error));
+        if let Some(problem) = of_device(&message) {
+            return Error::Device(format!("{name}: {problem}"));
+        }
         // Most messages of the loader name their file.
         let problem = if message.contains(&name) { message } else { format!("{name}: {message}") };
         Error::Weights { path: path.to_path_buf(), problem }
     }
 
     pub(crate) fn compute(error: &candle_core::Error) -> Self {
-        Error::Compute(candle_message(error))
+        let message = candle_message(error);
+        of_device(&message).map_or(Error::Compute(message), Error::Device)
     }
 
     /// What hinders that something new is made at a path.
@@ -175,6 +179,17 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path, reason: std::io::Error) -> Self {
         Error::Io { action, path: path.to_path_buf(), reason }
     }
+}
+
+/// What a message says of the device, where it is that which hinders.
+fn of_device(message: &str) -> Option<String> {
+    if ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|full| message.contains(full)) {
+        return Some(
+            "the GPU has no memory left for this: take weights in bf16 or a smaller model, give it less at a time, or compute on the CPU"
+                .into(),
+        );
+    }
+    ["compute capability", "the GPU's driver"].iter().any(|of| message.contains(of)).then(|| message.to_string())
 }
 
 /// The message of a candle error on one line. Its own `Display` appends backtraces and puts each context on a line.
@@ -235,6 +250,18 @@ mod tests {
         assert_eq!(shown, "models/x: reading 'lm_heads.0' from a file: bad header");
         let nested = candle_core::Error::Msg("models/x/a: short file\n   0: candle_core::error\n   1: main".into());
         assert_eq!(Error::weights(Path::new("models/x"), &nested).to_string(), "models/x/a: short file");
+    }
+
+    #[test]
+    fn what_the_device_lacks_is_said_as_that() {
+        let full = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+        assert!(matches!(Error::compute(&full), Error::Device(problem) if problem.contains("no memory left")));
+        assert!(
+            matches!(Error::weights(Path::new("m"), &full), Error::Device(problem) if problem.starts_with("m: the GPU"))
+        );
+        let old = candle_core::Error::Msg("layer.0: the GPU has compute capability 7.5; its kernels need 8.0".into());
+        assert!(matches!(Error::compute(&old), Error::Device(problem) if problem.contains("7.5")));
+        assert!(matches!(Error::compute(&candle_core::Error::Msg("shapes".into())), Error::Compute(_)));
     }
 
     #[test]

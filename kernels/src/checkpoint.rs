@@ -11,6 +11,7 @@
 
 mod arrangement;
 mod convert;
+pub(crate) mod fp8;
 pub mod gguf;
 mod header;
 mod locate;
@@ -75,11 +76,17 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// True if it is stored in FP8, with a scale for each 128 by 128 values; `dtype` is `BF16` then.
+    pub fn is_fp8(&self) -> bool {
+        matches!(self.arrangement, Arrangement::Scaled(_))
+    }
+
     /// How many values the tensor has.
     pub fn values(&self) -> usize {
         // By way of the bytes, which were checked against the shape and against the file.
         match self.blocks {
             Some(format) => self.bytes / format.bytes() * format.values(),
+            None if self.is_fp8() => self.bytes,
             None => self.bytes / self.dtype.size_in_bytes().max(1),
         }
     }
@@ -133,7 +140,8 @@ impl Checkpoint {
             return Ok(Gguf::from_bytes(name, bytes)?.into_checkpoint());
         }
         let source = Source::memory(name, bytes);
-        let header = header::read(&source, 0)?;
+        let mut header = header::read(&source, 0)?;
+        fp8::join(name, &mut header.tensors)?;
         Ok(Self::assemble(name.to_string(), vec![source], header.tensors, header.metadata))
     }
 
@@ -224,6 +232,12 @@ impl Checkpoint {
         let info = self.expect(name, shape)?;
         let Some(format) = info.blocks else { return Ok(None) };
         Blocks::new(format, shape.to_vec(), convert::bytes(self.source(info)?, name, info)?).map(Some)
+    }
+
+    /// The rows of a tensor in FP8 as the GPU's kernels take them; `None` where it is stored otherwise.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn fp8_rows(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<u8>>> {
+        fp8::rows(&self.inner.sources, name, self.expect(name, shape)?)
     }
 
     /// Reads a tensor as it is stored, whatever its shape and dtype, onto the CPU; blocks as f32.

@@ -16,7 +16,7 @@ use crate::blocks::Blocks;
 use crate::checkpoint::{Checkpoint, Float};
 use crate::cpu::pack::Packed;
 #[cfg(feature = "cuda")]
-use crate::cuda;
+use crate::cuda::{self, blocks::DeviceBlocks, launch::Stored};
 use crate::experts::Storage;
 use crate::lora::{LowRank, merged};
 use crate::rng::Rng;
@@ -370,18 +370,44 @@ impl Params {
     /// As [`stack`](Self::stack).
     pub fn storage(&self, shape: &[usize], parts: &[(String, Vec<usize>)], init: Init, gated: bool) -> Result<Storage> {
         #[cfg(feature = "cuda")]
-        if !self.trains() && self.device().is_cuda() && cuda::wanted() {
-            let format = |(name, _): &(String, _)| self.inner.checkpoint.as_ref()?.info(&self.full(name))?.blocks;
-            if parts.iter().all(|part| format(part).is_some_and(cuda::blocks::DeviceBlocks::has))
-                && let Some(blocks) = self.stored_blocks(shape, parts)?
-            {
-                return Ok(Storage::Blocks(cuda::blocks::DeviceBlocks::new(blocks, self.device())?));
-            }
+        if !self.trains()
+            && self.device().is_cuda()
+            && cuda::wanted()
+            && let Some(blocks) = self.on_device(shape, parts)?
+        {
+            return Ok(Storage::Blocks(blocks));
         }
         match self.blocks(shape, parts)? {
             Some(blocks) => Ok(Storage::Packed(Packed::from_blocks(&blocks, gated)?)),
             None => Ok(Storage::Dense(self.stack(shape, parts, init)?)),
         }
+    }
+
+    /// A stack as it is stored, on the GPU, where all its parts are stored in one way that its kernels have.
+    #[cfg(feature = "cuda")]
+    fn on_device(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<DeviceBlocks>> {
+        let Some(checkpoint) = &self.inner.checkpoint else { return Ok(None) };
+        let names: Vec<String> = parts.iter().map(|(name, _)| self.full(name)).collect();
+        let format = |name: &String| checkpoint.info(name).and_then(|info| info.blocks).and_then(Stored::of);
+        if names.iter().all(|name| format(name).is_some())
+            && let Some(blocks) = self.stored_blocks(shape, parts)?
+            && let Some(stored) = Stored::of(blocks.format())
+        {
+            return DeviceBlocks::new(stored, shape, blocks.into_data(), self.device()).map(Some);
+        }
+        let plain = |name: &String| {
+            checkpoint.info(name).is_some_and(|info| info.is_fp8()) && !self.inner.merging.contains_key(name)
+        };
+        if !names.iter().all(plain) {
+            return Ok(None);
+        }
+        let mut data = Vec::new();
+        for (name, (_, shape)) in names.iter().zip(parts) {
+            let Some(rows) = checkpoint.fp8_rows(name, shape)? else { return Ok(None) };
+            data.extend_from_slice(&rows);
+        }
+        self.state().used.extend(names);
+        DeviceBlocks::new(Stored::E4M3, shape, data, self.device()).map(Some)
     }
 
     fn fill<T: Float>(&self, total: usize, shape: &[usize], parts: &[Part], init: Init) -> Result<Tensor> {

@@ -17,6 +17,8 @@ pub(crate) enum Arrangement {
     Strided(Vec<usize>),
     /// In two tensors.
     Woven(Box<Woven>),
+    /// In FP8, with scales in this tensor, which lies plainly.
+    Scaled(Box<TensorInfo>),
 }
 
 /// A tensor that is made of two stored ones, whatever their types and files: in each slice along the first axis stand the rows

@@ -7,6 +7,7 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 
 use super::arrangement::{Arrangement, Part, Woven};
+use super::fp8;
 use super::source::Source;
 use super::text::{error, refuse, shape_text, shown};
 use super::{CHUNK, TensorInfo};
@@ -101,6 +102,9 @@ pub(super) fn source_of<'a>(sources: &'a [Source], info: &TensorInfo) -> Result<
 pub(super) fn floats<T: Float>(sources: &[Source], name: &str, info: &TensorInfo, dst: &mut [T]) -> Result<()> {
     if let Arrangement::Woven(woven) = &info.arrangement {
         return weave(sources, name, woven, dst);
+    }
+    if let Arrangement::Scaled(scales) = &info.arrangement {
+        return fp8::values(sources, name, info, scales, dst);
     }
     let source = source_of(sources, info)?;
     if let Some(count) = info.arrangement.scattered(&info.shape) {

@@ -117,7 +117,7 @@ fn check(
     for (name, raw) in raw {
         let Some((dtype, size)) = dtype_of(&raw.dtype) else {
             refuse!(
-                "{label}: tensor {}: dtype {} is not supported (supported: F64, F32, F16, BF16, I64, I32, I16, U32, U8, \
+                "{label}: tensor {}: dtype {} is not supported (supported: F64, F32, F16, BF16, F8_E4M3, I64, I32, I16, U32, U8, \
                  BOOL): convert the weights to one of these",
                 shown(&name),
                 shown(&raw.dtype)
@@ -190,6 +190,7 @@ fn dtype_of(name: &str) -> Option<(DType, usize)> {
         "F32" => (DType::F32, 4),
         "F16" => (DType::F16, 2),
         "BF16" => (DType::BF16, 2),
+        "F8_E4M3" => (DType::F8E4M3, 1),
         "I64" => (DType::I64, 8),
         "I32" => (DType::I32, 4),
         "I16" => (DType::I16, 2),

@@ -15,7 +15,7 @@ use super::header::{self, MAX_HEADER};
 use super::pickle::Pickle;
 use super::source::Source;
 use super::text::{one_line, refuse, shown};
-use super::{Checkpoint, TensorInfo};
+use super::{Checkpoint, TensorInfo, fp8};
 
 /// The one file of a model that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -82,7 +82,8 @@ fn open_single(path: &Path, label: String) -> Result<Checkpoint> {
         return Ok(Gguf::open(path)?.into_checkpoint());
     }
     let source = Source::disk(path)?;
-    let header = header::read(&source, 0)?;
+    let mut header = header::read(&source, 0)?;
+    fp8::join(&label, &mut header.tensors)?;
     Ok(Checkpoint::assemble(label, vec![source], header.tensors, header.metadata))
 }
 
@@ -161,6 +162,7 @@ fn open_index(path: &Path, label: String) -> Result<Checkpoint> {
             );
         }
     }
+    fp8::join(&label, &mut tensors)?;
     Ok(Checkpoint::assemble(label, sources, tensors, metadata))
 }
 

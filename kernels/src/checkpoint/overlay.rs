@@ -47,8 +47,10 @@ impl TensorInfo {
     /// Counts files from `by` on.
     fn shift(&mut self, by: usize) {
         self.file += by;
-        if let Arrangement::Woven(woven) = &mut self.arrangement {
-            woven.parts.iter_mut().for_each(|part| part.info.shift(by));
+        match &mut self.arrangement {
+            Arrangement::Woven(woven) => woven.parts.iter_mut().for_each(|part| part.info.shift(by)),
+            Arrangement::Scaled(scales) => scales.shift(by),
+            _ => {}
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) fn file_of(kernel: &str) -> File {
         "gather" | "combine" | "spread" | "dots" => File::Rows,
         "bias" => File::Float,
         "linear" | "gated" | "weight" if name.ends_with("_f32") => File::Float,
-        "linear" | "gated" if name.contains("_q") => File::Quant,
+        "linear" | "gated" if name.contains("_q") || name.contains("_e4m3") => File::Quant,
         "linear" | "gated" | "weight" => File::Grouped,
         _ => File::Plan,
     }

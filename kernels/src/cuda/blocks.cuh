@@ -1,4 +1,4 @@
-// Weights as whole numbers in blocks that share a scale, as src/blocks.rs has them.
+// Weights in blocks that share a scale: whole numbers, as src/blocks.rs has them, and FP8.
 #pragma once
 #include "common.cuh"
 
@@ -31,6 +31,18 @@ struct Q4_K {
         // 64 values at a time: the low nibbles of 32 bytes, then their high ones.
         u32 q = block[16 + j / 2 * 32 + at % 32] >> (j % 2 * 4) & 15;
         return half_at(block) * (float)scale * (float)q - half_at(block + 2) * (float)least;
+    }
+};
+
+// 128 values in FP8 (E4M3) behind their scale in f32, as src/checkpoint/fp8.rs puts them.
+struct E4M3 {
+    static const u32 VALUES = 128, BYTES = 132;
+    static __device__ __forceinline__ float value(const u8 *block, u32 at) {
+        u32 byte = block[4 + at];
+        // Exponent and fraction stand in f16 as they are, for a value that is 2^8 times smaller; all seven bits set are NaN.
+        f16 v;
+        v.bits = (u16)((byte & 127) == 127 ? 0x7e00 : (byte & 128) << 8 | (byte & 127) << 7);
+        return wide(v) * 256.0f * *(const float *)block;
     }
 };
 

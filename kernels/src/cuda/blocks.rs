@@ -1,36 +1,29 @@
-//! Weights that stay in blocks on the device.
+//! Weights that stay as they are stored, on the device.
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::{BlockFormat, Blocks};
+use super::launch::Stored;
 
-/// The weights of experts `[E, N, K]` in blocks, on a GPU: a fourth or half of what they take in bf16, in memory and on the way from it.
+/// The weights of experts `[E, N, K]` in blocks or FP8, on a GPU: half or a fourth of what they take in bf16, in memory and on the way from it.
 #[derive(Clone, Debug)]
 pub struct DeviceBlocks {
-    format: BlockFormat,
+    stored: Stored,
     /// `[E, N, bytes of a row]` u8.
     data: Tensor,
     depth: usize,
 }
 
 impl DeviceBlocks {
-    /// True if the kernels have this format.
-    pub(crate) fn has(format: BlockFormat) -> bool {
-        matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4K)
-    }
-
-    /// Blocks `[E, N, K]` brought to a device.
+    /// Brings the rows of `shape [E, N, K]` to a device.
     ///
     /// # Errors
-    /// The GPU has no kernel for the format, or the weights are no stack.
-    pub(crate) fn new(blocks: Blocks, device: &Device) -> Result<Self> {
-        let (format, shape) = (blocks.format(), blocks.shape().to_vec());
-        let (&[experts, rows, depth], true) = (&shape[..], Self::has(format)) else {
-            bail!("weights of shape {shape:?} in {} have no kernel on the GPU", format.name());
+    /// The weights are no stack, or `data` is not of its size.
+    pub(crate) fn new(stored: Stored, shape: &[usize], data: Vec<u8>, device: &Device) -> Result<Self> {
+        let (&[experts, rows, depth], Some(bytes)) = (shape, shape.last().and_then(|&depth| stored.row_bytes(depth)))
+        else {
+            bail!("weights of shape {shape:?} in {} have no kernel on the GPU", stored.name());
         };
-        let data = blocks.into_data();
-        let bytes = data.len() / (experts * rows).max(1);
-        Ok(Self { format, data: Tensor::from_vec(data, (experts, rows, bytes), device)?, depth })
+        Ok(Self { stored, data: Tensor::from_vec(data, (experts, rows, bytes), device)?, depth })
     }
 
     /// `(experts, out, in)`
@@ -39,8 +32,8 @@ impl DeviceBlocks {
         Ok((experts, rows, self.depth))
     }
 
-    pub(super) fn format(&self) -> BlockFormat {
-        self.format
+    pub(super) fn stored(&self) -> Stored {
+        self.stored
     }
 
     pub(super) fn data(&self) -> &Tensor {

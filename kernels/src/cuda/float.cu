@@ -122,9 +122,11 @@ __device__ __forceinline__ void gated(const float *x, const u32 *token, const ty
 LINEAR(linear, f32, Floats)
 LINEAR(linear, q8_0_f32, FloatsOf<Q8_0>)
 LINEAR(linear, q4_k_f32, FloatsOf<Q4_K>)
+LINEAR(linear, e4m3_f32, FloatsOf<E4M3>)
 LINEAR(gated, f32, Floats)
 LINEAR(gated, q8_0_f32, FloatsOf<Q8_0>)
 LINEAR(gated, q4_k_f32, FloatsOf<Q4_K>)
+LINEAR(gated, e4m3_f32, FloatsOf<E4M3>)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     moesaic_linear_back_f32(const float *dy, const float *w, const u32 *offsets, float *dx, u32 experts, u32 width, u32 depth) {

@@ -250,6 +250,45 @@ fn numbers(sizes: Sizes, halves: usize) -> Result<[Arg; 3]> {
     Ok([word(experts, "experts")?, word(width, "columns")?, word(depth, "columns")?])
 }
 
+/// What weights are stored in, where it is not values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    Q8_0,
+    Q4K,
+    /// FP8, as [`Checkpoint::fp8_rows`](crate::checkpoint::Checkpoint::fp8_rows) gives it.
+    E4M3,
+}
+
+impl Stored {
+    /// The blocks of a checkpoint, where there are kernels for them.
+    #[cfg(feature = "cuda")]
+    pub fn of(format: BlockFormat) -> Option<Self> {
+        match format {
+            BlockFormat::Q8_0 => Some(Self::Q8_0),
+            BlockFormat::Q4K => Some(Self::Q4K),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+            Self::E4M3 => "e4m3",
+        }
+    }
+
+    /// Bytes of a row of `k` values; `None` where blocks do not fill it.
+    pub fn row_bytes(self, k: usize) -> Option<usize> {
+        let (values, bytes) = match self {
+            Self::Q8_0 => (BlockFormat::Q8_0.values(), BlockFormat::Q8_0.bytes()),
+            Self::Q4K => (BlockFormat::Q4K.values(), BlockFormat::Q4K.bytes()),
+            Self::E4M3 => (128, 132),
+        };
+        k.is_multiple_of(values).then_some(k / values * bytes)
+    }
+}
+
 /// What a linear map reads and writes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Map {
@@ -260,7 +299,7 @@ pub(crate) struct Map {
     /// `[E, N, K]`; of gated experts `[E, 2 I, K]`, gate first. Bytes where they are in blocks.
     pub w: Values,
     /// The blocks that the weights are stored in.
-    pub format: Option<BlockFormat>,
+    pub format: Option<Stored>,
     /// `[E, N]` or `[E, 2 I]`
     pub bias: Option<Values>,
     /// `[E + 1]`, rising from 0 to R.
@@ -289,8 +328,7 @@ pub(crate) fn linear(
         match map.format {
             None => map.w.holds(experts * halves * width * depth, dtype, what)?,
             Some(format) => {
-                let bytes = format.row_bytes(depth).filter(|_| matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4K));
-                let Some(bytes) = bytes else {
+                let Some(bytes) = format.row_bytes(depth) else {
                     bail!("{what}: rows of {depth} values in {} have no kernel on the GPU", format.name());
                 };
                 map.w.holds(experts * halves * width * bytes, DType::U8, what)?

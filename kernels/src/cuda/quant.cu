@@ -26,6 +26,8 @@ typedef InBlocks<bf16, Q8_0> Q8_0bf16;
 typedef InBlocks<f16, Q8_0> Q8_0f16;
 typedef InBlocks<bf16, Q4_K> Q4_Kbf16;
 typedef InBlocks<f16, Q4_K> Q4_Kf16;
+typedef InBlocks<bf16, E4M3> E4M3bf16;
+typedef InBlocks<f16, E4M3> E4M3f16;
 
 #define ALL(T, name, W)                                                                                                                   \
     LINEAR(linear, T, name##_16, 16, 1, 4, true, W)                                                                                       \
@@ -39,3 +41,5 @@ ALL(bf16, q8_0_bf16, Q8_0bf16)
 ALL(f16, q8_0_f16, Q8_0f16)
 ALL(bf16, q4_k_bf16, Q4_Kbf16)
 ALL(f16, q4_k_f16, Q4_Kf16)
+ALL(bf16, e4m3_bf16, E4M3bf16)
+ALL(f16, e4m3_f16, E4M3f16)

@@ -9,10 +9,10 @@ use candle_core::{
 
 use super::blocks::DeviceBlocks;
 use super::device::run;
-use super::launch::{self, ByToken, Map, Sizes};
+use super::launch::{self, ByToken, Map, Sizes, Stored};
+use crate::Activation;
 use crate::host::tracked;
 use crate::routes::{Plan, Routes};
-use crate::{Activation, BlockFormat};
 
 /// These operations are for tensors on the GPU alone.
 fn elsewhere<T>() -> Result<T> {
@@ -202,10 +202,10 @@ impl Weights<'_> {
     }
 
     /// As `x` meets them.
-    fn beside(self, x: &Tensor) -> Result<(Tensor, Option<BlockFormat>)> {
+    fn beside(self, x: &Tensor) -> Result<(Tensor, Option<Stored>)> {
         Ok(match self {
             Self::Values(t) => (t.to_dtype(x.dtype())?.contiguous()?, None),
-            Self::Blocks(blocks) => (blocks.data().clone(), Some(blocks.format())),
+            Self::Blocks(blocks) => (blocks.data().clone(), Some(blocks.stored())),
         })
     }
 }
@@ -215,8 +215,8 @@ struct Grouped {
     product: Product,
     /// `[E, N, K]`, N of one half where they are gated.
     weights: [usize; 3],
-    /// The blocks that the weights are stored in.
-    format: Option<BlockFormat>,
+    /// What the weights are stored in.
+    format: Option<Stored>,
 }
 
 impl Grouped {

@@ -3,6 +3,7 @@
 
 mod batches;
 mod families;
+mod fp8;
 mod gguf;
 mod llama_cpp;
 mod quantise;

@@ -141,7 +141,14 @@ fn hostile_configs_are_refused_before_anything_is_made() {
             "an unknown activation",
             &with(if family == "jetmoe" { "activation_function" } else { "hidden_act" }, json!("wow")),
         );
-        refused("quantised weights", &with("quantization_config", json!({ "quant_method": "fp8" })));
+        for how in [
+            json!({ "quant_method": "gptq", "bits": 4 }),
+            json!({ "quant_method": "fp8" }),
+            json!({ "quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128] }),
+            json!({ "quant_method": "fp8", "weight_block_size": [1, 128] }),
+        ] {
+            refused("quantised weights", &with("quantization_config", how));
+        }
         for scaling in [
             json!({ "type": "wow" }),
             json!({ "type": "linear" }),

@@ -247,6 +247,53 @@ fn weights_stay_in_the_blocks_they_are_stored_in() -> Result<()> {
 }
 
 #[test]
+fn weights_in_fp8_stay_so() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let mut rng = Rng::new(6);
+    let (experts, width, inner) = (2, 256, 128);
+    // Each expert's matrices by themselves, as they are published; bytes of FP8 of all kinds but NaN.
+    let mut file = Vec::new();
+    let mut header = serde_json::Map::new();
+    let mut add = |name: String, dtype: &str, shape: [usize; 2], bytes: Vec<u8>| {
+        let ends = [file.len(), file.len() + bytes.len()];
+        header.insert(name, serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": ends }));
+        file.extend(bytes);
+    };
+    let parts = |what: &str, shape: [usize; 2]| -> Vec<(String, Vec<usize>)> {
+        (0..experts).map(|e| (format!("{e}.{what}"), shape.to_vec())).collect()
+    };
+    for (name, shape) in parts("up", [2 * inner, width]).into_iter().chain(parts("down", [width, inner])) {
+        let (n, k) = (shape[0], shape[1]);
+        let bytes = (0..n * k).map(|_| rng.below(127) as u8 | u8::from(rng.chance(0.5)) << 7).collect();
+        let scales = (0..n / 128 * (k / 128)).flat_map(|_| ((0.0005 * (1.0 + rng.uniform())) as f32).to_le_bytes());
+        add(format!("{name}_scale_inv"), "F32", [n / 128, k / 128], scales.collect());
+        add(name, "F8_E4M3", [n, k], bytes);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let whole = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &file].concat();
+    let file = Checkpoint::from_bytes("fp8", whole)?;
+    let bank = |device: &Device| {
+        let params = Params::load(&file, DType::F32, device);
+        let up = params.storage(&[experts, 2 * inner, width], &parts("up", [2 * inner, width]), Init::Zeros, true)?;
+        let down = params.storage(&[experts, width, inner], &parts("down", [width, inner]), Init::Zeros, false)?;
+        let kept = matches!((&up, &down), (Storage::Blocks(_), Storage::Blocks(_)));
+        assert!(params.unused().is_empty());
+        Ok::<_, candle_core::Error>((ExpertBank::gated(up, down, Activation::Silu)?, kept))
+    };
+    let ((here, _), (there, kept)) = (bank(&Device::Cpu)?, bank(&device)?);
+    assert!(kept);
+    let (x, weight) = (random(&mut rng, &[9, width], 1.0)?, random(&mut rng, &[experts, width], 0.1)?);
+    let routes = |device: &Device| {
+        let router = TopKSoftmax { weight: weight.to_device(device)?, k: 1 };
+        router.route(&RouteInput::new(&x.to_device(device)?))
+    };
+    let expected = here.forward(&x, &routes(&Device::Cpu)?)?;
+    let x = x.to_device(&device)?;
+    same(&there.forward(&x, &routes(&device)?)?, &expected, 1e-5, "f32")?;
+    same(&there.forward(&x.to_dtype(DType::BF16)?, &routes(&device)?)?, &expected, 3e-2, "bf16")
+}
+
+#[test]
 fn threads_share_a_device() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     let mut rng = Rng::new(4);

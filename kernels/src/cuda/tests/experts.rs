@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use half::{bf16, f16};
 
 use super::emulator::{Emulator, Number, emulator, normal};
-use crate::cuda::launch::{self, ByToken, Map, Sizes, TileRows, Values};
+use crate::checkpoint::fp8;
+use crate::cuda::launch::{self, ByToken, Map, Sizes, Stored, TileRows, Values};
 use crate::experts::{combine, dispatch, grouped_linear};
 use crate::rng::Rng;
 use crate::routes::Routes;
@@ -262,7 +263,7 @@ fn gate_up_and_non_linearity_are_one_pass() -> Result<()> {
 }
 
 /// Weights in blocks beside the same values as tensors.
-fn blocks_of<T: Real>(format: BlockFormat, [tokens, experts, width, depth]: [usize; 4]) -> Result<()> {
+fn blocks_of<T: Real>(stored: Stored, [tokens, experts, width, depth]: [usize; 4]) -> Result<()> {
     let Some(gpu) = emulator() else { return Ok(()) };
     let mut rng = Rng::new(depth as u64);
     let (routes, _) = routed(&mut rng, tokens, experts, 2)?;
@@ -270,21 +271,41 @@ fn blocks_of<T: Real>(format: BlockFormat, [tokens, experts, width, depth]: [usi
     let x = reals::<T>(&mut rng, tokens * depth);
     let weights =
         Tensor::from_vec(normal(&mut rng, experts * 2 * width * depth), (experts, 2 * width, depth), &Device::Cpu)?;
-    let blocks = Blocks::quantise(&weights, format)?;
+    let (data, values) = match stored {
+        Stored::Q8_0 | Stored::Q4K => {
+            let format = if stored == Stored::Q8_0 { BlockFormat::Q8_0 } else { BlockFormat::Q4K };
+            let blocks = Blocks::quantise(&weights, format)?;
+            (blocks.data().to_vec(), blocks.dequantise()?)
+        }
+        // Bytes of all kinds but NaN, behind scales.
+        Stored::E4M3 => {
+            let (mut data, mut values) = (Vec::new(), Vec::new());
+            for _ in 0..weights.elem_count() / 128 {
+                let scale = (0.001 + 0.01 * rng.uniform()) as f32;
+                data.extend(scale.to_le_bytes());
+                for _ in 0..128 {
+                    let byte = rng.below(127) as u8 | (u8::from(rng.chance(0.5)) << 7);
+                    data.push(byte);
+                    values.push(fp8::value(byte) * scale);
+                }
+            }
+            (data, Tensor::from_vec(values, weights.shape(), &Device::Cpu)?)
+        }
+    };
     let gathered = dispatch(&tensor(&x, &[tokens, depth])?.to_dtype(DType::F32)?, &routes)?;
-    let values = blocks.dequantise()?.to_dtype(T::KIND)?.to_dtype(DType::F32)?;
+    let values = values.to_dtype(T::KIND)?.to_dtype(DType::F32)?;
     let expected = grouped_linear(&gathered, &values, None, &routes)?;
     let (sizes, y) = (Sizes { experts, rows, width: 2 * width, depth }, gpu.empty::<T>(rows * 2 * width));
     let map = Map {
         x: gpu.put(&x),
         token: Some((gpu.put(&routes.lists()?.token), tokens)),
-        w: gpu.put(blocks.data()),
-        format: Some(format),
+        w: gpu.put(&data),
+        format: Some(stored),
         bias: None,
         offsets: gpu.put(&words(routes.offsets()?)),
         y,
     };
-    let what = format!("{} {:?}", format.name(), T::KIND);
+    let what = format!("{} {:?}", stored.name(), T::KIND);
     gpu.run(&launch::linear(map, sizes, None, false, None)?);
     compare::<T>(gpu, y, &expected, depth, &what)?;
     let (gate, up) = (expected.narrow(1, 0, width)?, expected.narrow(1, width, width)?);
@@ -292,14 +313,14 @@ fn blocks_of<T: Real>(format: BlockFormat, [tokens, experts, width, depth]: [usi
     let (sizes, y) = (Sizes { width, ..sizes }, gpu.empty::<T>(rows * width));
     gpu.run(&launch::linear(Map { y, ..map }, sizes, Some(Activation::Silu), true, None)?);
     compare::<T>(gpu, y, &expected, depth * depth, &format!("gated {what}"))?;
-    let other = Map { format: Some(BlockFormat::Q6K), ..map };
+    let other = Map { format: Some(if stored == Stored::Q4K { Stored::Q8_0 } else { Stored::Q4K }), ..map };
     assert!(launch::linear(other, sizes, None, false, None).is_err());
     Ok(())
 }
 
 #[test]
 fn weights_in_blocks_are_their_values() -> Result<()> {
-    for (format, depth) in [(BlockFormat::Q8_0, 96), (BlockFormat::Q4K, 256), (BlockFormat::Q4K, 512)] {
+    for (format, depth) in [(Stored::Q8_0, 96), (Stored::Q4K, 256), (Stored::Q4K, 512), (Stored::E4M3, 256)] {
         for shape in [[5, 3, 40, depth], [60, 2, 7, depth]] {
             blocks_of::<f32>(format, shape)?;
             blocks_of::<bf16>(format, shape)?;

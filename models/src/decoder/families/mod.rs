@@ -22,7 +22,7 @@ mod stablelm;
 
 use candle_core::{Error, Result, bail};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::config::{DecoderConfig, bare};
 
@@ -57,13 +57,29 @@ trait Family: DeserializeOwned {
     fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig>;
 }
 
-fn translated<F: Family>(published: Map<String, Value>) -> Result<DecoderConfig> {
-    if published.get("quantization_config").is_some_and(|q| !q.is_null()) {
-        bail!("quantization_config is set: quantised weights are not supported, load the plain checkpoint");
+fn translated<F: Family>(mut published: Map<String, Value>) -> Result<DecoderConfig> {
+    // What is loaded are values, and what is saved as well.
+    if let Some(how) = published.remove("quantization_config").filter(|how| !how.is_null()) {
+        check_fp8(&how)?;
     }
     let config: F = serde_json::from_value(Value::Object(published.clone()))
         .map_err(|e| Error::msg(format!("a key is missing or has an impossible value: {e}")))?;
     config.translate(published)
+}
+
+/// Checks that weights are quantised in the one way that [`Checkpoint`](moesaic_kernels::checkpoint::Checkpoint) reads: FP8 with a scale for each 128 by
+/// 128 values (DeepSeek-V3, and Qwen3's FP8 releases). The reference rounds activations to FP8 as well, which nothing here does: results are those of
+/// the plain model with these weights.
+fn check_fp8(how: &Value) -> Result<()> {
+    let is = |key: &str, wanted: Value| how.get(key).is_none_or(|value| *value == wanted);
+    let fp8 = how.get("quant_method").and_then(Value::as_str) == Some("fp8");
+    if !fp8 || !is("fmt", "e4m3".into()) || how.get("weight_block_size") != Some(&json!([128, 128])) {
+        bail!(
+            "quantization_config is {how}: of quantised weights only FP8 (fmt e4m3, weight_block_size [128, 128]) is supported, load the \
+             plain checkpoint"
+        );
+    }
+    Ok(())
 }
 
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
