@@ -189,7 +189,10 @@ fn of_device(message: &str) -> Option<String> {
                 .into(),
         );
     }
-    ["compute capability", "the GPU's driver"].iter().any(|of| message.contains(of)).then(|| message.to_string())
+    ["; its kernels need 8.0 (Ampere) or newer", "the GPU's driver does not take the kernels"]
+        .iter()
+        .any(|of| message.contains(of))
+        .then(|| message.to_string())
 }
 
 /// The message of a candle error on one line. Its own `Display` appends backtraces and puts each context on a line.
@@ -259,7 +262,9 @@ mod tests {
         assert!(
             matches!(Error::weights(Path::new("m"), &full), Error::Device(problem) if problem.starts_with("m: the GPU"))
         );
-        let old = candle_core::Error::Msg("layer.0: the GPU has compute capability 7.5; its kernels need 8.0".into());
+        let old = candle_core::Error::Msg(
+            "layer.0: the GPU has compute capability 7.5; its kernels need 8.0 (Ampere) or newer".into(),
+        );
         assert!(matches!(Error::compute(&old), Error::Device(problem) if problem.contains("7.5")));
         assert!(matches!(Error::compute(&candle_core::Error::Msg("shapes".into())), Error::Compute(_)));
     }

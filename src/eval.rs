@@ -82,6 +82,9 @@ pub struct Request {
     pub horizon: usize,
 }
 
+/// Values of the histories of all origins of a series.
+const MOST_VALUES: usize = 1 << 28;
+
 impl Request {
     /// The histories that forecasts may rest on.
     pub fn histories(&self) -> impl Iterator<Item = &[f32]> {
@@ -343,6 +346,13 @@ impl Plan {
             (0..self.origins).map(|i| first + (last - first) * i / self.origins.saturating_sub(1).max(1)).collect();
         // A short series has fewer places than origins were asked for.
         origins.dedup();
+        if origins.len().saturating_mul(n) > MOST_VALUES {
+            let problem = format!(
+                "{} origins of {n} values are more than {MOST_VALUES} values of history: take fewer origins, or cut the series",
+                origins.len()
+            );
+            return Err(Error::input(place(), problem));
+        }
         let mut cuts = Vec::with_capacity(origins.len());
         for origin in origins {
             let (past, future) = values.split_at(origin);

@@ -96,6 +96,8 @@ pub use series::{Index, Series, Stamp};
 #[doc(hidden)] // for the program's panic hook
 pub use table::reading as reading_parquet;
 pub use table::{Table, TableOptions};
+#[doc(hidden)] // for the program, which tokenises what it trains on
+pub use text::guarded;
 pub use text::{
     Answer, Chat, ChatTemplate, Dtype, Finish, LayerParameters, Memory, Message, Perplexity, Piece, Speed,
     TemplateOptions, TextGenerator, TextModelInfo, TextOptions, TextStream, TokenProbability, Tokenizer,

@@ -27,7 +27,7 @@ pub use perplexity::Perplexity;
 pub use quantise::quantise;
 pub use stream::{Piece, TextStream};
 pub use template::{ChatTemplate, Message, TemplateOptions};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Tokenizer, guarded};
 
 use std::fs;
 use std::path::Path;

@@ -81,6 +81,15 @@ impl TensorInfo {
         matches!(self.arrangement, Arrangement::Scaled(_))
     }
 
+    /// What it is stored as: a dtype, the format of its blocks, or `f8_e4m3`.
+    pub fn stored_as(&self) -> &'static str {
+        match self.blocks {
+            Some(format) => format.name(),
+            None if self.is_fp8() => "f8_e4m3",
+            None => self.dtype.as_str(),
+        }
+    }
+
     /// How many values the tensor has.
     pub fn values(&self) -> usize {
         // By way of the bytes, which were checked against the shape and against the file.
@@ -141,8 +150,9 @@ impl Checkpoint {
         }
         let source = Source::memory(name, bytes);
         let mut header = header::read(&source, 0)?;
-        fp8::join(name, &mut header.tensors)?;
-        Ok(Self::assemble(name.to_string(), vec![source], header.tensors, header.metadata))
+        let sources = vec![source];
+        fp8::join(&sources, &mut header.tensors)?;
+        Ok(Self::assemble(name.to_string(), sources, header.tensors, header.metadata))
     }
 
     fn assemble(
@@ -234,10 +244,10 @@ impl Checkpoint {
         Blocks::new(format, shape.to_vec(), convert::bytes(self.source(info)?, name, info)?).map(Some)
     }
 
-    /// The rows of a tensor in FP8 as the GPU's kernels take them; `None` where it is stored otherwise.
+    /// Reads the rows of a tensor in FP8 as the GPU's kernels take them ([`fp8::UNIT`] bytes for each 128 values).
     #[cfg(feature = "cuda")]
-    pub(crate) fn fp8_rows(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<u8>>> {
-        fp8::rows(&self.inner.sources, name, self.expect(name, shape)?)
+    pub(crate) fn fp8_rows(&self, name: &str, shape: &[usize], data: &mut [u8]) -> Result<()> {
+        fp8::rows(&self.inner.sources, name, self.expect(name, shape)?, data)
     }
 
     /// Reads a tensor as it is stored, whatever its shape and dtype, onto the CPU; blocks as f32.

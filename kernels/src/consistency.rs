@@ -34,6 +34,9 @@ fn segments(sequences: &[&[Vec<u32>]], experts: usize, m: usize, mut each: impl 
 ///
 /// Each sequence lists the experts of its tokens. `None` without a segment, or without any expert in one.
 pub fn segment_routing(sequences: &[&[Vec<u32>]], experts: usize, m: usize) -> Option<f64> {
+    if m == 0 || sequences.iter().all(|sequence| sequence.len() < m) {
+        return None;
+    }
     // How many (segment, expert) have each count.
     let mut with = vec![0u64; m + 1];
     segments(sequences, experts, m, |counts| {
@@ -84,6 +87,8 @@ mod tests {
         let steady = of(&[&[0, 1][..]; 6]);
         assert_eq!(segment_routing(&[&steady], 4, 3), Some(1.0));
         assert_eq!(segment_cache(&[&steady], 4, 3, 2), Some(1.0));
+        // Longer than any sequence, and than any memory.
+        assert_eq!(segment_routing(&[&steady], 4, usize::MAX), None);
         assert_eq!(segment_cache(&[&steady], 4, 3, 1), Some(0.5));
         // Each of four tokens has an expert of its own: the best router of segments gives all four to all.
         let scattered = of(&[&[0], &[1], &[2], &[3]]);

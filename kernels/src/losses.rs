@@ -104,13 +104,23 @@ pub fn joint_router_z(groups: &[Routes]) -> Result<Tensor> {
     }
 }
 
+/// 0 for padding, else 1, of each token.
+fn real(routes: &Routes) -> Result<Vec<f32>> {
+    let tokens = routes.tokens();
+    match routes.mask() {
+        Some(mask) if mask.dims() != [tokens] => bail!("a mask of shape {:?} for {tokens} tokens", mask.dims()),
+        Some(mask) => mask.to_vec1::<f32>(),
+        None => Ok(vec![1.0; tokens]),
+    }
+}
+
 /// The load balance loss of DeepSeek-V2 (arXiv 2405.04434, eqs. 23-25) of one layer, within each of `rows` sequences of
 /// equal length: the mean over sequences of `sum_e f_e P_e`, with `f_e` the share of the sequence's routes that go to expert
 /// `e` times `E`, and `P_e` its mean score. 1 when balanced. Padding counts in neither.
 pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
     let (tokens, experts) = (routes.tokens(), routes.experts());
-    if rows == 0 || !tokens.is_multiple_of(rows) {
-        bail!("{tokens} tokens do not make {rows} sequences of equal length");
+    if rows == 0 || tokens == 0 || experts == 0 || !tokens.is_multiple_of(rows) {
+        bail!("{tokens} tokens with {experts} experts do not make {rows} sequences of equal length");
     }
     let length = tokens / rows;
     let mut counts = vec![0f64; rows * experts];
@@ -120,10 +130,7 @@ pub fn sequence_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
             counts[t as usize / length * experts + e] += 1.0;
         }
     }
-    let real = match routes.mask() {
-        Some(mask) => mask.to_vec1::<f32>()?,
-        None => vec![1.0; tokens],
-    };
+    let real = real(routes)?;
     let mut scale = Vec::with_capacity(counts.len());
     for (counts, real) in counts.chunks_exact(experts).zip(real.chunks_exact(length)) {
         let all: f64 = counts.iter().sum::<f64>().max(1.0);
@@ -146,10 +153,7 @@ pub fn first_choice_balance(routes: &Routes, rows: usize) -> Result<Tensor> {
         bail!("{tokens} tokens do not make {rows} groups of equal length");
     }
     let length = tokens / rows;
-    let real = match routes.mask() {
-        Some(mask) => mask.to_vec1::<f32>()?,
-        None => vec![1.0; tokens],
-    };
+    let real = real(routes)?;
     let mut scale = vec![0f32; rows * experts];
     with_f32(routes.scores(), "first choice balance", |scores| {
         for (t, row) in scores.chunks_exact(experts).enumerate() {
@@ -291,6 +295,8 @@ mod tests {
         let loss = sequence_balance(&routes, 2)?.to_scalar::<f32>()?;
         assert!((loss - (2.0 * 0.5 + 2.0 * 1.0) / 2.0).abs() < 1e-6, "{loss}");
         assert!(sequence_balance(&routes, 3).is_err());
+        let short = Tensor::ones(3, DType::F32, dev)?;
+        assert!(sequence_balance(&routes.with_mask(Some(short)), 2).is_err());
         Ok(())
     }
 

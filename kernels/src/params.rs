@@ -364,7 +364,7 @@ impl Params {
     }
 
     /// A stack of experts `[E, N, K]` for an [`ExpertBank`](crate::ExpertBank): in tiles at once where its parts are stored in
-    /// [blocks](Self::blocks), in those blocks on a GPU whose kernels have them, else as the tensor. `gated` where each expert's rows are those of its gate and then of its up.
+    /// [blocks](Self::blocks), as they are stored on a GPU whose kernels are wanted and have that (blocks or FP8, of several experts), else as the tensor. `gated` where each expert's rows are those of its gate and then of its up.
     ///
     /// # Errors
     /// As [`stack`](Self::stack).
@@ -387,6 +387,10 @@ impl Params {
     #[cfg(feature = "cuda")]
     fn on_device(&self, shape: &[usize], parts: &[(String, Vec<usize>)]) -> Result<Option<DeviceBlocks>> {
         let Some(checkpoint) = &self.inner.checkpoint else { return Ok(None) };
+        // One network is a plain product, for which candle has cuBLAS.
+        if shape.first().is_none_or(|&experts| experts < 2) {
+            return Ok(None);
+        }
         let names: Vec<String> = parts.iter().map(|(name, _)| self.full(name)).collect();
         let format = |name: &String| checkpoint.info(name).and_then(|info| info.blocks).and_then(Stored::of);
         if names.iter().all(|name| format(name).is_some())
@@ -401,10 +405,23 @@ impl Params {
         if !names.iter().all(plain) {
             return Ok(None);
         }
+        let size = |shape: &[usize]| {
+            let (&k, rows) = shape.split_last()?;
+            rows.iter().try_fold(Stored::E4M3.row_bytes(k)?, |bytes, &n| bytes.checked_mul(n))
+        };
+        let sizes: Option<Vec<usize>> = parts.iter().map(|(_, shape)| size(shape)).collect();
+        let Some(sizes) = sizes else { return Ok(None) };
+        let total = sizes.iter().try_fold(0usize, |sum, &size| sum.checked_add(size));
         let mut data = Vec::new();
-        for (name, (_, shape)) in names.iter().zip(parts) {
-            let Some(rows) = checkpoint.fp8_rows(name, shape)? else { return Ok(None) };
-            data.extend_from_slice(&rows);
+        let Some(total) = total.filter(|&total| data.try_reserve_exact(total).is_ok()) else {
+            bail!("{}: no memory for weights of shape {shape:?} in FP8", self.prefix);
+        };
+        data.resize(total, 0);
+        let mut rest = &mut data[..];
+        for ((name, (_, shape)), size) in names.iter().zip(parts).zip(sizes) {
+            let (own, others) = rest.split_at_mut(size);
+            checkpoint.fp8_rows(name, shape, own)?;
+            rest = others;
         }
         self.state().used.extend(names);
         DeviceBlocks::new(Stored::E4M3, shape, data, self.device()).map(Some)
@@ -418,6 +435,12 @@ impl Params {
                     checkpoint.read(&part.name, &part.shape, T::DTYPE, &Device::Cpu)?;
                 }
             }
+        }
+        if Vec::<T>::new().try_reserve_exact(total).is_err() {
+            let name = parts.first().map_or("", |part| &part.name);
+            bail!(
+                "{name}: no memory for a tensor of shape {shape:?}: make the model smaller, or take a smaller number type"
+            );
         }
         let mut values = vec![T::zero(); total];
         for part in parts {

@@ -287,7 +287,7 @@ impl Routes {
     /// `[E + 1]`: the routes of expert `e` are `offsets[e]..offsets[e + 1]`.
     ///
     /// # Errors
-    /// The routes were made on a GPU, and do not come from there, or the router's scores there were not finite.
+    /// The routes were made on a GPU, and cannot be read from there, or the router's scores there were not finite.
     pub fn offsets(&self) -> Result<&[usize]> {
         Ok(&self.lists()?.offsets)
     }

@@ -47,7 +47,7 @@ pub use config::{
     AttentionConfig, AuxLoss, DecoderConfig, DenseConfig, GroupedConfig, LatentConfig, LayerConfig, MixtureConfig,
     Multipliers, NormConfig, NormKind, QkNorm, RouterConfig, SharedConfig, SparseConfig,
 };
-pub(crate) use families::moe_llava;
+pub(crate) use families::{moe_llava, unquantised};
 pub(crate) use ffn::packed;
 pub use gguf::save_gguf;
 pub(crate) use input::real_tokens;

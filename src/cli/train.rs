@@ -127,11 +127,12 @@ pub(super) fn language(args: &LanguageArgs) -> Result<()> {
         None => None,
         Some(file) => {
             let name = file.display();
-            Some(Tokenizer::from_file(&file).map_err(|error| anyhow!("{name}: not a tokenizer.json: {error}"))?)
+            let read = moesaic::guarded(|| Tokenizer::from_file(&file).map_err(|error| error.to_string()));
+            Some(read.map_err(|error| anyhow!("{name}: not a tokenizer.json: {error}"))?)
         }
     };
     let tokenise = tokenizer.as_ref().map(|tokenizer| {
-        move |text: &str| match tokenizer.encode_fast(text, true) {
+        move |text: &str| match moesaic::guarded(|| tokenizer.encode_fast(text, true).map_err(|e| e.to_string())) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(candle_core::Error::Msg(format!("the text cannot be tokenised: {error}"))),
         }

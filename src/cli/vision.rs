@@ -133,7 +133,8 @@ type Encoded = candle_core::Result<(Vec<u32>, Vec<i64>)>;
 /// Ids and labels of conversations, by a tokenizer and a template.
 fn encoder(tokenizer: &Path, template: &str) -> Result<impl Fn(&[pictures::Turn], u32) -> Encoded + Sync + use<>> {
     let name = tokenizer.display();
-    let tokenizer = Tokenizer::from_file(tokenizer).map_err(|e| anyhow!("{name}: not a tokenizer.json: {e}"))?;
+    let tokenizer = moesaic::guarded(|| Tokenizer::from_file(tokenizer).map_err(|e| e.to_string()));
+    let tokenizer = tokenizer.map_err(|e| anyhow!("{name}: not a tokenizer.json: {e}"))?;
     let Some(found) = Template::named(template) else {
         bail!("the conversation template {template:?} is not known; known are {}", Template::NAMES.join(", "));
     };

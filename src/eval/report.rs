@@ -102,7 +102,8 @@ fn short(value: f64) -> String {
 fn write_table(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    // Formatting takes no width beyond this.
+    let widths: Vec<usize> = (0..columns).map(|c| width(c).min(usize::from(u16::MAX))).collect();
     for (index, row) in rows.iter().enumerate() {
         for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
             if c == 0 {

@@ -150,6 +150,7 @@ impl Plan {
             let answers =
                 self.clip(transcriber, &manifest, clip, (&ways, &conditions), &options).map_err(|e| match e {
                     Error::Compute(problem) => Error::Compute(format!("clip {}: {problem}", clip + 1)),
+                    Error::Device(problem) => Error::Device(format!("clip {}: {problem}", clip + 1)),
                     other => other,
                 })?;
             let said = said.get(clip).map_or(&[][..], Vec::as_slice);

@@ -167,7 +167,7 @@ impl ModelInfo {
         let ModelFiles { source, config, checkpoint } = files;
         let mut dtypes = BTreeMap::new();
         for info in checkpoint.names().filter_map(|name| checkpoint.info(name)) {
-            *dtypes.entry(info.dtype.as_str().to_string()).or_insert(0) += 1;
+            *dtypes.entry(info.stored_as().to_string()).or_insert(0) += 1;
         }
         let file_name = |label: &str| {
             Path::new(label).file_name().map_or_else(|| label.to_string(), |name| name.to_string_lossy().into_owned())

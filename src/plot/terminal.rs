@@ -83,7 +83,11 @@ pub fn terminal(panel: &Panel<'_>, width: usize, height: usize, colour: bool) ->
     let (before, after) = ("◄ history", "forecast ►");
     let room = plot.columns - after.chars().count() - 1;
     let ahead = paint(FORECAST, after);
-    out.push_str(&format!(" {:margin$}  {before:>width$} {ahead}\n", "", width = boundary.min(room)));
+    out.push_str(&format!(
+        " {:margin$}  {before:>width$} {ahead}\n",
+        "",
+        width = boundary.min(room).min(usize::from(u16::MAX))
+    ));
     out
 }
 

@@ -3,6 +3,7 @@
 use tokenizers::Tokenizer;
 
 use super::{Template, Turn};
+use crate::text::guarded;
 use crate::{Error, Result};
 
 /// Stands in a text for a picture.
@@ -20,8 +21,7 @@ pub fn marked_ids(tokenizer: &Tokenizer, text: &str, mark: u32) -> Result<Vec<u3
         if i > 0 {
             ids.push(mark);
         }
-        let encoding = tokenizer
-            .encode_fast(part, i == 0)
+        let encoding = guarded(|| tokenizer.encode_fast(part, i == 0).map_err(|e| e.to_string()))
             .map_err(|e| Error::option(format!("the text cannot be tokenised: {e}")))?;
         ids.extend_from_slice(encoding.get_ids());
     }

@@ -75,8 +75,7 @@ impl TextModelInfo {
     pub(super) fn new(dir: &Path, config: &DecoderConfig, checkpoint: &Checkpoint) -> Self {
         let mut dtypes = BTreeMap::new();
         for info in checkpoint.names().filter_map(|name| checkpoint.info(name)) {
-            let name = info.blocks.map_or_else(|| info.dtype.as_str(), |format| format.name());
-            *dtypes.entry(name.to_string()).or_insert(0) += 1;
+            *dtypes.entry(info.stored_as().to_string()).or_insert(0) += 1;
         }
         let file_name = |label: &str| {
             Path::new(label).file_name().map_or_else(|| label.to_string(), |name| name.to_string_lossy().into_owned())

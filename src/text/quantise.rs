@@ -39,7 +39,15 @@ pub fn quantise(dir: impl AsRef<Path>, out: impl AsRef<Path>, how: &Quantisation
         fs::create_dir(place).map_err(|error| Error::io("write", out, error))?;
         copy_beside(dir, place).map_err(weights)?;
         let config_json = dir.join("config.json");
-        fs::copy(&config_json, place.join("config.json")).map_err(|error| Error::io("copy", &config_json, error))?;
+        // That weights were in FP8 no longer holds; else the file stays as it is.
+        if checkpoint.names().any(|name| checkpoint.info(name).is_some_and(|info| info.is_fp8())) {
+            let text = serde_json::to_string_pretty(&config.published)
+                .map_err(|error| Error::config(&config_json, error.to_string()))?;
+            fs::write(place.join("config.json"), text + "\n").map_err(|error| Error::io("write", out, error))?;
+        } else {
+            fs::copy(&config_json, place.join("config.json"))
+                .map_err(|error| Error::io("copy", &config_json, error))?;
+        }
         let choose = |name: &str, shape: &[usize]| how.format_of(config.matrix(name, shape)?, *shape.last()?);
         save_in_blocks(&checkpoint, &place.join(SINGLE_FILE), choose).map_err(weights)?;
     }

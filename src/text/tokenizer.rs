@@ -205,7 +205,8 @@ fn content(token: &Value) -> Option<String> {
 }
 
 /// Runs code of the tokenizers crate, which panics on some files that contradict themselves.
-fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+#[doc(hidden)]
+pub fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
     // What a panic leaves behind is not looked at: a tokenizer that failed to parse is dropped, and one that encodes or
     // decodes is only read.
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {

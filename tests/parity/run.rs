@@ -50,7 +50,7 @@ fn parse_device(name: Option<&str>) -> Result<(Device, DType)> {
         "cuda" => {
             let has = candle_core::utils::cuda_is_available();
             ensure!(has, "MOESAIC_DEVICE=cuda, but this build has no CUDA");
-            Device::new_cuda(0)
+            Device::new_cuda_with_stream(0)
                 .map_err(|e| anyhow::anyhow!("MOESAIC_DEVICE=cuda, but no GPU answers: {}", first_line(e)))
         }
         other => bail!("MOESAIC_DEVICE={other} is neither cpu nor cuda"),

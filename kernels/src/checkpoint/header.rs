@@ -123,8 +123,9 @@ fn check(
                 shown(&raw.dtype)
             );
         };
-        let bytes = raw.shape.iter().try_fold(size, |n: usize, &d| n.checked_mul(d));
-        let Some(bytes) = bytes else {
+        // An axis of length 0 must not hide what the others would take.
+        let whole = raw.shape.iter().try_fold(size, |n: usize, &d| n.checked_mul(d.max(1)));
+        let Some(bytes) = whole.map(|whole| if raw.shape.contains(&0) { 0 } else { whole }) else {
             refuse!(
                 "{label}: tensor {}: shape {} is too large to exist: download the file again",
                 shown(&name),

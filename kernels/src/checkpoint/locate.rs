@@ -83,8 +83,9 @@ fn open_single(path: &Path, label: String) -> Result<Checkpoint> {
     }
     let source = Source::disk(path)?;
     let mut header = header::read(&source, 0)?;
-    fp8::join(&label, &mut header.tensors)?;
-    Ok(Checkpoint::assemble(label, vec![source], header.tensors, header.metadata))
+    let sources = vec![source];
+    fp8::join(&sources, &mut header.tensors)?;
+    Ok(Checkpoint::assemble(label, sources, header.tensors, header.metadata))
 }
 
 /// A folder without weights: says what is in it, since that shows what went wrong.
@@ -162,7 +163,7 @@ fn open_index(path: &Path, label: String) -> Result<Checkpoint> {
             );
         }
     }
-    fp8::join(&label, &mut tensors)?;
+    fp8::join(&sources, &mut tensors)?;
     Ok(Checkpoint::assemble(label, sources, tensors, metadata))
 }
 

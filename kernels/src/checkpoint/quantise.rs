@@ -22,7 +22,8 @@ struct Planned<'a> {
 }
 
 /// Writes the tensors of `checkpoint` to one safetensors file. `choose` gives the format of blocks for a float tensor by its
-/// name and shape; where it gives none the tensor stays as it is stored, bit by bit.
+/// name and shape; where it gives none the tensor stays as it is stored, bit by bit, but for
+/// FP8, of which the values are written in bf16.
 ///
 /// The file is whole or not there, as of [`save`](super::save). Needs memory for one tensor at a time.
 ///

@@ -46,6 +46,14 @@ fn broken_files_are_refused_with_their_reason() {
             r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{a}}},"b":{{"dtype":"F32","shape":[2],"data_offsets":{b}}}}}"#
         )
     };
+    // Weights in FP8, and their scales.
+    let fp8 = |shape: &str, bytes: usize, scales: &str, count: usize| {
+        let end = bytes + 4 * count;
+        let header = format!(
+            r#"{{"w":{{"dtype":"F8_E4M3","shape":{shape},"data_offsets":[0,{bytes}]}},"w_scale_inv":{{"dtype":"F32","shape":{scales},"data_offsets":[{bytes},{end}]}}}}"#
+        );
+        file(&header, &vec![0; end])
+    };
     let rows: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
         ("empty", vec![], vec!["has 0 bytes", "download it again"]),
         ("seven bytes", vec![0; 7], vec!["too few"]),
@@ -67,12 +75,27 @@ fn broken_files_are_refused_with_their_reason() {
             one(r#"{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]}"#, 2),
             vec!["\"w\"", "F8_E5M2", "supported: F64"],
         ),
+        (
+            "FP8 without scales",
+            one(r#"{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[0,4]}"#, 4),
+            vec!["has no", "w_scale_inv"],
+        ),
+        ("FP8, one axis", fp8("[4]", 4, "[1]", 1), vec!["expected a matrix"]),
+        ("FP8, three axes", fp8("[1,2,2]", 4, "[1,1,1]", 1), vec!["expected a matrix"]),
+        ("FP8, no rows", fp8("[0,4]", 0, "[0,1]", 0), vec!["expected a matrix"]),
+        ("FP8, no columns", fp8("[1048577,0]", 0, "[8193,0]", 0), vec!["expected a matrix"]),
+        ("FP8, other squares", fp8("[4,4]", 16, "[4,4]", 16), vec!["one for each 128 x 128"]),
         ("endless dtype", one(&format!(r#"{{"dtype":"{long}","shape":[2],"data_offsets":[0,2]}}"#), 2), vec!["xxx..."]),
         ("negative length", one(r#"{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}"#, 8), vec!["invalid value"]),
         ("fractional length", one(r#"{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}"#, 8), vec!["invalid type"]),
         (
             "shape wraps",
             one(r#"{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}"#, 0),
+            vec!["too large to exist"],
+        ),
+        (
+            "shape wraps behind a 0",
+            one(r#"{"dtype":"F32","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}"#, 0),
             vec!["too large to exist"],
         ),
         (

@@ -209,7 +209,10 @@ impl ClipConv {
     /// # Errors
     /// Other shapes.
     pub fn new(weight: &Tensor, bias: &Tensor, slope: Option<&Tensor>) -> Result<Self> {
-        let (out, _) = weight.dims2()?;
+        let (out, inputs) = weight.dims2()?;
+        if out == 0 || inputs == 0 {
+            bail!("a convolution with weights of shape [{out}, {inputs}]");
+        }
         let values = |t: &Tensor| match t.dims() {
             [n] if *n == out => Ok(Arc::from(t.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
             other => {

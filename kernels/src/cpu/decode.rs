@@ -104,7 +104,7 @@ pub(crate) fn decode<T: Stored>(s: &Shape, at: &Places, q: &[f32], k: &[T], v: &
 
     // Heads of a token stand side by side, each `width` from the last.
     let (wide_k, wide_v) = ((s.kv_heads - 1) * at.k.width + s.d, (s.kv_heads - 1) * at.v.width + s.dv);
-    let step = |wide: usize| (CACHED / wide / 4 * 4).clamp(4, KEYS);
+    let step = |wide: usize| (CACHED / wide.max(1) / 4 * 4).clamp(4, KEYS);
     let (step_k, step_v) = (step(wide_k), step(wide_v));
     let part = |task: usize| {
         let (b, block) = (task / blocks, task % blocks);

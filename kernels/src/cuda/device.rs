@@ -23,6 +23,8 @@ use crate::routes::{Lists, Plan};
 
 /// Shared memory that every block gets unasked, less what kernels have of their own.
 const UNASKED: u32 = 40 << 10;
+/// What is asked for at least: kernels whose blocks need several amounts, all below this, then never take it from each other.
+const LEAST: u32 = 48 << 10;
 
 /// The modules that were loaded: by context, which each keeps alive so that its address stays its own, and file.
 type Modules = Mutex<HashMap<(usize, File), Arc<CudaModule>>>;
@@ -56,7 +58,7 @@ fn module(device: &CudaDevice, file: File) -> Result<Arc<CudaModule>> {
 fn function(device: &CudaDevice, launch: &Launch) -> Result<CudaFunction> {
     let function = module(device, file_of(&launch.kernel))?.load_function(&launch.kernel).w()?;
     if launch.shared > UNASKED {
-        function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.shared as i32).w()?;
+        function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.shared.max(LEAST) as i32).w()?;
     }
     Ok(function)
 }
@@ -189,8 +191,9 @@ pub(crate) struct DevicePlan {
 struct Decided {
     choices: Tensor,
     choice: Tensor,
-    /// `[1]`: 1 where a score was not finite.
-    broken: Tensor,
+    /// All of the [`Decision`], of which the lists are parts.
+    all: Tensor,
+    decision: Decision,
 }
 
 /// From scores to sorted routes, without the host: the values of a [`Decision`].
@@ -225,9 +228,9 @@ impl DevicePlan {
         let (tokens, experts) = scores.dims2()?;
         let decision = Decision { tokens, experts, k };
         let all = scores.contiguous()?.apply_op1_no_bwd(&Decide { decision, groups, two })?;
-        let [token, by_token, choice, choices, offsets, start, broken, _] =
+        let [token, by_token, choice, choices, offsets, start, ..] =
             decision.parts().map(|(at, len)| all.narrow(0, at, len));
-        let decided = Decided { choices: choices?.reshape((tokens, k))?, choice: choice?, broken: broken? };
+        let decided = Decided { choices: choices?.reshape((tokens, k))?, choice: choice?, all, decision };
         Ok(Self { token: token?, by_token: by_token?, start: start?, offsets: offsets?, decided: Some(decided) })
     }
 
@@ -286,22 +289,24 @@ impl DevicePlan {
     /// # Errors
     /// The scores were not all finite.
     pub fn lists(&self) -> Result<Lists> {
-        let decided = self.decided()?;
-        if decided.broken.to_vec1::<u32>()? != [0] {
+        let Decided { all, decision, .. } = self.decided()?;
+        // At once: each part by itself would bring all of them.
+        let all = all.to_vec1::<u32>()?;
+        let [token, by_token, choice, _, offsets, start, broken, _] =
+            decision.parts().map(|(at, len)| &all[at..at + len]);
+        if broken != [0] {
             bail!(
                 "a router's scores on the GPU are not all finite: weights or input are broken, or a half-precision type overflowed"
             );
         }
-        let bounds = |list: &Tensor| {
-            Ok::<_, candle_core::Error>(list.to_vec1::<u32>()?.into_iter().map(|v| v as usize).collect())
-        };
-        let k = decided.choices.dim(1)?.max(1) as u32;
+        let bounds = |list: &[u32]| list.iter().map(|&v| v as usize).collect();
+        let k = decision.k.max(1) as u32;
         Ok(Lists {
-            token: self.token.to_vec1()?,
-            offsets: bounds(&self.offsets)?,
-            slot: decided.choice.to_vec1::<u32>()?.into_iter().map(|choice| choice % k).collect(),
-            by_token: self.by_token.to_vec1()?,
-            token_offsets: bounds(&self.start)?,
+            token: token.to_vec(),
+            offsets: bounds(offsets),
+            slot: choice.iter().map(|choice| choice % k).collect(),
+            by_token: by_token.to_vec(),
+            token_offsets: bounds(start),
         })
     }
 }

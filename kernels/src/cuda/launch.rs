@@ -4,6 +4,7 @@ pub(crate) mod routing;
 
 use candle_core::{DType, Result, bail};
 
+use crate::checkpoint::fp8;
 use crate::{Activation, BlockFormat};
 
 /// Contiguous values in the device's memory.
@@ -283,7 +284,7 @@ impl Stored {
         let (values, bytes) = match self {
             Self::Q8_0 => (BlockFormat::Q8_0.values(), BlockFormat::Q8_0.bytes()),
             Self::Q4K => (BlockFormat::Q4K.values(), BlockFormat::Q4K.bytes()),
-            Self::E4M3 => (128, 132),
+            Self::E4M3 => (fp8::SIDE, fp8::UNIT),
         };
         k.is_multiple_of(values).then_some(k / values * bytes)
     }

@@ -373,6 +373,9 @@ fn apply(op: Grouped, x: &Tensor, weights: Weights<'_>, bias: Option<&Tensor>) -
     let x = x.contiguous()?;
     let (weight, format) = weights.beside(&x)?;
     let op = Grouped { format, ..op };
+    if format.is_some() && tracked(&x) {
+        bail!("weights in blocks or FP8 on the GPU have no gradients: load them as values to train");
+    }
     let bias = bias.map(|bias| bias.to_dtype(x.dtype())?.contiguous()).transpose()?;
     match (bias, format) {
         (Some(bias), None) => x.apply_op3(&weight, &bias, op),

@@ -59,7 +59,7 @@ impl ExpertBank {
     /// Adds the adapters to the weights for good, rounding once.
     ///
     /// # Errors
-    /// The weights are in tiles for the CPU, or are being trained: neither can take anything in.
+    /// The weights are in tiles for the CPU or in blocks, or are being trained: neither can take anything in.
     pub fn merge(&mut self) -> Result<()> {
         let [up, down] = &mut self.extras.adapters;
         for (storage, adapters) in [(Some(&mut self.up), up), (self.down.as_mut(), down)] {
@@ -71,7 +71,7 @@ impl ExpertBank {
                 }
                 Some(Storage::Dense(_)) => bail!("experts that are being trained take no adapter in"),
                 _ => bail!(
-                    "experts in tiles for the CPU take no adapter in: leave it live, or merge it while the model is loaded"
+                    "experts in tiles for the CPU or in blocks take no adapter in: leave it live, or merge it while the model is loaded"
                 ),
             }
         }

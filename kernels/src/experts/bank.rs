@@ -76,12 +76,13 @@ pub enum BankKind {
 
 /// Weights of one layer of all experts.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Storage {
     /// `[E, out, in]`; a variable in training.
     Dense(Tensor),
     /// Tiles made at load for the CPU, of floats or of blocks; forward only.
     Packed(Packed),
-    /// Blocks on a GPU; forward only.
+    /// As they are stored, in blocks or FP8, on a GPU; forward only.
     #[cfg(feature = "cuda")]
     Blocks(DeviceBlocks),
 }
@@ -122,7 +123,7 @@ impl Storage {
         match self {
             Self::Dense(t) if gated => Ok(Self::Packed(Packed::gated(t)?)),
             Self::Dense(t) => Ok(Self::Packed(Packed::new(t)?)),
-            packed => Ok(packed.clone()),
+            other => Ok(other.clone()),
         }
     }
 

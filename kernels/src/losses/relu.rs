@@ -3,6 +3,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::real;
 use super::{binary_cross_entropy, token_weights};
 use crate::routes::Routes;
 
@@ -65,14 +66,6 @@ impl AdaptiveL1 {
         } else if sparsity > self.target {
             self.coefficient /= self.growth;
         }
-    }
-}
-
-/// `[T]`: 0 for padding.
-fn real(routes: &Routes) -> Result<Vec<f32>> {
-    match routes.mask() {
-        Some(mask) => mask.to_vec1::<f32>(),
-        None => Ok(vec![1.0; routes.tokens()]),
     }
 }
 

@@ -50,7 +50,7 @@ impl Chosen {
     ) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if scores.device().is_cuda() && cuda::wanted() && mask.is_none() {
-            let (tokens, experts) = check(scores, k, groups)?;
+            let (tokens, experts) = scores.dims2()?;
             if tokens > 0 && cuda::launch::routing::fits(experts) {
                 return Ok(Self::Gpu(DevicePlan::decide(scores, k, groups, rating == Rating::TwoBest)?));
             }
@@ -92,8 +92,17 @@ pub(super) fn top_k(row: &[f32], k: usize, allowed: impl Fn(usize) -> bool) -> V
     best
 }
 
-/// Checks what is asked for, and gives tokens and experts.
-fn check(scores: &Tensor, k: usize, groups: Option<GroupLimit>) -> Result<(usize, usize)> {
+/// The experts of each token by `scores [T, E]`, on the host. Padding gets none.
+///
+/// # Errors
+/// A token's scores are not all finite: what comes after would be noise.
+pub(crate) fn choose(
+    scores: &Tensor,
+    k: usize,
+    groups: Option<GroupLimit>,
+    rating: Rating,
+    mask: Option<&Tensor>,
+) -> Result<Vec<Vec<u32>>> {
     let (tokens, experts) = scores.dims2()?;
     if k == 0 || k > experts {
         bail!("routing to {k} of {experts} experts; the number of experts per token must be in 1..={experts}");
@@ -107,21 +116,6 @@ fn check(scores: &Tensor, k: usize, groups: Option<GroupLimit>) -> Result<(usize
     {
         bail!("{experts} experts cannot be routed as {k} of {} out of {} groups", g.keep, g.groups);
     }
-    Ok((tokens, experts))
-}
-
-/// The experts of each token by `scores [T, E]`, on the host. Padding gets none.
-///
-/// # Errors
-/// A token's scores are not all finite: what comes after would be noise.
-pub(crate) fn choose(
-    scores: &Tensor,
-    k: usize,
-    groups: Option<GroupLimit>,
-    rating: Rating,
-    mask: Option<&Tensor>,
-) -> Result<Vec<Vec<u32>>> {
-    let (tokens, experts) = check(scores, k, groups)?;
     let mask = match mask {
         Some(mask) if mask.elem_count() != tokens => bail!("a mask of shape {:?} for {tokens} tokens", mask.dims()),
         Some(mask) => Some(mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),

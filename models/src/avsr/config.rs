@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::scales::LoraConfig;
-use crate::decoder::DecoderConfig;
+use crate::decoder::{DecoderConfig, unquantised};
 use crate::folder;
 
 /// What a model listens to and looks at.
@@ -266,7 +266,7 @@ impl AvsrConfig {
             beams,
             window,
             sink_factor,
-            published: map,
+            published: unquantised(map),
         })
     }
 }

@@ -89,9 +89,6 @@ impl Quantisation {
         if let Some(format) = checkpoint.names().find_map(format) {
             bail!("{}: is quantised already ({}); start from the floats", checkpoint.label(), format.name());
         }
-        if config.published.get("quantization_config").is_some_and(|value| !value.is_null()) {
-            bail!("config.json says that the model is quantised already (quantization_config); start from the floats");
-        }
         if self.experts_only && config.sparse_layers().next().is_none() {
             bail!("this {} has no experts; leave the limit to experts out", config.model_type);
         }

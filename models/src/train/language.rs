@@ -16,13 +16,15 @@ use moesaic_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::data::text::{Documents, Rows, Tokenise, bytes, fingerprint};
-use super::{AdamWConfig, Ended, Format, Plan, Report, StepLoss, Trainable, Trainer, scalar};
+use super::{AdamWConfig, Ended, Format, MOST_ROWS, Plan, Report, StepLoss, Trainable, Trainer, scalar};
 use crate::decoder::{Context, Decoder, DecoderConfig, Input, Losses, Output, Usage};
 use crate::folder::BESIDE;
 use crate::lora::{AdapterConfig, CONFIG_FILE, Targets, WEIGHTS_FILE, attach};
 
 /// What the run's folder says of the run, so that it is resumed with the same.
 const RUN_FILE: &str = "language.json";
+/// Tokens of a step.
+const MOST_TOKENS: usize = 1 << 28;
 
 /// The TOML file of a training run. Paths are relative to the working directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,6 +219,13 @@ impl TrainConfig {
         }
         if data.length < 2 || data.rows == 0 || data.eval_every == 0 || data.eval_rows == 0 {
             bail!("data: length must be at least 2, and rows, eval_every and eval_rows at least 1");
+        }
+        if data.rows > MOST_ROWS || data.rows.checked_mul(data.length).is_none_or(|tokens| tokens > MOST_TOKENS) {
+            bail!(
+                "data: {} rows of {} tokens, at most {MOST_ROWS} rows and {MOST_TOKENS} tokens of a step are supported",
+                data.rows,
+                data.length
+            );
         }
         if !(0.0..=0.9).contains(&data.validation) {
             bail!("data.validation is {}, expected a share between 0 and 0.9", data.validation);

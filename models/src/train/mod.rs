@@ -199,6 +199,12 @@ pub struct Trainer<'a, T> {
     step: u64,
 }
 
+/// Rows of a step: far beyond what any memory holds as well.
+const MOST_ROWS: usize = 1 << 20;
+/// Threads that share a step, and passes of one: far beyond what any plan needs.
+const MOST_WORKERS: usize = 1 << 10;
+const MOST_PASSES: usize = 1 << 20;
+
 impl<'a, T: Trainable> Trainer<'a, T> {
     /// A trainer at step 0.
     pub fn new(model: &'a T, params: &'a Params, plan: Plan, config: AdamWConfig) -> Result<Self> {
@@ -209,6 +215,13 @@ impl<'a, T: Trainable> Trainer<'a, T> {
             || plan.checkpoint_every == 0
         {
             bail!("steps, accumulation, workers, log_every and checkpoint_every must be at least 1");
+        }
+        if plan.workers > MOST_WORKERS || plan.accumulation > MOST_PASSES {
+            bail!(
+                "{} workers and {} passes of a step: at most {MOST_WORKERS} and {MOST_PASSES} are supported",
+                plan.workers,
+                plan.accumulation
+            );
         }
         let optimiser = AdamW::new(config, params)?;
         Ok(Self { model, params, plan, config, optimiser, step: 0 })

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::saclm::SaclmConfig;
 use crate::avsr::language_model;
-use crate::decoder::DecoderConfig;
+use crate::decoder::{DecoderConfig, unquantised};
 use crate::folder;
 
 /// Adapters of queries and values, in CED and in the language model.
@@ -364,7 +364,7 @@ impl UsamConfig {
             pad: name(all.pad_token, "[PAD]"),
             beams,
             new_tokens,
-            published: map,
+            published: unquantised(map),
         })
     }
 }

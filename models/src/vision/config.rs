@@ -12,7 +12,7 @@ use moesaic_projectors::{Compression, Mlp, MlpNames, Projector, SparseMlp, Spars
 use serde_json::{Map, Value};
 
 use super::{Error, Result, TilesConfig, families, towers};
-use crate::decoder::DecoderConfig;
+use crate::decoder::{DecoderConfig, unquantised};
 use crate::folder;
 
 /// A vision model: its parts, and where their tensors stand.
@@ -195,7 +195,8 @@ impl VisionConfig {
 
     /// Translates a `config.json`; `tower` is a `vision_config` for families that only name their tower.
     pub fn from_map(map: Map<String, Value>, tower: Option<Map<String, Value>>) -> Result<Self> {
-        let config = families::translate(map, tower)?;
+        let mut config = families::translate(map, tower)?;
+        config.published = unquantised(config.published);
         config.validate()?;
         Ok(config)
     }

@@ -28,7 +28,7 @@ fn chunks(file: &mut Scan<'_>, found: &mut Found) -> VideoResult<Option<&'static
     if &name != b"VP8X" || flags & 2 == 0 {
         return Err(VideoError::Still { label: file.media.label.clone(), format: "WebP" });
     }
-    if size < 10 || !file.skip(u64::from(size + size % 2 - 10))? {
+    if size < 10 || !file.skip(u64::from(size) + u64::from(size % 2) - 10)? {
         return file.bad("its head is broken");
     }
     found.size = (three([w0, w1, w2]) + 1, three([h0, h1, h2]) + 1);

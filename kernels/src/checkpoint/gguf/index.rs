@@ -118,7 +118,7 @@ impl Index<'_> {
                     Heads::KeyValue => sizes.kv_heads,
                 };
                 let rows = info.shape.first().copied().unwrap_or(0);
-                if heads == 0 || !rows.is_multiple_of(2 * heads) {
+                if heads == 0 || heads.checked_mul(2).is_none_or(|both| !rows.is_multiple_of(both)) {
                     refuse!("{label}: tensor {}: {rows} rows do not make pairs of {heads} heads", shown(name));
                 }
                 // Rows move whole, so blocks stay as they are; a bias is one value a row.
@@ -227,7 +227,7 @@ impl Index<'_> {
             Place::Joined(published) => {
                 let rows = info.shape.first().copied().unwrap_or(0);
                 let all = sizes.kv_heads.saturating_mul(2).saturating_add(sizes.heads);
-                if all == 0 || !rows.is_multiple_of(all) {
+                if all == 0 || rows == 0 || !rows.is_multiple_of(all) {
                     refuse!("{label}: tensor {}: {rows} rows do not make {all} heads", shown(name));
                 }
                 let (dim, row) = (rows / all, info.bytes / rows);

@@ -345,7 +345,7 @@ impl Plan<'_> {
     fn turned(&mut self, name: String, published: String, heads: usize) -> Result<()> {
         let Some(shape) = self.shape(&published) else { return Ok(()) };
         let rows = shape.first().copied().unwrap_or(0);
-        if heads == 0 || !rows.is_multiple_of(2 * heads) {
+        if heads == 0 || heads.checked_mul(2).is_none_or(|both| !rows.is_multiple_of(both)) {
             refuse!("tensor {}: {rows} rows do not make pairs of {heads} heads", shown(&published));
         }
         self.plan(name, shape, Parts::Turned(published, heads))

@@ -61,6 +61,8 @@ pub(super) struct Machine<'a> {
     data: &'a [u8],
     at: usize,
     pub(super) values: Vec<Value>,
+    /// Items of dicts that were made of lists of pairs.
+    items: usize,
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,
@@ -76,6 +78,7 @@ pub(super) fn run<'a>(label: &'a str, data: &'a [u8]) -> Result<(Machine<'a>, Id
         data,
         at: 0,
         values: Vec::new(),
+        items: 0,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Default::default(),
@@ -312,6 +315,10 @@ impl<'a> Machine<'a> {
                 };
                 let mut items = Vec::new();
                 if let Some(Value::List(pairs)) = first.map(|id| self.value(id)) {
+                    // A list that was made once can be named often: items count as values do.
+                    if self.items.saturating_add(pairs.len()) > MAX_VALUES {
+                        return self.wrong("holds more items of dicts than any checkpoint");
+                    }
                     for &pair in pairs {
                         let pair: &[Id] = match self.value(pair) {
                             Value::Tuple(pair) => pair,
@@ -322,6 +329,7 @@ impl<'a> Machine<'a> {
                         items.push((key, value));
                     }
                 }
+                self.items += items.len();
                 self.push(Value::Dict(items))
             }
             Global::Rebuild(how) => match rebuild(self, how, args)? {

@@ -1,5 +1,6 @@
 //! Layers of tensors on a device: a GPU, or what `tools/cuda_stand_in.py --emulate` puts in its place. Here the kernels are taken without being asked for
-//! (`wanted`). Where there is no device the tests say so and pass.
+//! (`wanted`). Where there is no device the tests say so and pass, but not where the
+//! environment has `MOESAIC_DEVICE`.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -13,7 +14,8 @@ use crate::{Activation, BlockFormat, Blocks, ExpertBank, Init, MoeLayer, Params,
 fn device() -> Option<Device> {
     match Device::new_cuda_with_stream(0) {
         Ok(device) => Some(device),
-        Err(_) => {
+        Err(e) => {
+            assert!(std::env::var_os("MOESAIC_DEVICE").is_none(), "MOESAIC_DEVICE asks for a device: {e}");
             eprintln!("skipped: no CUDA device");
             None
         }

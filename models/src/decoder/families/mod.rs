@@ -21,6 +21,7 @@ mod qwen3_vl;
 mod stablelm;
 
 use candle_core::{Error, Result, bail};
+use moesaic_kernels::shown;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
@@ -53,7 +54,7 @@ const FAMILIES: [(&str, Translate); 17] = [
 
 /// A family's `config.json`.
 trait Family: DeserializeOwned {
-    /// What the decoder is to do. `published` is the file itself.
+    /// What the decoder is to do. `published` is the file itself, but for how weights are quantised.
     fn translate(self, published: Map<String, Value>) -> Result<DecoderConfig>;
 }
 
@@ -67,6 +68,15 @@ fn translated<F: Family>(mut published: Map<String, Value>) -> Result<DecoderCon
     config.translate(published)
 }
 
+/// Takes from a model's `config.json` what says that weights of its parts are quantised: what is saved with it are values.
+pub(crate) fn unquantised(mut published: Map<String, Value>) -> Map<String, Value> {
+    published.remove("quantization_config");
+    for part in published.values_mut().filter_map(Value::as_object_mut) {
+        part.remove("quantization_config");
+    }
+    published
+}
+
 /// Checks that weights are quantised in the one way that [`Checkpoint`](moesaic_kernels::checkpoint::Checkpoint) reads: FP8 with a scale for each 128 by
 /// 128 values (DeepSeek-V3, and Qwen3's FP8 releases). The reference rounds activations to FP8 as well, which nothing here does: results are those of
 /// the plain model with these weights.
@@ -74,9 +84,13 @@ fn check_fp8(how: &Value) -> Result<()> {
     let is = |key: &str, wanted: Value| how.get(key).is_none_or(|value| *value == wanted);
     let fp8 = how.get("quant_method").and_then(Value::as_str) == Some("fp8");
     if !fp8 || !is("fmt", "e4m3".into()) || how.get("weight_block_size") != Some(&json!([128, 128])) {
+        let said = |key: &str| how.get(key).map_or("not set".to_string(), |value| shown(&value.to_string()));
         bail!(
-            "quantization_config is {how}: of quantised weights only FP8 (fmt e4m3, weight_block_size [128, 128]) is supported, load the \
-             plain checkpoint"
+            "quantization_config has quant_method {}, fmt {} and weight_block_size {}: of quantised weights only FP8 (\"fp8\", \"e4m3\", \
+             [128, 128]) is supported, load the plain checkpoint",
+            said("quant_method"),
+            said("fmt"),
+            said("weight_block_size")
         );
     }
     Ok(())

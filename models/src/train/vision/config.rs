@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lora::{AdapterConfig, Targets};
 use crate::train::language::{LoraConfig, Part as Sparse, often};
-use crate::train::{AdamWConfig, Plan, at};
+use crate::train::{AdamWConfig, MOST_ROWS, Plan, at};
 use crate::upcycle;
 use crate::vision::{Parts, Place, Upcycling, VisionConfig};
 
@@ -200,6 +200,9 @@ impl TrainConfig {
         }
         if data.rows == 0 || data.together == 0 || data.eval_every == 0 || data.eval_rows == 0 {
             bail!("data: rows, together, eval_every and eval_rows must be at least 1");
+        }
+        if data.rows > MOST_ROWS {
+            bail!("data.rows is {}, at most {MOST_ROWS} are supported", data.rows);
         }
         if self.train.is_empty() && self.lora.is_none() {
             bail!("train names nothing that is trained: give tower, projector, language, router or experts, or [lora]");
