@@ -1,6 +1,7 @@
 //! Tests of parameters: stacks, orders of axes, names, saving and resuming.
 
 use super::*;
+use crate::blocks::Blocks;
 
 #[test]
 fn a_stack_of_blocks() -> Result<()> {

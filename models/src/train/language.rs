@@ -220,12 +220,8 @@ impl TrainConfig {
         if data.length < 2 || data.rows == 0 || data.eval_every == 0 || data.eval_rows == 0 {
             bail!("data: length must be at least 2, and rows, eval_every and eval_rows at least 1");
         }
-        if data.rows > MOST_ROWS || data.rows.checked_mul(data.length).is_none_or(|tokens| tokens > MOST_TOKENS) {
-            bail!(
-                "data: {} rows of {} tokens, at most {MOST_ROWS} rows and {MOST_TOKENS} tokens of a step are supported",
-                data.rows,
-                data.length
-            );
+        if data.rows > MOST_ROWS || data.rows.saturating_mul(data.length) > MOST_TOKENS {
+            bail!("data: a step of more than {MOST_ROWS} rows or {MOST_TOKENS} tokens is not supported");
         }
         if !(0.0..=0.9).contains(&data.validation) {
             bail!("data.validation is {}, expected a share between 0 and 0.9", data.validation);
