@@ -51,7 +51,8 @@ impl Chosen {
         #[cfg(feature = "cuda")]
         if scores.device().is_cuda() && cuda::wanted() && mask.is_none() {
             let (tokens, experts) = scores.dims2()?;
-            if tokens > 0 && cuda::launch::routing::fits(experts) {
+            // What cannot be chosen is refused below.
+            if tokens > 0 && k <= experts && cuda::launch::routing::fits(experts) {
                 return Ok(Self::Gpu(DevicePlan::decide(scores, k, groups, rating == Rating::TwoBest)?));
             }
         }
