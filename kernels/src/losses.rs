@@ -296,7 +296,10 @@ mod tests {
         assert!((loss - (2.0 * 0.5 + 2.0 * 1.0) / 2.0).abs() < 1e-6, "{loss}");
         assert!(sequence_balance(&routes, 3).is_err());
         let short = Tensor::ones(3, DType::F32, dev)?;
-        assert!(sequence_balance(&routes.with_mask(Some(short)), 2).is_err());
+        let routes = routes.with_mask(Some(short));
+        for loss in [sequence_balance(&routes, 2), first_choice_balance(&routes, 2)] {
+            assert!(loss.is_err_and(|e| e.to_string().contains("a mask of shape [3] for 4 tokens")));
+        }
         Ok(())
     }
 

@@ -67,6 +67,10 @@ pub(crate) struct Lists {
 }
 
 impl Lists {
+    pub fn tokens(&self) -> usize {
+        self.token_offsets.len() - 1
+    }
+
     /// The routes of one token, in slot order.
     pub fn of_token(&self, t: usize) -> &[u32] {
         &self.by_token[self.token_offsets[t]..self.token_offsets[t + 1]]
@@ -76,7 +80,7 @@ impl Lists {
 impl From<Lists> for Plan {
     fn from(lists: Lists) -> Self {
         Self {
-            tokens: lists.token_offsets.len() - 1,
+            tokens: lists.tokens(),
             experts: lists.offsets.len() - 1,
             routes: lists.token.len(),
             lists: lists.into(),

@@ -59,8 +59,7 @@ impl CustomOp2 for Fused<'_> {
             bail!("experts: {} weights for {routes} routes", weight.len());
         }
         let operands = Operands::of(self.bank)?;
-        Layer::new(self.bank, &operands, plan.token_offsets.len() - 1, &plan.offsets, Some((plan, &weight)), l1)?
-            .forward(s1, l1)
+        Layer::new(self.bank, &operands, plan.tokens(), &plan.offsets, Some((plan, &weight)), l1)?.forward(s1, l1)
     }
 }
 

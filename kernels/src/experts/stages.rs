@@ -25,7 +25,7 @@ fn row_tasks(rows: usize, cols: usize, f: impl Fn(usize) + Sync) {
 /// `out[t] = sum over the token's routes, in slot order, of weight * y[route]`; weight 1 if absent.
 pub(super) fn combine_rows(plan: &Lists, y: &[f32], cols: usize, weight: Option<&[f32]>, out: &mut [f32]) {
     let (isa, out) = (isa(), SendPtr::new(out));
-    row_tasks(plan.token_offsets.len() - 1, cols, |t| {
+    row_tasks(plan.tokens(), cols, |t| {
         // SAFETY: each token's row belongs to one task.
         let row = unsafe { out.slice(t * cols, cols) };
         row.fill(0.0);

@@ -84,7 +84,11 @@ fn check_fp8(how: &Value) -> Result<()> {
     let is = |key: &str, wanted: Value| how.get(key).is_none_or(|value| *value == wanted);
     let fp8 = how.get("quant_method").and_then(Value::as_str) == Some("fp8");
     if !fp8 || !is("fmt", "e4m3".into()) || how.get("weight_block_size") != Some(&json!([128, 128])) {
-        let said = |key: &str| how.get(key).map_or("not set".to_string(), |value| shown(&value.to_string()));
+        let said = |key: &str| match how.get(key) {
+            Some(Value::String(text)) => shown(text),
+            Some(value) => shown(&value.to_string()),
+            None => "not set".to_string(),
+        };
         bail!(
             "quantization_config has quant_method {}, fmt {} and weight_block_size {}: of quantised weights only FP8 (\"fp8\", \"e4m3\", \
              [128, 128]) is supported, load the plain checkpoint",
@@ -137,5 +141,19 @@ impl DecoderConfig {
         let layer = layer.and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
         let first = self.layers.len() as u64;
         layer.is_some_and(|i| (first..first.saturating_add(further)).contains(&i))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_is_said_to_be_quantised_any_more() {
+        let how = json!({ "quant_method": "fp8" });
+        let published =
+            json!({ "a": 1, "quantization_config": how, "text_config": { "b": 2, "quantization_config": how } });
+        let Value::Object(published) = published else { return };
+        assert_eq!(Value::Object(unquantised(published)), json!({ "a": 1, "text_config": { "b": 2 } }));
     }
 }
